@@ -1,0 +1,123 @@
+"""What a verifier is: an answer type reads text exactly and compares two readings; `verify` judges a completion.
+
+The path is always extract -> parse -> equal -> `Verdict`, whatever the answer type.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, ClassVar
+
+MAX_COMPLETION_CHARS = 4_000_000
+"""Longer completions are refused unread; extraction is linear, so this bounds the time of one verdict."""
+
+_REFERENCE_CACHE_SIZE = 4096
+
+
+class Outcome(StrEnum):
+    """How a judgement ended. Only CORRECT and WRONG compare two answers that were both understood."""
+
+    CORRECT = "correct"
+    WRONG = "wrong"
+    NO_ANSWER = "no_answer"
+    UNPARSED = "unparsed"
+    TIMEOUT = "timeout"
+    ERROR = "error"
+    BAD_REFERENCE = "bad_reference"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One judgement of one completion.
+
+    outcome: how it ended. extracted: the text taken for the final answer, None if there was none.
+    detail: one sentence that says why, empty when the outcome says it all. seconds: wall-clock time spent.
+    """
+
+    outcome: Outcome
+    extracted: str | None = None
+    detail: str = ""
+    seconds: float = 0.0
+
+    @property
+    def correct(self) -> bool | None:
+        """True or False, or None where the completion is not to blame (bad_reference, error)."""
+        if self.outcome in (Outcome.BAD_REFERENCE, Outcome.ERROR):
+            return None
+        return self.outcome is Outcome.CORRECT
+
+
+class ParseError(ValueError):
+    """The given text cannot be read as an answer of this type."""
+
+
+class AnswerType(ABC):
+    """A kind of answer: two pure functions, `parse` and `equal`, under a registered `name`."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def parse(self, text: str) -> Any:
+        """Read one answer. Raises `ParseError` when the text is not one; must be bounded in time and size."""
+
+    @abstractmethod
+    def equal(self, reference: Any, given: Any) -> bool:
+        """Whether two parsed answers are the same answer. `equal(x, x)` must hold for every parsed x."""
+
+
+@functools.lru_cache(maxsize=_REFERENCE_CACHE_SIZE)
+def parse_reference(answer: str, answer_type: str = "auto") -> Any:
+    """Read a data set's reference answer; parsed references are cached, so a value must not be changed.
+
+    Raises `ParseError` when the reference cannot be read, `ValueError` for an unknown answer type.
+    """
+    from verifiers import registry
+
+    return registry.get(answer_type).parse(answer)
+
+
+def verify(
+    completion: str,
+    answer: str,
+    answer_type: str = "auto",
+    extract: str = "auto",
+    options: Sequence[str] = (),
+) -> Verdict:
+    """Judge one completion against a reference answer, in this process and without a time limit.
+
+    answer_type: a name from `registry.names()`. extract: the name of an extraction rule.
+    options: the texts of a multiple-choice question's options, first is A.
+    Never raises on model text; raises `ValueError` for an unknown answer type or extraction rule.
+    """
+    from verifiers import registry
+    from verifiers.extract import extract as extract_answer
+
+    start = time.perf_counter()
+
+    def verdict(outcome: Outcome, extracted: str | None = None, detail: str = "") -> Verdict:
+        return Verdict(outcome, extracted, detail, time.perf_counter() - start)
+
+    kind = registry.get(answer_type)
+    try:
+        reference = parse_reference(answer, answer_type)
+    except ParseError as error:
+        return verdict(Outcome.BAD_REFERENCE, detail=str(error))
+    extracted = extract_answer(completion, extract)
+    if extracted is None:
+        return verdict(Outcome.NO_ANSWER)
+    try:
+        given = kind.parse(extracted)
+    except ParseError as error:
+        return verdict(Outcome.UNPARSED, extracted, str(error))
+    except Exception as error:
+        return verdict(Outcome.ERROR, extracted, f"{type(error).__name__} while parsing: {error}")
+    try:
+        same = kind.equal(reference, given)
+    except Exception as error:
+        return verdict(Outcome.ERROR, extracted, f"{type(error).__name__} while comparing: {error}")
+    return verdict(Outcome.CORRECT if same else Outcome.WRONG, extracted)
