@@ -1,0 +1,49 @@
+"""The engine seam: how the trainer asks for completions and hands over new weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from mathrl.types import Adapter, Completion, Group, Problem, Sampling
+
+OnCompletion = Callable[[int, int, Completion], None]
+"""Called as (problem index, completion index, completion) as soon as a completion has finished."""
+
+PromptEncoder = Callable[[Problem], Sequence[int]]
+"""Problem -> prompt token ids; engines and the trainer share one, so that both see the same prompt."""
+
+
+class Engine(Protocol):
+    """Samples completions from the newest policy it was given."""
+
+    name: str
+    version: int  # of the adapter it samples from
+    exact_logprobs: bool  # its logprobs are the trainer's own up to rounding: no correction is needed
+
+    def sample(
+        self,
+        problems: Sequence[Problem],
+        group_size: int,
+        sampling: Sampling | None = None,
+        *,
+        seed: int = 0,
+        on_completion: OnCompletion | None = None,
+    ) -> list[Group]:
+        """Sample ``group_size`` completions a problem, in the problems' order.
+
+        ``sampling`` None takes the engine's default (the recipe's rollout settings). Completion ``i`` of a
+        problem draws from ``derive_seed(seed, problem.id, i)``: it does not depend on its neighbours.
+
+        Raises:
+            UserError: a prompt and ``max_completion_tokens`` do not fit the model's context.
+        """
+        ...
+
+    def load(self, adapter: Adapter | None, version: int) -> None:
+        """Sample from these weights from now on; None is the reference (no adapter)."""
+        ...
+
+    def close(self) -> None:
+        """Free memory and end every process the engine started; safe to call twice."""
+        ...
