@@ -28,8 +28,12 @@ class RunConfig(Section):
 
 
 class ModelConfig(Section):
-    path: str = Field("", description="local folder or hub name of a causal LM; empty: build the small one below")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on cuda, else float32")
+    path: str = Field(
+        "", description="local folder or hub name of a causal LM; empty: build the small one below"
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 on cuda, else float32"
+    )
     prompt: Literal["auto", "plain", "chat"] = Field(
         "auto", description="prompt template; auto: chat where the tokenizer has a chat template, else plain"
     )
@@ -44,21 +48,31 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _heads(self) -> ModelConfig:
         if self.hidden_size % self.num_heads:
-            raise ValueError(f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}")
+            raise ValueError(
+                f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}"
+            )
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}")
+            raise ValueError(
+                f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}"
+            )
         return self
 
 
 class LoraSection(Section):
-    rank: int = Field(16, ge=1, le=256, description="rank r; above 64 collapse is reported, 32 matches full tuning")
+    rank: int = Field(
+        16, ge=1, le=256, description="rank r; above 64 collapse is reported, 32 matches full tuning"
+    )
     alpha: float = Field(32.0, gt=0, description="the adapter's output is scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="dropout before A; 0 keeps old logprobs exact")
-    targets: str = Field("all-linear", description="peft target_modules: all-linear, or names joined by commas")
+    targets: str = Field(
+        "all-linear", description="peft target_modules: all-linear, or names joined by commas"
+    )
 
 
 class DataConfig(Section):
-    source: str = Field("wordproblems", description="a data set row (wordproblems, gsm8k, svamp, …) or a hub name")
+    source: str = Field(
+        "wordproblems", description="a data set row (wordproblems, gsm8k, svamp, …) or a hub name"
+    )
     path: str = Field("", description="local jsonl/json/parquet/csv instead of the hub")
     split: str = Field("", description="split to train on; empty: the row's own")
     question_field: str = Field("", description="field of the question; empty: the row's own")
@@ -67,9 +81,13 @@ class DataConfig(Section):
     extract: str = Field("", description="extraction rule (gsm8k, boxed, …); empty: the row's own")
     where: str = Field("", description="keep rows whose field has this value, as field=value; empty: all")
     max_problems: int = Field(0, ge=0, description="use at most this many problems; 0: all")
-    eval_path: str = Field("", description="held-out problems as a local file; empty: the row's held-out split")
+    eval_path: str = Field(
+        "", description="held-out problems as a local file; empty: the row's held-out split"
+    )
     eval_split: str = Field("", description="held-out split; empty: the row's own")
-    eval_fraction: float = Field(0.1, gt=0.0, lt=1.0, description="share held out where there is no held-out split")
+    eval_fraction: float = Field(
+        0.1, gt=0.0, lt=1.0, description="share held out where there is no held-out split"
+    )
     num_train_problems: int = Field(4000, ge=1, description="generated problems to train on (wordproblems)")
     min_steps: int = Field(1, ge=1, le=3, description="fewest steps of a generated problem (GRPO)")
     max_steps: int = Field(3, ge=1, le=3, description="most steps of a generated problem (GRPO)")
@@ -84,38 +102,59 @@ class DataConfig(Section):
 
 class SftConfig(Section):
     skip: bool = Field(False, description="the model at model.path is the reference already")
-    path: str = Field("", description="worked solutions as a local file; empty: the data set's own training split")
+    path: str = Field(
+        "", description="worked solutions as a local file; empty: the data set's own training split"
+    )
     num_problems: int = Field(20000, ge=1, description="generated problems with solutions (wordproblems)")
     min_steps: int = Field(1, ge=1, le=3, description="fewest steps of a generated problem (SFT)")
     max_steps: int = Field(2, ge=1, le=3, description="most steps of a generated problem (SFT)")
     max_train_steps: int = Field(1500, ge=1, description="optimiser steps at most; the schedule's length")
-    max_seconds: float = Field(0.0, ge=0.0, description="stop after this many seconds; 0: no limit; breaks bit-equality")
-    target_accuracy: Fraction = Field(0.0, description="stop when held-out greedy accuracy reaches it; 0: never")
+    max_seconds: float = Field(
+        0.0, ge=0.0, description="stop after this many seconds; 0: no limit; breaks bit-equality"
+    )
+    target_accuracy: Fraction = Field(
+        0.0, description="stop when held-out greedy accuracy reaches it; 0: never"
+    )
     eval_every_steps: int = Field(100, ge=1, description="held-out loss and accuracy every so many steps")
     batch_tokens: int = Field(2048, ge=64, description="tokens of a packed batch")
     learning_rate: float = Field(3e-3, gt=0, description="peak, after warm-up")
     warmup_fraction: Fraction = Field(0.05, description="share of the steps spent warming up, then cosine")
     weight_decay: float = Field(0.01, ge=0, description="AdamW")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping")
-    prompt_loss_weight: Fraction = Field(0.0, description="weight of prompt tokens in the loss; 0: completions only")
-    drill_fraction: Fraction = Field(0.0, description="share of bare arithmetic drills among generated problems")
+    prompt_loss_weight: Fraction = Field(
+        0.0, description="weight of prompt tokens in the loss; 0: completions only"
+    )
+    drill_fraction: Fraction = Field(
+        0.0, description="share of bare arithmetic drills among generated problems"
+    )
     direct_answer_fraction: Fraction = Field(
-        0.0, description="share of examples whose solution is only the answer: plants the habit GRPO must unlearn"
+        0.0,
+        description="share of examples whose solution is only the answer: plants the habit GRPO must unlearn",
     )
 
 
 class RolloutConfig(Section):
-    engine: Literal["auto", "transformers", "vllm"] = Field("auto", description="auto: vllm where CUDA and vllm are")
+    engine: Literal["auto", "transformers", "vllm"] = Field(
+        "auto", description="auto: vllm where CUDA and vllm are"
+    )
     problems_per_step: int = Field(16, ge=1, description="P: problems a step")
     group_size: int = Field(8, ge=1, description="G: completions a problem; P x G = completions a step")
     max_prompt_tokens: int = Field(256, ge=8, description="longer prompts are refused")
     max_completion_tokens: int = Field(96, ge=1, description="a completion ends here at the latest")
-    temperature: float = Field(1.0, gt=0.0, le=10.0, description="sampling temperature, applied by the trainer too")
+    temperature: float = Field(
+        1.0, gt=0.0, le=10.0, description="sampling temperature, applied by the trainer too"
+    )
     top_p: float = Field(1.0, gt=0.0, le=1.0, description="nucleus sampling; 1: off")
     top_k: int = Field(0, ge=0, description="sample among the k likeliest tokens; 0: off")
-    gpu_memory_fraction: float = Field(0.0, ge=0.0, lt=1.0, description="vllm's share; 0: computed from the shapes")
-    max_sync_gap: float = Field(0.25, gt=0, description="nats: largest engine/trainer gap on sentinel prompts after a sync")
-    merge_adapter: bool = Field(False, description="vllm: serve merged weights instead of the adapter (loses small deltas)")
+    gpu_memory_fraction: float = Field(
+        0.0, ge=0.0, lt=1.0, description="vllm's share; 0: computed from the shapes"
+    )
+    max_sync_gap: float = Field(
+        0.25, gt=0, description="nats: largest engine/trainer gap on sentinel prompts after a sync"
+    )
+    merge_adapter: bool = Field(
+        False, description="vllm: serve merged weights instead of the adapter (loses small deltas)"
+    )
 
 
 class AlgorithmConfig(Section):
@@ -124,21 +163,35 @@ class AlgorithmConfig(Section):
     name: str = Field("grpo", description="row of mathrl.algorithms.ALGORITHMS")
     advantage: str | None = Field(None, description="group_norm, group_centre, leave_one_out, gae, …")
     ratio: Literal["token", "sequence"] | None = Field(None, description="level of the importance ratio")
-    surrogate: Literal["clip", "weighted_logprob", "none"] | None = Field(None, description="shape of the surrogate")
+    surrogate: Literal["clip", "weighted_logprob", "none"] | None = Field(
+        None, description="shape of the surrogate"
+    )
     clip_low: float | None = Field(None, gt=0.0, le=1.0, description="ratio is clipped below 1 - clip_low")
     clip_high: float | None = Field(None, gt=0.0, description="ratio is clipped above 1 + clip_high")
     aggregation: Literal["sequence_mean", "token_mean", "constant"] | None = Field(
         None, description="mean over own tokens then completions; over all tokens; sum over a constant length"
     )
-    kl_coef: float | None = Field(None, ge=0.0, description="weight of KL(policy || reference) a token; 0 skips the pass")
+    kl_coef: float | None = Field(
+        None, ge=0.0, description="weight of KL(policy || reference) a token; 0 skips the pass"
+    )
     kl_estimator: Literal["k1", "k2", "k3"] | None = Field(None, description="estimator of the KL")
-    kl_place: Literal["loss", "reward"] | None = Field(None, description="KL as a loss term or as a penalty in the reward")
-    kl_knee: float = Field(10.0, gt=0.0, description="log-ratio beyond which k3 goes on linearly; keeps its gradient")
-    kl_target: float = Field(0.0, ge=0.0, description="nats a token: adapt kl_coef to hold it; 0: fixed coefficient")
+    kl_place: Literal["loss", "reward"] | None = Field(
+        None, description="KL as a loss term or as a penalty in the reward"
+    )
+    kl_knee: float = Field(
+        10.0, gt=0.0, description="log-ratio beyond which k3 goes on linearly; keeps its gradient"
+    )
+    kl_target: float = Field(
+        0.0, ge=0.0, description="nats a token: adapt kl_coef to hold it; 0: fixed coefficient"
+    )
     select: Literal["all", "rewards_differ"] | None = Field(None, description="groups that train")
     max_refills: int = Field(3, ge=0, le=20, description="extra rollouts a step to refill dropped groups")
-    overlong_buffer: int | None = Field(None, ge=0, description="tokens before the limit where the soft penalty begins")
-    correction: bool | None = Field(None, description="importance correction sampler -> trainer; None: unless the engine is exact")
+    overlong_buffer: int | None = Field(
+        None, ge=0, description="tokens before the limit where the soft penalty begins"
+    )
+    correction: bool | None = Field(
+        None, description="importance correction sampler -> trainer; None: unless the engine is exact"
+    )
     correction_cap: float = Field(2.0, ge=1.0, description="truncation of the importance weights")
     gamma: float = Field(1.0, gt=0.0, le=1.0, description="discount a token (GAE)")
     gae_lambda: float = Field(1.0, ge=0.0, le=1.0, description="GAE lambda")
@@ -151,14 +204,18 @@ class AlgorithmConfig(Section):
     cg_iterations: int = Field(10, ge=1, description="conjugate gradient iterations")
     cg_damping: float = Field(0.1, ge=0.0, description="added to the Fisher product")
     line_search_steps: int = Field(10, ge=1, description="halvings tried before the old weights are kept")
-    fisher_fraction: float = Field(1.0, gt=0.0, le=1.0, description="share of the completions in Fisher products")
+    fisher_fraction: float = Field(
+        1.0, gt=0.0, le=1.0, description="share of the completions in Fisher products"
+    )
 
 
 class RewardConfig(Section):
     correct: float = Field(1.0, description="reward of a correct answer")
     wrong: float = Field(0.0, description="reward of any other outcome")
     format: float = Field(0.0, description="added where an answer could be extracted")
-    length: float = Field(0.0, description="added per completion token over the limit (negative: prefer short)")
+    length: float = Field(
+        0.0, description="added per completion token over the limit (negative: prefer short)"
+    )
     model_path: str = Field("", description="sequence-classification checkpoint used as a reward model")
     model_weight: float = Field(0.0, description="weight of the reward model")
     num_workers: int = Field(2, ge=1, le=64, description="verifier processes")
@@ -176,11 +233,15 @@ class UpdateConfig(Section):
     max_grad_norm: float = Field(1.0, gt=0.0, description="gradient clipping")
     num_epochs: int = Field(1, ge=1, description="passes over a rollout")
     num_minibatches: int = Field(1, ge=1, description="optimiser steps a pass")
-    micro_batch_tokens: int = Field(8192, ge=16, description="tokens (prompt + completion) of one forward/backward")
+    micro_batch_tokens: int = Field(
+        8192, ge=16, description="tokens (prompt + completion) of one forward/backward"
+    )
     fused_lora: bool = Field(True, description="own LoRA linears instead of peft's eager ones")
     compile: bool = Field(False, description="torch.compile the layers (CUDA)")
     share_prompts: bool = Field(True, description="compute a group's prompt once in the training forward")
-    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more work")
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations: less memory, a third more work"
+    )
 
 
 class TrainConfig(Section):
@@ -208,7 +269,9 @@ class TrackingConfig(Section):
     wandb: bool = Field(False, description="log to Weights & Biases (pip install mathrl[wandb])")
     trackio: bool = Field(False, description="log to trackio (pip install mathrl[trackio])")
     samples_per_step: int = Field(2, ge=0, description="groups written to samples.jsonl each step")
-    num_watched: int = Field(4, ge=0, description="held-out problems whose completions are kept at every evaluation")
+    num_watched: int = Field(
+        4, ge=0, description="held-out problems whose completions are kept at every evaluation"
+    )
 
 
 class Config(Section):

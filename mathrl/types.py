@@ -37,7 +37,9 @@ class Completion:
     token_ids: tuple[int, ...]  # length >= 1; ends in EOS where finish_reason is "stop"
     text: str  # decoded without special tokens
     finish_reason: FinishReason
-    sampling_logprobs: tuple[float, ...] | None = None  # by the engine, one a token, after temperature/top-p/top-k
+    sampling_logprobs: tuple[float, ...] | None = (
+        None  # by the engine, one a token, after temperature/top-p/top-k
+    )
 
 
 @dataclass(frozen=True, slots=True)

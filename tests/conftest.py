@@ -1,0 +1,15 @@
+"""What several tests need: the folder of real data sets, and a tiny model with its tokenizer."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder with gsm8k/, svamp/, mawps/, gsm_hard/ and aqua/ as their authors publish them."""
+    folder = os.environ.get("MATHRL_DATA_DIR")
+    if not folder or not Path(folder, "gsm8k").is_dir():
+        pytest.skip("real data sets: set MATHRL_DATA_DIR to a folder that holds gsm8k/train.jsonl and the like")
+    return Path(folder)

@@ -1,0 +1,112 @@
+"""Configuration: round trip, overrides, and what a wrong value is told."""
+
+import pytest
+
+from mathrl.cli import main, split_overrides
+from mathrl.config import Config
+from mathrl.errors import UserError
+from mathrl.recipes import differences, dump, flatten, load_config, load_recipe, recipe_names, resolve
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_survives_being_saved(name, tmp_path):
+    config = load_recipe(name, [("rollout.group_size", "4"), ("run.name", 'a "quoted" näme')])
+    for comments in (False, True):
+        path = tmp_path / "config.toml"
+        path.write_text(dump(config, comments), encoding="utf-8")
+        assert load_config(path) == config
+    assert config.recipe == name
+    assert config.rollout.group_size == 4
+
+
+def test_overrides_win_over_the_file(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("[update]\nlearning_rate = 0.5\nnum_epochs = 2\n")
+    config = load_recipe(str(path), [("update.learning_rate", "1e-4"), ("algorithm.kl_coef", "0.25")])
+    assert (config.update.learning_rate, config.update.num_epochs, config.algorithm.kl_coef) == (1e-4, 2, 0.25)
+    changed = differences(config, Config(recipe="mine"))
+    assert changed == {
+        "update.learning_rate": (2e-3, 1e-4),
+        "update.num_epochs": (1, 2),
+        "algorithm.kl_coef": (None, 0.25),
+    }
+
+
+def test_command_line_words_and_overrides_come_apart():
+    words, overrides = split_overrides(
+        ["train", "--sft.skip", "gsm8k", "--model.path", "m", "--update.learning_rate=1e-5", "--resume"]
+        + ["--tracking.wandb", "false", "--reward.wrong", "-1"]
+    )
+    assert words == ["train", "gsm8k", "--resume"]
+    assert overrides == [
+        ("sft.skip", "true"),
+        ("model.path", "m"),
+        ("update.learning_rate", "1e-5"),
+        ("tracking.wandb", "false"),
+        ("reward.wrong", "-1"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ([("rollout.group_sise", "4")], ["rollout.group_sise", "'rollout.group_size'"]),
+        ([("rollout.group_size", "0")], ["rollout.group_size", "'0'", "greater than or equal to 1"]),
+        ([("rollout.group_size", "many")], ["rollout.group_size", "'many'", "integer"]),
+        ([("rollout", "4")], ["--rollout is a section", "--rollout.engine"]),
+        ([("update.learning_rate", "nan")], ["update.learning_rate", "finite"]),
+        ([("sft.skip", "true")], ["sft.skip needs model.path"]),
+        ([("algorithm.ratio", "word")], ["algorithm.ratio", "'token'"]),
+        ([("model.num_heads", "3")], ["hidden_size 128 must be a multiple of num_heads 3"]),
+        ([("data.min_steps", "3"), ("data.max_steps", "2")], ["min_steps 3 must be <= max_steps 2"]),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_field_and_range(overrides, words, tmp_path):
+    path = tmp_path / "plain.toml"
+    path.write_text("")
+    with pytest.raises(UserError) as error:
+        load_recipe(str(path), overrides)
+    for word in words:
+        assert word in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_recipe_and_unknown_key_suggest_near_names(tmp_path):
+    with pytest.raises(UserError, match="unknown recipe 'quikstart'.*'quickstart'"):
+        load_recipe("quikstart")
+    with pytest.raises(UserError, match="does not exist"):
+        load_recipe(str(tmp_path / "none.toml"))
+    with pytest.raises(UserError, match=r"unknown key 'updat'"):
+        resolve({"updat": {}}, where="here")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("[update\n")
+    with pytest.raises(UserError, match="not valid TOML"):
+        load_recipe(str(broken))
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["train", "--seed", "3"], ["unknown option --seed", "--run.seed"]),
+        (["report"], ["required: RUN"]),
+        (["train", "quickstart", "--run.seed"], ["--run.seed needs a value"]),
+        (["report", "runs/x", "--run.seed", "1"], ["takes no --run.seed"]),
+        (["trian"], ["invalid choice: 'trian'"]),
+    ],
+)
+def test_the_command_line_answers_with_one_sentence_and_exit_code_2(argv, words, capsys):
+    assert main(argv) == 2
+    text = capsys.readouterr().err
+    assert text.count("\n") == 1
+    for word in words:
+        assert word in text
+
+
+def test_config_command_prints_every_field(capsys, tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("")
+    assert main(["config", str(path), "--rollout.group_size", "3"]) == 0
+    text = capsys.readouterr().out
+    assert "group_size = 3" in text
+    for key in flatten(Config()):
+        assert f"{key.split('.')[-1]} =" in text
