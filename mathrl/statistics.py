@@ -206,9 +206,10 @@ def paired_interval(
 ) -> Interval:
     """Interval of the difference of two paired proportions.
 
-    Hybrid score interval, method 10 of Newcombe 1998 (Statistics in Medicine 17). Each margin's Wilson distances are combined with the correlation phi of the pairs; with phi 0 it is the
-    hybrid score interval of two independent proportions. It can miss 0 where the exact McNemar p is a little
-    above 0.05, and the other way round, for the two answer by different routes.
+    Hybrid score interval, method 10 of Newcombe 1998 (Statistics in Medicine 17). Each margin's Wilson
+    distances are combined with the correlation phi of the pairs; with phi 0 it is the hybrid score interval
+    of two independent proportions. It can miss 0 where the exact McNemar p is a little above 0.05, and the
+    other way round, for the two answer by different routes.
 
     Args:
         both, newly_right, newly_wrong, neither: problems right twice, only after, only before, never.
