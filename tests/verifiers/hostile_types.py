@@ -1,0 +1,57 @@
+"""An answer type that misbehaves on command: what the pool's tests judge with."""
+
+import ctypes
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+from verifiers import AnswerType, ParseError
+
+
+class Misbehaving(AnswerType):
+    """Answers are `verb argument`; every verb but `say` does something a verifier must survive."""
+
+    name: ClassVar[str] = "misbehaving"
+
+    def parse(self, text: str) -> Any:
+        verb, _, argument = text.partition(" ")
+        match verb:
+            case "say":
+                return argument
+            case "sleep":
+                time.sleep(float(argument))
+                return argument
+            case "spin":
+                return 3 ** (10**9)  # holds the interpreter's lock: only a kill ends it
+            case "eat":
+                block = bytearray(int(argument) << 20)
+                return str(len(block) >> 20)
+            case "crash":
+                ctypes.string_at(0)
+            case "exit":
+                os._exit(int(argument))
+            case "leave":
+                raise SystemExit(argument)
+            case "print":
+                print("noise " * 10_000)
+                return argument
+            case "die-once":
+                marker = Path(argument)
+                if not marker.exists():
+                    marker.touch()
+                    os.kill(os.getpid(), 9)
+                return argument
+            case "write":
+                path, _, size = argument.partition(" ")
+                Path(path).write_bytes(bytes(int(size)))
+                return argument
+            case "modules":
+                return str(argument in sys.modules)
+            case "pid":
+                return str(os.getpid())
+        raise ParseError(f"unknown verb {verb!r}")
+
+    def equal(self, reference: Any, given: Any) -> bool:
+        return bool(reference == given)

@@ -1,0 +1,110 @@
+"""The child side of the pool: read chunks of requests, judge each one under limits, answer with one line each.
+
+Run as `python -c "from verifiers.worker import main; main()" TIMEOUT_S MEMORY_MB`, requests on stdin, verdicts on
+stdout. Both are lines of JSON: whatever happens to this process, its parent never unpickles what it says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import resource
+import sys
+import threading
+from collections.abc import Iterator
+from queue import SimpleQueue
+from typing import Any, TextIO
+
+from verifiers.base import Outcome, Verdict, verify
+
+READY = "ready"
+
+_CPU_GRACE_S = 2
+"""CPU seconds past the wall-clock limit after which the kernel kills a worker whose parent is gone."""
+
+_MAX_WRITTEN_FILE_BYTES = 1 << 20
+
+
+def main() -> None:
+    """Serve until stdin closes; then leave at once, even in the middle of a judgement."""
+    timeout_s, memory_mb = float(sys.argv[1]), int(sys.argv[2])
+    requests, replies = _take_over_stdio()
+    lines = _lines_until_parent_leaves(requests)
+    import sympy  # noqa: F401  a cold import would count against the first request's deadline
+
+    _limit_process(memory_mb)
+    _say(replies, READY)
+    for line in lines:
+        for fields in json.loads(line):
+            _limit_cpu_of_next(timeout_s)
+            verdict = _judge(*fields)
+            # The allocator rarely gives back what one large answer took; a fresh worker starts small.
+            retiring = _peak_mb() > memory_mb / 2
+            _say(replies, [verdict.outcome, verdict.extracted, verdict.detail, verdict.seconds, retiring])
+            if retiring:
+                return
+
+
+def _judge(completion: str, answer: str, answer_type: str, extract: str, options: list[str]) -> Verdict:
+    try:
+        return verify(completion, answer, answer_type, extract, options)
+    except Exception as error:  # noqa: BLE001  a plug-in may raise anything; its worker must not die of it
+        return Verdict(Outcome.ERROR, detail=f"{type(error).__name__}: {error}")
+
+
+def _take_over_stdio() -> tuple[int, TextIO]:
+    """Keep the two pipes for ourselves, so that an answer type that prints cannot garble the protocol."""
+    requests, replies = os.dup(0), os.dup(1)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    os.dup2(2, 1)
+    return requests, os.fdopen(replies, "w", encoding="ascii")
+
+
+def _lines_until_parent_leaves(requests: int) -> Iterator[bytes]:
+    """Lines from the parent, read by a thread: it sees the pipe close while the main thread is judging."""
+    lines: SimpleQueue[bytes] = SimpleQueue()
+
+    def read() -> None:
+        with os.fdopen(requests, "rb") as pipe:
+            for line in pipe:
+                lines.put(line)
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        yield lines.get()
+
+
+def _limit_process(memory_mb: int) -> None:
+    def lower(kind: int, limit: int) -> None:
+        # A stricter limit set by the administrator stays; macOS refuses RLIMIT_AS altogether.
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(kind, (limit, limit))
+
+    lower(resource.RLIMIT_AS, memory_mb << 20)
+    lower(resource.RLIMIT_FSIZE, _MAX_WRITTEN_FILE_BYTES)
+    lower(resource.RLIMIT_CORE, 0)
+
+
+def _limit_cpu_of_next(timeout_s: float) -> None:
+    """Let the kernel end this process if the parent, which keeps the wall clock, dies during a judgement."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    soft = math.ceil(usage.ru_utime + usage.ru_stime + timeout_s) + _CPU_GRACE_S
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    resource.setrlimit(
+        resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard)
+    )
+
+
+def _peak_mb() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1 << 20) if sys.platform == "darwin" else peak / 1024
+
+
+def _say(replies: TextIO, message: Any) -> None:
+    replies.write(json.dumps(message) + "\n")
+    replies.flush()
