@@ -43,6 +43,7 @@ class ModelConfig(Section):
     num_heads: int = Field(4, ge=1, description="attention heads of a model built from scratch")
     num_kv_heads: int = Field(4, ge=1, description="key/value heads of a model built from scratch")
     intermediate_size: int = Field(384, ge=16, description="MLP width of a model built from scratch")
+    vocab_size: int = Field(1024, ge=300, description="tokens at most of a tokenizer built from scratch (BPE)")
     context_length: int = Field(512, ge=32, description="positions of a model built from scratch, tokens")
 
     @model_validator(mode="after")
@@ -196,7 +197,6 @@ class AlgorithmConfig(Section):
     gamma: float = Field(1.0, gt=0.0, le=1.0, description="discount a token (GAE)")
     gae_lambda: float = Field(1.0, ge=0.0, le=1.0, description="GAE lambda")
     value_clip: float = Field(0.2, gt=0.0, description="clip of the value update (PPO)")
-    value_coef: float = Field(0.5, ge=0.0, description="weight of the value loss (PPO)")
     value_rank: int = Field(8, ge=1, le=256, description="LoRA rank of the value model")
     value_learning_rate: float = Field(1e-3, gt=0.0, description="learning rate of the value model")
     value_warmup_steps: int = Field(0, ge=0, description="steps that train the value model alone")
