@@ -95,15 +95,25 @@ def verify(
     Never raises on model text; raises `ValueError` for an unknown answer type or extraction rule.
     """
     from verifiers import registry
+    from verifiers.choice import option_letter
     from verifiers.extract import extract as extract_answer
+    from verifiers.fastpath import try_fast
 
     start = time.perf_counter()
+    if len(completion) > MAX_COMPLETION_CHARS:
+        detail = f"completion of {len(completion)} characters, at most {MAX_COMPLETION_CHARS} are read"
+        return Verdict(Outcome.UNPARSED, None, detail, time.perf_counter() - start)
+    fast = try_fast(completion, answer, answer_type, extract, options)
+    if fast is not None:
+        return fast
 
     def verdict(outcome: Outcome, extracted: str | None = None, detail: str = "") -> Verdict:
         return Verdict(outcome, extracted, detail, time.perf_counter() - start)
 
     kind = registry.get(answer_type)
     try:
+        if options:
+            answer = option_letter(answer, options)
         reference = parse_reference(answer, answer_type)
     except ParseError as error:
         return verdict(Outcome.BAD_REFERENCE, detail=str(error))
@@ -111,7 +121,7 @@ def verify(
     if extracted is None:
         return verdict(Outcome.NO_ANSWER)
     try:
-        given = kind.parse(extracted)
+        given = kind.parse(option_letter(extracted, options) if options else extracted)
     except ParseError as error:
         return verdict(Outcome.UNPARSED, extracted, str(error))
     except Exception as error:

@@ -1,0 +1,44 @@
+"""Multiple choice: one letter A to J, as `B`, `(B)`, `B.`, `\\text{(B)}`, "option B" or "(B) the option's text"."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import ClassVar
+
+from verifiers.base import AnswerType, ParseError
+from verifiers.text import normal_words
+
+_WRAPPERS = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathsf|mathit|mbox|bf|rm|boxed)\b|[{}$*\s~]|\\[,;:! ]")
+_LETTER = re.compile(r"(?:option|choice|answer)?[(\[]?([A-Ja-j])[)\].:]?(?:(?<=[)\].:])(?P<rest>.*))?", re.DOTALL)
+_ANOTHER = re.compile(r"[(\[]?\b[A-J]\b[)\].:]|\b(?:or|and)\b\s*[(\[]?[A-J]\b|[,/]\s*[(\[]?[A-J]\b")
+
+
+class Choice(AnswerType):
+    """One letter of A to J; naming several is not an answer."""
+
+    name: ClassVar[str] = "choice"
+
+    def parse(self, text: str) -> str:
+        """The letter in upper case. Raises `ParseError` when there is none, or more than one."""
+        if len(text) > 2000:
+            raise ParseError(f"a choice of {len(text)} characters")
+        match = _LETTER.match(_WRAPPERS.sub("", text))
+        bare = _WRAPPERS.sub("", text)
+        if match is None or (match.end() != len(bare)):
+            raise ParseError(f"expected one letter such as B or (B), got {text[:40]!r}")
+        # "(B) 5" restates its option, "(B), (C)" hedges.
+        rest = text[text.upper().find(match[1].upper()) + 1 :] if match["rest"] else ""
+        if _ANOTHER.search(rest):
+            raise ParseError(f"more than one letter in {text[:40]!r}")
+        return match[1].upper()
+
+    def equal(self, reference: str, given: str) -> bool:
+        return reference == given
+
+
+def option_letter(text: str, options: Sequence[str]) -> str:
+    """The letter of the one option that has exactly this text (case and punctuation aside), else the text itself."""
+    words = normal_words(text)
+    matches = [index for index, option in enumerate(options) if option == text or normal_words(option) == words]
+    return chr(ord("A") + matches[0]) if words and len(matches) == 1 else text

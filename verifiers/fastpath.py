@@ -1,0 +1,36 @@
+"""The easy majority: plain numbers, decided without a grammar, without sympy and within microseconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from verifiers.base import Outcome, Verdict
+from verifiers.extract import extract as extract_answer
+from verifiers.plain import read_plain, same_plain
+
+_NUMERIC_TYPES = frozenset({"auto", "number"})
+
+
+def try_fast(
+    completion: str, answer: str, answer_type: str = "auto", extract: str = "auto", options: Sequence[str] = ()
+) -> Verdict | None:
+    """The verdict if reference and answer are plain numbers (or there is no answer); None leaves it to `verify`.
+
+    Agrees with `verify` wherever it decides. Time is linear in the length of the completion.
+    Raises `ValueError` only for an unknown extraction rule.
+    """
+    if answer_type not in _NUMERIC_TYPES or options:
+        return None
+    start = time.perf_counter()
+    reference = read_plain(answer)
+    if reference is None:
+        return None
+    extracted = extract_answer(completion, extract)
+    if extracted is None:
+        return Verdict(Outcome.NO_ANSWER, None, "", time.perf_counter() - start)
+    given = read_plain(extracted)
+    if given is None:
+        return None
+    outcome = Outcome.CORRECT if same_plain(reference, given) else Outcome.WRONG
+    return Verdict(outcome, extracted, "", time.perf_counter() - start)

@@ -1,0 +1,59 @@
+"""Words as answers: plain text and booleans."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import ClassVar
+
+from verifiers.base import AnswerType, ParseError
+
+MAX_TEXT_CHARS = 500
+
+_TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mathit|mathsf|mbox|operatorname)")
+_NOT_LETTERS = re.compile(r"[\W_]+")
+_YES = frozenset({"yes", "true", "correct", "y", "t"})
+_NO = frozenset({"no", "false", "incorrect", "n", "f"})
+
+
+def normal_words(text: str) -> str:
+    r"""Letters and digits in lower case, words separated by one blank; `\text{...}` and punctuation are dropped."""
+    plain = _TEXT_COMMAND.sub(" ", text)
+    plain = re.sub(r"\\[,;:! ]|\\quad|~", " ", plain)
+    return _NOT_LETTERS.sub(" ", unicodedata.normalize("NFKC", plain)).strip().casefold()
+
+
+class Text(AnswerType):
+    """Plain words: equal when the same letters and digits come in the same order, whatever case and punctuation."""
+
+    name: ClassVar[str] = "text"
+
+    def parse(self, text: str) -> str:
+        """Normalised words. Raises `ParseError` for text without letters or digits, or longer than the bound."""
+        if len(text) > MAX_TEXT_CHARS:
+            raise ParseError(f"text of {len(text)} characters, at most {MAX_TEXT_CHARS} are read")
+        words = normal_words(text)
+        if not words:
+            raise ParseError("no words in the answer")
+        return words
+
+    def equal(self, reference: str, given: str) -> bool:
+        return reference == given or reference.replace(" ", "") == given.replace(" ", "")
+
+
+class Boolean(AnswerType):
+    """Yes or no: yes/true/correct against no/false/incorrect; anything else is not an answer."""
+
+    name: ClassVar[str] = "boolean"
+
+    def parse(self, text: str) -> bool:
+        """True or False. Raises `ParseError` for any other word."""
+        word = normal_words(text[:MAX_TEXT_CHARS])
+        if word in _YES:
+            return True
+        if word in _NO:
+            return False
+        raise ParseError(f"expected yes or no (true or false), got {text[:40]!r}")
+
+    def equal(self, reference: bool, given: bool) -> bool:
+        return reference is given
