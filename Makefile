@@ -1,0 +1,62 @@
+# mathrl: every target sets up .venv by itself; see `make help`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+RECIPE ?= quickstart
+ARGS ?=
+MODEL ?=
+BENCHMARK ?= gsm8k
+RUN ?= runs/$(RECIPE)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train eval report test test-gpu check format bench bench-quickstart compare clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "  variables: RECIPE=$(RECIPE) ARGS=\"--section.key value …\" MODEL=… BENCHMARK=$(BENCHMARK) RUN=$(RUN) PYTHON=$(PYTHON)"
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "mathrl needs Python 3.11 or newer: make PYTHON=python3.12 …"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt setuptools
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+setup: $(READY) ## make .venv with the pinned versions
+
+train: $(READY) ## run the main job: make train RECIPE=quickstart ARGS="--run.seed 1"
+	$(BIN)/mathrl train $(RECIPE) --resume $(ARGS)
+
+eval: $(READY) ## evaluate: make eval MODEL=DIR_OR_NAME BENCHMARK=gsm8k,svamp
+	$(BIN)/mathrl eval $(MODEL) --benchmark $(BENCHMARK) $(ARGS)
+
+report: $(READY) ## write the report of RUN again
+	$(BIN)/mathrl report $(RUN)
+
+test: $(READY) ## the tests that need no GPU
+	$(BIN)/python -m pytest $(ARGS)
+
+test-gpu: $(READY) ## the tests that need an NVIDIA GPU
+	$(BIN)/python -m pytest -m gpu tests/gpu $(ARGS)
+
+check: $(READY) ## linter, formatter, types, import order
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_import_order.py
+
+format: $(READY) ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench-quickstart: $(READY) ## the quickstart with three seeds, and its table
+	$(BIN)/python -m benchmarks.quickstart $(ARGS)
+
+compare: $(READY) ## TRPO, PPO, GRPO and REINFORCE on one budget
+	$(BIN)/mathrl compare $(ARGS)
+
+clean: ## remove caches and .venv; runs/ stays
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,148 @@
+"""The loop: sample, verify, weigh, update, hand the new adapter to the engine; and nothing else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from mathrl.algorithms import Algorithm
+from mathrl.batch import collate
+from mathrl.clock import Clock
+from mathrl.config import Config
+from mathrl.data import ProblemStream
+from mathrl.errors import NonFiniteError, UserError
+from mathrl.policy import Policy
+from mathrl.rewards import RewardScorer, judged, rollout_metrics
+from mathrl.rollout.base import Engine
+from mathrl.types import Batch, Group, derive_seed
+from mathrl.update import Update
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """Where something plugs into the loop; each is called after a step, with the number of steps done."""
+
+    after_step: Callable[[int, Metrics, Sequence[Group]], None] = lambda done, metrics, groups: None
+    should_stop: Callable[[int], bool] = lambda done: False
+    on_batch: Callable[[int, Batch], None] = lambda index, batch: None  # just before the update
+
+
+@dataclass
+class Trainer:
+    """One policy, one engine, one update rule; ``run`` goes from ``steps_done`` to the recipe's last step."""
+
+    config: Config
+    algorithm: Algorithm
+    problems: ProblemStream
+    engine: Engine
+    rewards: RewardScorer
+    policy: Policy
+    update: Update
+    hooks: Hooks = field(default_factory=Hooks)
+    steps_done: int = 0
+
+    def run(self) -> None:
+        """Step until the recipe's last step, its time limit, or a hook says stop."""
+        deadline = time.monotonic() + (self.config.train.max_seconds or float("inf"))
+        while self.steps_done < self.config.train.num_steps and time.monotonic() < deadline:
+            metrics, groups = self.step(self.steps_done)
+            self.steps_done += 1
+            self.hooks.after_step(self.steps_done, metrics, groups)
+            if self.hooks.should_stop(self.steps_done):
+                break
+
+    def step(self, index: int) -> tuple[Metrics, list[Group]]:
+        """Sample, verify, weigh, update once. Afterwards the engine samples from the newest policy."""
+        cfg, algorithm, policy = self.config, self.algorithm, self.policy
+        clock = Clock(synchronize=policy.device.type == "cuda")
+
+        groups, selected = self._rollout(index, clock)  # P problems -> P groups of G scored completions
+        metrics = rollout_metrics(groups)  # before any selection: what the policy did
+        if not selected:  # every group had equal rewards: nothing to learn from
+            return metrics | {"update/skipped": 1.0} | self._speed(metrics, clock), groups
+
+        batch = collate(selected, policy.pad_id).to(policy.device)
+        with clock("forward"), torch.no_grad():  # only what the algorithm asks for
+            batch = policy.annotate(
+                batch,
+                old=algorithm.needs_old,
+                reference=algorithm.needs_reference,
+                values=algorithm.needs_values,
+                micro_batch_tokens=cfg.update.micro_batch_tokens,
+                temperature=cfg.rollout.temperature,
+            )
+            batch = algorithm.advantages(batch, kl_coef=self.update.kl_coef)
+        self.hooks.on_batch(index, batch)
+        with clock("update"):  # first order, or trust region (TRPO)
+            metrics |= self._update(batch, selected, index)
+        policy.version = index + 1
+        with clock("sync"):
+            self.engine.load(policy.adapter(), version=policy.version)
+        return metrics | self._speed(metrics, clock), groups
+
+    def _rollout(self, index: int, clock: Clock) -> tuple[list[Group], list[Group]]:
+        """All scored groups, and those that the algorithm selects; refilled within the recipe's budget."""
+        cfg = self.config
+        groups: list[Group] = []
+        selected: list[Group] = []
+        wanted = cfg.rollout.problems_per_step
+        for _ in range(1 + (cfg.algorithm.max_refills if self.algorithm.refills else 0)):
+            with clock("rollout"):
+                problems = self.problems.take(wanted)
+                sampled = self.engine.sample(
+                    problems,
+                    cfg.rollout.group_size,
+                    seed=derive_seed(cfg.run.seed, "rollout", index),
+                    on_completion=lambda p, _, completion, asked=problems: self.rewards.submit(asked[p], completion),
+                )
+            with clock("verify"):  # a hung answer costs one worker, not the run
+                scored = judged(self.rewards.score(sampled))
+            groups += scored
+            selected += self.algorithm.select(scored)
+            if len(selected) >= wanted:
+                break
+        if not groups:
+            raise UserError(f"step {index + 1}: no reference of this step's problems can be read by its verifier")
+        return groups, selected[:wanted]
+
+    def _update(self, batch: Batch, groups: Sequence[Group], index: int) -> Metrics:
+        try:
+            return self.update(self.policy, batch)
+        except NonFiniteError as error:
+            ids = [f"{g.problem.id}#{i}" for g in groups for i in range(len(g.completions))]
+            named = ", ".join(ids[row] for row in list(error.rows)[:8])
+            raise NonFiniteError(
+                f"step {index + 1}: {error} (completions {named}); the weights were not changed, the last "
+                "checkpoint is good: lower update.learning_rate and go on with --resume",
+                error.rows,
+            ) from error
+
+    @staticmethod
+    def _speed(metrics: Metrics, clock: Clock) -> Metrics:
+        seconds = clock.seconds()
+        total = sum(seconds.values())
+        return seconds | {"time/step_s": total, "tokens/per_s": metrics["tokens/sampled"] / max(total, 1e-9)}
+
+    def state(self) -> dict[str, Any]:
+        """All that the next step depends on, besides the configuration."""
+        return {
+            "steps_done": self.steps_done,
+            "adapter": self.policy.adapter(),
+            "update": self.update.state_dict(),
+            "problems": self.problems.state(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from ``state()``; the engine gets the restored adapter."""
+        self.steps_done = state["steps_done"]
+        self.policy.load_adapter(state["adapter"])
+        self.policy.version = self.steps_done
+        self.update.load_state_dict(state["update"])
+        self.problems.restore(state["problems"])
+        self.engine.load(self.policy.adapter(), version=self.policy.version)
