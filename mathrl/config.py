@@ -190,6 +190,9 @@ class AlgorithmConfig(Section):
     overlong_buffer: int | None = Field(
         None, ge=0, description="tokens before the limit where the soft penalty begins"
     )
+    whiten_advantages: bool | None = Field(
+        None, description="advantages to mean 0 and standard deviation 1 over the step's tokens"
+    )
     correction: bool | None = Field(
         None, description="importance correction sampler -> trainer; None: unless the engine is exact"
     )

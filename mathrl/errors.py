@@ -1,11 +1,22 @@
 """The one error that a user can cause, and the words it is told in."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
     """Something the user can put right; its message is one sentence: what is wrong, where, what to do."""
+
+
+class NonFiniteError(UserError):
+    """A loss or gradient is not a finite number; the optimiser step that met it changed nothing.
+
+    ``rows`` are the completions (rows of the batch) whose own loss or gradient is not finite.
+    """
+
+    def __init__(self, message: str, rows: Sequence[int]):
+        super().__init__(message)
+        self.rows = tuple(rows)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ ORDER = [
     {"advantages", "losses", "trust_region", "statistics"},
     {"data", "wordproblems", "prompts", "rewards", "batch", "distributed", "algorithms", "reward_model", "hub", "run_folder"},
     {"policy", "scratch", "rollout", "tracking", "checkpoint", "sentinel", "plan"},
-    {"update", "evaluate", "sft", "doctor", "benchmark_sets", "contamination", "export"},
+    {"objective", "update", "evaluate", "evaluation", "comparison", "completions", "sft", "doctor", "benchmark_sets", "contamination", "export"},
     {"trainer"},
     {"report", "judge", "compare", "replay", "job", "evaluation_cli", "templates"},
     {"cli", "__main__"},
