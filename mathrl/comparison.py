@@ -1,0 +1,70 @@
+"""Two evaluations are compared where problems and protocol are the same, and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from mathrl.errors import UserError
+from mathrl.evaluation import Evaluation
+from mathrl.statistics import Interval, PairedTest, paired_bootstrap, paired_proportions
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """After minus before on the same problems by the same protocol."""
+
+    value: float
+    ci95: Interval
+    p_value: float
+    newly_right: tuple[str, ...]  # problem ids
+    newly_wrong: tuple[str, ...]
+    mean_at_k: PairedTest | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; the first three keys are those of summary.json."""
+        out: dict[str, Any] = {"value": self.value, "ci95": list(self.ci95), "p_value": self.p_value}
+        if self.mean_at_k is not None:
+            test = self.mean_at_k
+            out["mean_at_k"] = {"value": test.value, "ci95": list(test.ci95), "p_value": test.p_value}
+        return out | {"newly_right": list(self.newly_right), "newly_wrong": list(self.newly_wrong)}
+
+
+def compare_evaluations(before: Evaluation, after: Evaluation) -> Difference:
+    """The paired difference of two evaluations.
+
+    Raises:
+        UserError: their protocols differ (prompt, verifier, limits, samples …), or their problems do.
+    """
+    differ = sorted(
+        key
+        for key in before.protocol.keys() | after.protocol.keys()
+        if before.protocol.get(key) != after.protocol.get(key)
+    )
+    if differ:
+        told = ", ".join(f"{k} ({before.protocol.get(k)} against {after.protocol.get(k)})" for k in differ)
+        raise UserError(
+            f"{before.name} and {after.name} cannot be compared, for they differ in {told}; "
+            "evaluate both alike"
+        )
+    if [r.problem.id for r in before.records] != [r.problem.id for r in after.records]:
+        raise UserError(f"{before.name} and {after.name} cannot be compared: they judged other problems")
+    was = [r.greedy.correct for r in before.records]
+    now = [r.greedy.correct for r in after.records]
+    greedy = paired_proportions(was, now)
+    ids = [r.problem.id for r in before.records]
+    samples = None
+    if before.k and after.k:
+        samples = paired_bootstrap(_mean_of_samples(before), _mean_of_samples(after))
+    return Difference(
+        greedy.value,
+        greedy.ci95,
+        greedy.p_value,
+        tuple(i for i, a, b in zip(ids, was, now, strict=True) if b and not a),
+        tuple(i for i, a, b in zip(ids, was, now, strict=True) if a and not b),
+        samples,
+    )
+
+
+def _mean_of_samples(evaluation: Evaluation) -> list[float]:
+    return [c / len(r.samples) for c, r in zip(evaluation.sample_right, evaluation.records, strict=True)]
