@@ -153,10 +153,10 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _sft(args: argparse.Namespace) -> int:
-    from mathrl.job import make_reference_only
+    from mathrl.job import make_reference
     from mathrl.recipes import load_recipe
 
-    return make_reference_only(
+    return make_reference(
         load_recipe(args.recipe, args.overrides), resume=args.resume, overwrite=args.overwrite
     )
 

@@ -14,11 +14,34 @@ ORDER = [
     {"verifiers"},
     {"mathrl", "errors", "types", "config", "clock", "recipes"},
     {"advantages", "losses", "trust_region", "statistics"},
-    {"data", "wordproblems", "prompts", "rewards", "batch", "distributed", "algorithms", "reward_model", "hub", "run_folder"},
+    {
+        "data",
+        "wordproblems",
+        "prompts",
+        "rewards",
+        "batch",
+        "distributed",
+        "algorithms",
+        "reward_model",
+        "hub",
+        "run_folder",
+    },
     {"policy", "scratch", "rollout", "tracking", "checkpoint", "sentinel", "plan"},
-    {"objective", "update", "evaluate", "evaluation", "comparison", "completions", "sft", "doctor", "benchmark_sets", "contamination", "export"},
+    {
+        "objective",
+        "update",
+        "evaluate",
+        "evaluation",
+        "comparison",
+        "completions",
+        "sft",
+        "doctor",
+        "benchmark_sets",
+        "contamination",
+        "export",
+    },
     {"trainer"},
-    {"report", "judge", "compare", "replay", "job", "evaluation_cli", "templates"},
+    {"report", "judge", "compare", "replay", "job", "preparation", "summary", "evaluation_cli", "templates"},
     {"cli", "__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
@@ -82,5 +105,10 @@ def test_only_rewards_knows_the_verifiers_and_only_one_file_knows_vllm():
 def test_pure_modules_stay_pure():
     for name in ("advantages", "losses", "trust_region"):
         path = ROOT / "mathrl" / f"{name}.py"
-        outside = {m.split(".")[0] for m in imports_of(path)} - {"torch", "collections", "dataclasses", "math"}
+        outside = {m.split(".")[0] for m in imports_of(path)} - {
+            "torch",
+            "collections",
+            "dataclasses",
+            "math",
+        }
         assert outside <= {"__future__", "typing", "functools", "mathrl"}, f"{name} imports {outside}"

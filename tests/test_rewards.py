@@ -20,7 +20,9 @@ def scorer():
 
 
 GROUPS = [
-    Group(Problem("a", "q", "42"), (1, 2), (completion("6*7\n#### 42"), completion("#### 41"), completion("?"))),
+    Group(
+        Problem("a", "q", "42"), (1, 2), (completion("6*7\n#### 42"), completion("#### 41"), completion("?"))
+    ),
     Group(Problem("b", "q", "1,000"), (1,), (completion("#### 1000", 9),) * 3),
     Group(Problem("c", "q", "fruit"), (1,), (completion("#### 3"),) * 3),
 ]

@@ -22,7 +22,7 @@ MISBEHAVING = "hostile_types:Misbehaving"
 
 
 def request(given: str, answer: str = "say yes") -> Request:
-    return Request(given, answer, answer_type=MISBEHAVING, extract="whole")
+    return Request(given, answer, answer_type=MISBEHAVING, extract="bare")
 
 
 def outcomes(verdicts: list[Verdict]) -> list[str]:
@@ -230,9 +230,9 @@ import os, sys, time
 from verifiers.isolation import Request, VerifierPool
 def main():
     pool = VerifierPool(num_workers=2, timeout_s=1.0)
-    warm = [pool.submit(Request("pid", "say x", %r, "whole")) for _ in range(20)]
+    warm = [pool.submit(Request("pid", "say x", %r, "bare")) for _ in range(20)]
     for future in warm: future.result()
-    busy = [pool.submit(Request(text, "say x", %r, "whole")) for text in ["sleep 60", "spin"]]
+    busy = [pool.submit(Request(text, "say x", %r, "bare")) for text in ["sleep 60", "spin"]]
     while not all(f.running() for f in busy): time.sleep(0.01)
     time.sleep(0.2)
     print(*pool.worker_pids(), flush=True)

@@ -1,0 +1,304 @@
+"""The main job: problems -> reference -> evaluation -> reinforcement -> evaluation -> report, in one run folder.
+
+Every stage leaves its result in the folder and is skipped when it is found there: a run goes on where it
+stopped, and ends as it would have without the interruption.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import psutil
+import torch
+from rich.console import Console
+
+from mathrl.checkpoint import CheckpointStore
+from mathrl.config import Config
+from mathrl.data import ProblemStream, extract_rule
+from mathrl.errors import UserError
+from mathrl.evaluate import Evaluation, evaluate
+from mathrl.export import export_adapter
+from mathrl.policy import Policy
+from mathrl.preparation import HELD_OUT, Plan, check_prompts, prepare
+from mathrl.prompts import PromptTemplate, make_template
+from mathrl.report import write_report
+from mathrl.reward_model import make_reward_model
+from mathrl.rewards import RewardScorer
+from mathrl.rollout import make_engine
+from mathrl.rollout.base import Engine
+from mathrl.run_folder import write_json
+from mathrl.sft import train_reference
+from mathrl.summary import build_summary, print_summary
+from mathrl.tracking import Progress, Tracker
+from mathrl.trainer import Hooks, Metrics, Trainer
+from mathrl.types import Group, derive_seed
+from mathrl.update import make_update
+
+EXIT_INTERRUPTED = 130
+
+
+def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> int:
+    """Run the whole job; returns the exit status."""
+    console = Console(highlight=False)
+    plan = prepare(config, resume=resume, overwrite=overwrite)
+    summary = plan.folder.read_summary()
+    if summary and summary["finished"] and summary["num_steps"] == config.train.num_steps and not overwrite:
+        console.print(f"The run in {plan.folder.path} is finished; --overwrite trains it anew.")
+        print_summary(console, summary)
+        return 0
+    _announce(console, plan)
+    plan.folder.open(config, overwrite=overwrite)
+    return Run(plan, console).train()
+
+
+def make_reference(config: Config, *, resume: bool = False, overwrite: bool = False) -> int:
+    """Only the supervised stage; returns the exit status."""
+    if config.sft.skip:
+        raise UserError("sft.skip is set: this recipe has no supervised stage")
+    console = Console(highlight=False)
+    plan = prepare(config, resume=resume, overwrite=overwrite)
+    plan.folder.open(config, overwrite=overwrite)
+    run = Run(plan, console)
+    with run.progress:
+        console.print(f"reference: {run.reference()}")
+    return 0
+
+
+def _announce(console: Console, plan: Plan) -> None:
+    cfg = plan.config
+    per_step = cfg.rollout.problems_per_step * cfg.rollout.group_size
+    updates = cfg.update.num_epochs * cfg.update.num_minibatches
+    console.print(
+        f"{cfg.recipe}: {plan.algorithm.name} on {plan.train.name} → {plan.folder.path}\n"
+        f"  {cfg.rollout.problems_per_step} problems × {cfg.rollout.group_size} completions = {per_step} completions "
+        f"a step, {updates} update{'s' * (updates > 1)} of {per_step // cfg.update.num_minibatches} each; "
+        f"{cfg.train.num_steps} steps"
+    )
+    for problems in (plan.train, *plan.held_out.values()):
+        skipped = (
+            f", {len(problems.skipped)} skipped: no verifier reads their reference"
+            if problems.skipped
+            else ""
+        )
+        console.print(f"  {len(problems.problems)} problems: {problems.name}{skipped}")
+        for row in problems.skipped[:3]:
+            console.print(f"    {row}")
+
+
+class Run:
+    """One run folder and what works in it."""
+
+    def __init__(self, plan: Plan, console: Console) -> None:
+        self.plan, self.config, self.folder, self.console = plan, plan.config, plan.folder, console
+        self.progress = Progress(console)
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.interrupted = False
+        if self.config.run.num_threads:
+            torch.set_num_threads(self.config.run.num_threads)
+
+    def train(self) -> int:
+        """Reference, evaluation, reinforcement, evaluation, summary, report."""
+        with self.progress, ExitStack() as stack:
+            try:
+                finished = self._train(stack)
+            except KeyboardInterrupt:
+                finished = False
+        if not finished:
+            self.console.print(f"Interrupted; nothing is lost. Go on with: {self._resume_command()}")
+            return EXIT_INTERRUPTED
+        return 0
+
+    def _train(self, stack: ExitStack) -> bool:
+        cfg = self.config
+        reference = self.reference()
+        self.policy = Policy.from_pretrained(reference, cfg)
+        self.template: PromptTemplate = make_template(cfg, self.policy.tokenizer)
+        if not cfg.model.path:
+            check_prompts(cfg, self.template, [self.plan.train, *self.plan.held_out.values()])
+        self.engine: Engine
+        self.engine, reason = make_engine(cfg, self.policy, self.template.encode)
+        stack.callback(self.engine.close)
+        self.console.print(f"  engine: {self.engine.name} ({reason})")
+        self.scorer = RewardScorer(cfg.reward, extract_rule(cfg.data), make_reward_model(cfg.reward))
+        stack.callback(self.scorer.close)
+        self.engine.load(self.policy.adapter(), version=0)
+        before = self._evaluate_all("before")
+
+        if not self._reinforce(stack):
+            return False
+        export_adapter(self.folder.adapter, self.policy.adapter(), reference)
+        after = self._evaluate_all("after")
+        self._finish(before, after)
+        return True
+
+    def reference(self) -> str:
+        """Path of the reference model: the recipe's own, or the one its supervised stage makes."""
+        cfg = self.config
+        if cfg.sft.skip:
+            return cfg.model.path
+        if not self.folder.reference.is_dir():
+            with self._timed("sft"), self.progress.stage("SFT", cfg.sft.max_train_steps) as stage:
+                train_reference(cfg, self.folder.reference, progress=stage)
+        return str(self.folder.reference)
+
+    def _evaluate_all(self, when: str) -> dict[str, Evaluation]:
+        cfg = self.config.evaluate
+        return {
+            name: self._evaluate(
+                f"{name} {when}", name, cfg.num_problems, cfg.num_samples, f"{name}-{when}.jsonl"
+            )
+            for name in self.plan.held_out
+        }
+
+    def _evaluate(self, title: str, name: str, n: int, num_samples: int, file: str = "") -> Evaluation:
+        cfg = self.config
+        problems = self.plan.held_out[name].problems[:n]
+        with self._timed("evaluate"), self.progress.stage(title, len(problems) * (1 + num_samples)) as stage:
+            return evaluate(
+                self.engine,
+                problems,
+                self.scorer,
+                max_completion_tokens=cfg.evaluate.max_completion_tokens or cfg.rollout.max_completion_tokens,
+                num_samples=num_samples,
+                temperature=cfg.evaluate.temperature,
+                seed=derive_seed(cfg.run.seed, "evaluate"),
+                name=name,
+                prompt=self.template.describe(),
+                out=self.folder.evaluations / file if file else None,
+                progress=stage,
+            )
+
+    def _reinforce(self, stack: ExitStack) -> bool:
+        """The training loop; false where it was interrupted."""
+        cfg = self.config
+        self.store = CheckpointStore(self.folder.checkpoints, cfg.checkpoint.keep_last)
+        self.trainer = Trainer(
+            cfg,
+            self.plan.algorithm,
+            ProblemStream(self.plan.train.problems, cfg.run.seed),
+            self.engine,
+            self.scorer,
+            self.policy,
+            make_update(cfg, self.plan.algorithm, self.policy, engine_exact=self.engine.exact_logprobs),
+            Hooks(self._after_step, self._should_stop),
+        )
+        self.best = {"accuracy_low": -1.0, "step": 0, "worse": 0}
+        self.tokens_sampled = 0
+        newest = self.store.latest()
+        if newest is not None:
+            state = self.store.load(newest)
+            self.trainer.restore(state["trainer"])
+            self.best, self.tokens_sampled = state["best"], state["tokens_sampled"]
+            self.seconds.update(state["seconds"])
+            self.console.print(f"  resumed after step {self.trainer.steps_done}")
+        self.tracker = Tracker(self.folder, cfg, self.trainer.steps_done)
+        stack.callback(self.tracker.close)
+        with self._catch_interrupt(), self.progress.stage("train", cfg.train.num_steps) as self.bar:
+            self.bar(self.trainer.steps_done, cfg.train.num_steps)
+            self.trainer.run()
+        if self.store.latest() is None or self.saved_step != self.trainer.steps_done:
+            self._save()
+        return not self.interrupted
+
+    def _after_step(self, done: int, metrics: Metrics, groups: Sequence[Group]) -> None:
+        cfg = self.config
+        self.tokens_sampled += int(metrics["tokens/sampled"])
+        metrics["memory/rss_mib"] = psutil.Process().memory_info().rss / 2**20
+        if self.policy.device.type == "cuda":
+            metrics["memory/gpu_peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
+        for name, value in metrics.items():
+            if name.startswith("time/") and name != "time/step_s":
+                self.seconds[name.removeprefix("time/").removesuffix("_s")] += value
+        improved = False
+        if cfg.evaluate.every_steps and done % cfg.evaluate.every_steps == 0:
+            improved = self._held_out(done, metrics)
+        self.tracker.log(done, metrics)
+        self.tracker.samples(done, groups)
+        self.bar.show(done, metrics)
+        if improved or (cfg.checkpoint.every_steps and done % cfg.checkpoint.every_steps == 0):
+            self._save(best=improved)
+
+    def _held_out(self, done: int, metrics: Metrics) -> bool:
+        """Add held-out accuracy to the metrics; whether its lower bound is the best so far."""
+        start = time.perf_counter()
+        evaluation = self._evaluate(f"step {done}", HELD_OUT, self.config.evaluate.every_num_problems, 0)
+        metrics |= evaluation.metrics() | {"time/evaluate_s": time.perf_counter() - start}
+        self.tracker.watch(done, evaluation.records[: self.config.tracking.num_watched])
+        improved = metrics["held_out/accuracy_low"] > self.best["accuracy_low"]
+        if improved:
+            self.best = {"accuracy_low": metrics["held_out/accuracy_low"], "step": done, "worse": 0}
+        else:
+            self.best["worse"] += 1
+        return improved
+
+    def _should_stop(self, done: int) -> bool:
+        patience = self.config.evaluate.early_stop_patience
+        return self.interrupted or bool(patience and self.best["worse"] >= patience)
+
+    def _save(self, best: bool = False) -> None:
+        state = {
+            "trainer": self.trainer.state(),
+            "best": self.best,
+            "tokens_sampled": self.tokens_sampled,
+            "seconds": dict(self.seconds),
+        }
+        self.store.save(self.trainer.steps_done, state, best=best)
+        self.saved_step = self.trainer.steps_done
+
+    def _finish(self, before: dict[str, Evaluation], after: dict[str, Evaluation]) -> None:
+        cfg = self.config
+        summary = build_summary(
+            before,
+            after,
+            recipe=cfg.recipe,
+            algorithm=self.plan.algorithm.name,
+            data=self.plan.train.name,
+            demonstration=self.plan.train.demonstration,
+            steps=self.trainer.steps_done,
+            num_steps=cfg.train.num_steps,
+            best_step=self.best["step"],
+            seconds={phase: round(value, 3) for phase, value in self.seconds.items()},
+            tokens_sampled=self.tokens_sampled,
+            seed=cfg.run.seed,
+            engine=self.engine.name,
+            finished=True,
+        )
+        write_json(self.folder.summary, summary)
+        self.tracker.close()
+        report = write_report(self.folder.path)
+        self.progress.close()
+        print_summary(self.console, summary)
+        self.console.print(f"report: {report}\nadapter: {self.folder.adapter}")
+
+    def _resume_command(self) -> str:
+        return f"mathrl train {self.config.recipe} --resume (with the same options), or make train again"
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] += time.perf_counter() - start
+
+    @contextmanager
+    def _catch_interrupt(self) -> Iterator[None]:
+        """The first Ctrl-C (or SIGTERM) ends the loop after the step under way; a second one ends it at once."""
+
+        def stop(signum: int, frame: Any) -> None:
+            if self.interrupted:
+                raise KeyboardInterrupt
+            self.interrupted = True
+            self.console.print("stopping after this step; once more to stop at once")
+
+        handlers = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for signum, handler in handlers.items():
+                signal.signal(signum, handler)
