@@ -1,0 +1,5 @@
+"""The policy and its training forward."""
+
+from mathrl.policy.model import Policy
+
+__all__ = ["Policy"]

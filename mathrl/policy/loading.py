@@ -1,0 +1,124 @@
+"""A base model, its tokenizer and a fresh LoRA adapter; what cannot be loaded is one clear sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from mathrl.config import Config, LoraSection, ModelConfig, RunConfig
+from mathrl.errors import UserError
+from mathrl.policy.attention import IMPLEMENTATION
+from mathrl.policy.trunk import why_not_packed
+from mathrl.types import derive_seed
+
+ADAPTER = "default"
+
+
+def resolve_device(run: RunConfig) -> torch.device:
+    """The device of ``run.device``.
+
+    Raises:
+        UserError: cuda was asked for and there is none.
+    """
+    if run.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("run.device is cuda, but torch sees no CUDA device; use --run.device cpu or auto")
+    if run.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(run.device)
+
+
+def resolve_dtype(model: ModelConfig, device: torch.device) -> torch.dtype:
+    """The compute type of ``model.dtype``; auto is bfloat16 on CUDA and float32 elsewhere."""
+    if model.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return torch.bfloat16 if model.dtype == "bfloat16" else torch.float32
+
+
+def load_tokenizer(path: str) -> Any:
+    """The tokenizer of a folder or hub name, with a pad and an end token.
+
+    Raises:
+        UserError: there is none, or it has no end-of-sequence token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"no tokenizer could be loaded from {path!r} ({_first_line(error)})") from error
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"the tokenizer of {path!r} has no eos_token, so a completion could never end; set one"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(path: str, device: torch.device, dtype: torch.dtype) -> Any:
+    """A frozen causal LM in evaluation mode.
+
+    Raises:
+        UserError: nothing there that transformers can load as a causal LM.
+    """
+    if not path:
+        raise UserError("model.path is empty: name a model folder, or build one first with `mathrl sft`")
+    if path.startswith((".", "/", "~")) and not Path(path).is_dir():
+        raise UserError(f"model.path {path!r} is no folder")
+    try:
+        config = AutoConfig.from_pretrained(path)
+        implementation = "sdpa" if why_not_packed(config) else IMPLEMENTATION
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=implementation)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"no causal LM could be loaded from model.path {path!r} ({_first_line(error)})"
+        ) from error
+    return model.to(device).requires_grad_(False).eval()
+
+
+def add_adapter(base: Any, lora: LoraSection, seed: int) -> PeftModel:
+    """The base with a new LoRA adapter: masters in float32, B zero, A from ``seed`` alone.
+
+    Raises:
+        UserError: ``lora.targets`` names no linear layer of the model, or names its head or embedding.
+    """
+    names = [name.strip() for name in lora.targets.split(",") if name.strip()]
+    if not names:
+        raise UserError("lora.targets is empty: say all-linear, or layer names joined by commas")
+    ends = {id(base.get_input_embeddings()), id(base.get_output_embeddings())}
+    for name, module in base.named_modules():
+        if id(module) in ends and name.split(".")[-1] in names:
+            raise UserError(
+                f"lora.targets names {name!r}: the embedding and the head stay frozen; leave it out"
+            )
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules="all-linear" if names == ["all-linear"] else names,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "lora"))
+        try:
+            model = get_peft_model(base, config, adapter_name=ADAPTER)
+        except ValueError as error:
+            linear = {n.split(".")[-1] for n, m in base.named_modules() if isinstance(m, torch.nn.Linear)}
+            raise UserError(
+                f"lora.targets {lora.targets!r} fits no layer ({_first_line(error)}); "
+                f"known: {', '.join(sorted(linear))}"
+            ) from error
+    return model.eval()
+
+
+def load_policy_parts(path: str, config: Config) -> tuple[PeftModel, Any]:
+    """(base with adapter, tokenizer) of a recipe."""
+    device = resolve_device(config.run)
+    base = load_base(path, device, resolve_dtype(config.model, device))
+    return add_adapter(base, config.lora, config.run.seed), load_tokenizer(path)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
