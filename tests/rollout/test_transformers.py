@@ -1,0 +1,372 @@
+"""The embedded engine against transformers' generate, a teacher-forced forward and exact distributions."""
+
+import math
+from collections import Counter
+
+import peft
+import pytest
+import scipy.stats
+import torch
+import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+
+from mathrl.errors import UserError
+from mathrl.rollout import decoding, folding, shared_prompt
+from mathrl.rollout.sampling import draw, keep_likeliest, uniforms
+from mathrl.rollout.transformers import TransformersEngine
+from mathrl.types import Adapter, Group, Problem, Sampling
+
+VOCAB, PAD, EOS = 41, 0, 1
+SHAPE = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.35,  # wide enough for attention to decide the likeliest token
+    "pad_token_id": PAD,
+    "bos_token_id": None,
+    "eos_token_id": EOS,
+}
+FAMILIES = {
+    "qwen2": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SHAPE)),
+    "llama": lambda: transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**SHAPE, tie_word_embeddings=True)
+    ),
+    "qwen3": lambda: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**SHAPE, head_dim=16)),
+    "gpt2": lambda: transformers.GPT2LMHeadModel(  # learned positions
+        transformers.GPT2Config(
+            vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.3
+        )
+    ),
+    "mistral": lambda: transformers.MistralForCausalLM(transformers.MistralConfig(**SHAPE, sliding_window=6)),
+    "gemma2": lambda: transformers.Gemma2ForCausalLM(  # sliding windows and soft caps
+        transformers.Gemma2Config(**SHAPE, head_dim=8, sliding_window=6, attn_logit_softcapping=1.0)
+    ),
+}
+PLAIN = {"mistral", "gemma2"}
+
+
+def build(family: str = "qwen2", seed: int = 0) -> transformers.PreTrainedModel:
+    torch.manual_seed(seed)
+    model = FAMILIES[family]().eval()
+    model.generation_config.eos_token_id = EOS
+    model.generation_config.pad_token_id = PAD
+    return model
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> transformers.PreTrainedTokenizerFast:
+    words = Tokenizer(
+        WordLevel({"<pad>": PAD, "<eos>": EOS} | {f"w{i}": i for i in range(2, VOCAB)}, unk_token="w2")
+    )
+    words.pre_tokenizer = WhitespaceSplit()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>")
+
+
+PROMPTS = {f"p{i}": tuple(2 + (7 * i + 3 * j) % 39 for j in range(n)) for i, n in enumerate((3, 9, 1, 6))}
+
+
+def problems(*names: str) -> list[Problem]:
+    return [Problem(name, "", "") for name in names or PROMPTS]
+
+
+def make_engine(model, tokenizer, **sampling) -> TransformersEngine:
+    defaults = {"max_completion_tokens": 12, "temperature": 2.0}
+    return TransformersEngine(model, tokenizer, lambda p: PROMPTS[p.id], Sampling(**(defaults | sampling)))
+
+
+def with_adapter(model, seed: int = 1, **options):
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", **options)
+    wrapped = peft.get_peft_model(model, config)
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in wrapped.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0, 0.3, generator=generator)
+    return wrapped
+
+
+def token_ids(groups: list[Group]) -> list[list[tuple[int, ...]]]:
+    return [[c.token_ids for c in group.completions] for group in groups]
+
+
+def assert_logprobs(completion, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(torch.tensor(completion.sampling_logprobs), expected, atol=2e-4, rtol=0)
+
+
+def forced_logprobs(model, group: Group, temperature: float = 2.0) -> list[torch.Tensor]:
+    """Logprobs of each completion by one forward over prompt and completion, no cache."""
+    result = []
+    for completion in group.completions:
+        ids = torch.tensor([group.prompt_ids + completion.token_ids])
+        with torch.no_grad():
+            logprobs = (model(input_ids=ids).logits[0].float() / temperature).log_softmax(-1)
+        start = len(group.prompt_ids) - 1
+        chosen = torch.tensor(completion.token_ids)[:, None]
+        result.append(logprobs[start:-1].gather(1, chosen)[:, 0])
+    return result
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_equals_generate(family, tokenizer):
+    model = build(family)
+    engine = make_engine(model, tokenizer, temperature=0.0)
+    groups = engine.sample(problems(), 3)
+    assert engine._shares_prompts is (family not in PLAIN)
+    for group in groups:
+        prompt = torch.tensor([group.prompt_ids])
+        expected = model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=12,
+            do_sample=False,
+            use_cache=False,
+        )
+        for completion in group.completions:
+            assert list(completion.token_ids) == expected[0, prompt.shape[1] :].tolist()
+    assert len({group.completions[0].token_ids for group in groups}) > 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sampling_logprobs_equal_a_forced_forward(family, tokenizer):
+    model = build(family)
+    groups = make_engine(model, tokenizer, temperature=3.0).sample(problems(), 24, seed=5)
+    lengths = {len(c.token_ids) for g in groups for c in g.completions}
+    assert len(lengths) > 3, "rows must leave the batch at different steps for this test to see their order"
+    for group in groups:
+        for completion, expected in zip(group.completions, forced_logprobs(model, group, 3.0), strict=True):
+            torch.testing.assert_close(
+                torch.tensor(completion.sampling_logprobs), expected, atol=2e-4, rtol=0
+            )
+
+
+def test_both_decoders_give_the_same_completions(tokenizer):
+    model = build()
+    shared, plain = make_engine(model, tokenizer), make_engine(model, tokenizer)
+    plain._shares_prompts = False
+    ours, theirs = shared.sample(problems(), 16, seed=3), plain.sample(problems(), 16, seed=3)
+    assert token_ids(ours) == token_ids(theirs)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "mistral"])
+def test_a_completion_does_not_depend_on_its_neighbours(family, tokenizer):
+    model = build(family)
+    together = make_engine(model, tokenizer).sample(problems(), 6, seed=11)
+    reordered = make_engine(model, tokenizer).sample(problems(*reversed(PROMPTS)), 6, seed=11)[::-1]
+    fewer = make_engine(model, tokenizer).sample(problems(), 2, seed=11)
+    one_by_one = make_engine(model, tokenizer)
+    one_by_one.max_rows = 1
+    alone = one_by_one.sample(problems(), 6, seed=11)
+    assert token_ids(together) == token_ids(reordered) == token_ids(alone)
+    assert [ids[:2] for ids in token_ids(together)] == token_ids(fewer)
+    other = make_engine(model, tokenizer).sample(problems(), 6, seed=12)
+    assert token_ids(other)[0] != token_ids(together)[0]
+
+
+def test_the_adapter_is_sampled_and_the_weights_stay(tokenizer):
+    wrapped = with_adapter(build(), lora_dropout=0.5)
+    wrapped.train()
+    before = {name: tensor.clone() for name, tensor in wrapped.state_dict().items()}
+    engine = make_engine(wrapped, tokenizer)
+    engine.load(Adapter({}, {}), version=7)
+    groups = engine.sample(problems(), 4, seed=2)
+    assert wrapped.training
+    after = wrapped.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert {group.policy_version for group in groups} == {7}
+    wrapped.eval()
+    for group in groups:
+        for completion, expected in zip(group.completions, forced_logprobs(wrapped, group), strict=True):
+            torch.testing.assert_close(
+                torch.tensor(completion.sampling_logprobs), expected, atol=2e-4, rtol=0
+            )
+
+
+def test_the_reference_is_the_model_without_its_adapter(tokenizer):
+    wrapped, bare = with_adapter(build()), build()
+    engine = make_engine(wrapped, tokenizer)
+    engine.load(None, version=0)
+    reference = engine.sample(problems(), 4, seed=2)
+    expected = make_engine(bare, tokenizer).sample(problems(), 4, seed=2)
+    assert token_ids(reference) == token_ids(expected)
+    engine.load(Adapter({}, {}), version=1)
+    assert token_ids(engine.sample(problems(), 4, seed=2)) != token_ids(expected)
+
+
+def test_variants_of_lora_are_sampled_unfolded(tokenizer):
+    wrapped = with_adapter(build(), use_dora=True)
+    with folding.folded_adapter(wrapped) as folded:
+        assert not folded
+    for group in make_engine(wrapped, tokenizer).sample(problems(), 2, seed=2):
+        for completion, expected in zip(group.completions, forced_logprobs(wrapped, group), strict=True):
+            torch.testing.assert_close(
+                torch.tensor(completion.sampling_logprobs), expected, atol=2e-4, rtol=0
+            )
+
+
+def test_half_precision_weights_are_never_folded():
+    with folding.folded_adapter(with_adapter(build().bfloat16())) as folded:
+        assert not folded
+    with folding.folded_adapter(with_adapter(build())) as folded:
+        assert folded
+
+
+def test_eos_and_the_limit_end_a_completion(tokenizer):
+    model = build()
+    groups = make_engine(model, tokenizer).sample(problems(), 32, seed=0)
+    reasons = Counter(c.finish_reason for g in groups for c in g.completions)
+    assert reasons["stop"] > 5
+    assert reasons["length"] > 5
+    for completion in (c for g in groups for c in g.completions):
+        assert EOS not in completion.token_ids[:-1]
+        assert (completion.token_ids[-1] == EOS) == (completion.finish_reason == "stop")
+        assert completion.finish_reason == "stop" or len(completion.token_ids) == 12
+        assert len(completion.sampling_logprobs) == len(completion.token_ids)
+        words = [f"w{i}" for i in completion.token_ids if i not in (PAD, EOS)]
+        assert completion.text.split() == words
+
+
+def test_eos_as_first_token_and_a_limit_of_one(tokenizer):
+    model = build()
+    with torch.no_grad():  # every hidden state of a final norm points to EOS
+        model.lm_head.weight = torch.nn.Parameter(torch.zeros(VOCAB, 32))
+        model.lm_head.bias = torch.nn.Parameter(torch.where(torch.arange(VOCAB) == EOS, 50.0, 0.0))
+    group = make_engine(model, tokenizer).sample(problems("p0"), 2)[0]
+    assert [(c.token_ids, c.text, c.finish_reason) for c in group.completions] == [((EOS,), "", "stop")] * 2
+    limited = make_engine(build(), tokenizer, max_completion_tokens=1).sample(problems(), 4, seed=1)
+    assert {len(c.token_ids) for g in limited for c in g.completions} == {1}
+
+
+def test_completions_are_reported_once_as_they_finish(tokenizer):
+    seen: dict[tuple[int, int], object] = {}
+    lengths = []
+
+    def note(problem: int, index: int, completion) -> None:
+        assert (problem, index) not in seen
+        seen[problem, index] = completion
+        lengths.append(len(completion.token_ids))
+
+    engine = make_engine(build(), tokenizer)
+    groups = engine.sample(problems(), 5, seed=4, on_completion=note)
+    assert seen == {(p, i): c for p, g in enumerate(groups) for i, c in enumerate(g.completions)}
+    assert lengths == sorted(lengths), "a short completion is reported before a long one has finished"
+    seen.clear()
+    engine.max_rows = 5  # one problem a batch: indices still count over all problems
+    assert token_ids(engine.sample(problems(), 5, seed=4, on_completion=note)) == token_ids(groups)
+    assert len(seen) == 20
+
+
+def test_prompts_beyond_the_context_are_refused(tokenizer):
+    engine = make_engine(build(), tokenizer, max_completion_tokens=60)
+    with pytest.raises(UserError, match=r"problem 'p1': a prompt of 9 tokens .* context of 64 tokens"):
+        engine.sample(problems(), 2)
+    empty = TransformersEngine(build(), tokenizer, lambda p: (), Sampling())
+    with pytest.raises(UserError, match="empty prompt"):
+        empty.sample(problems("p0"), 1)
+
+
+def test_sampled_tokens_follow_the_models_distribution(tokenizer):
+    """First tokens of 4,000 completions against the forward's probabilities, by chi-square."""
+    model = build()
+    group = make_engine(model, tokenizer, max_completion_tokens=1).sample(problems("p1"), 4000, seed=9)[0]
+    with torch.no_grad():
+        exact = (model(torch.tensor([group.prompt_ids])).logits[0, -1].double() / 2.0).softmax(-1)
+    assert chi_square_p(Counter(c.token_ids[0] for c in group.completions), exact) > 0.01
+
+
+def chi_square_p(counts: Counter, exact: torch.Tensor) -> float:
+    total = sum(counts.values())
+    common = [i for i, p in enumerate(exact.tolist()) if p * total >= 5]
+    observed = [counts[i] for i in common]
+    expected = [exact[i].item() * total for i in common]
+    rest = total - sum(expected)
+    if rest > 1e-6 * total:
+        observed.append(total - sum(observed))
+        expected.append(rest)
+    else:
+        assert sum(observed) == total, "a token of probability 0 was drawn"
+    scale = sum(observed) / sum(expected)
+    return float(scipy.stats.chisquare(observed, [e * scale for e in expected]).pvalue)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "support"),
+    [
+        (Sampling(), 6),
+        (Sampling(temperature=0.5), 6),
+        (Sampling(top_k=3), 3),
+        (Sampling(top_p=0.75), 3),  # 0.40 + 0.25 < 0.75 <= 0.40 + 0.25 + 0.15
+        (Sampling(top_k=4, top_p=0.9), 4),  # of 0.90 left: 0.444 + 0.278 + 0.167 < 0.9
+        (Sampling(top_p=0.01), 1),
+    ],
+)
+def test_truncated_sampling_has_the_exact_support_and_frequencies(sampling, support):
+    probabilities = torch.tensor([0.10, 0.40, 0.06, 0.25, 0.04, 0.15], dtype=torch.float64)
+    n = 20_000
+    logits = (probabilities.log() + 3.0).float().expand(n, -1)
+    tokens, logprobs = draw(logits, sampling, torch.arange(n), step=3)
+    exact = probabilities ** (1 / sampling.temperature)
+    exact[exact.argsort(descending=True)[support:]] = 0
+    exact /= exact.sum()
+    counts = Counter(tokens.tolist())
+    assert set(counts) == set(exact.nonzero()[:, 0].tolist())
+    assert chi_square_p(counts, exact) > 0.01 or support == 1
+    torch.testing.assert_close(logprobs.double(), exact[tokens].log(), atol=1e-5, rtol=0)
+
+
+def test_draw_splits_a_large_vocabulary_into_blocks(monkeypatch):
+    logits, seeds = torch.randn(7, 50, generator=torch.Generator().manual_seed(0)), torch.arange(7)
+    whole = draw(logits, Sampling(top_p=0.9), seeds, 2)
+    monkeypatch.setattr("mathrl.rollout.sampling._BLOCK_ELEMENTS", 100)
+    for a, b in zip(whole, draw(logits, Sampling(top_p=0.9), seeds, 2), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_draw_never_takes_a_token_of_probability_zero(monkeypatch):
+    logits = torch.tensor([[-math.inf, 0.0, -math.inf, 0.0, -math.inf]]).expand(3, -1)
+    noise = torch.tensor([0.0, 0.5, 1 - 2.0**-53], dtype=torch.float64)
+    monkeypatch.setattr("mathrl.rollout.sampling.uniforms", lambda seeds, step: noise)
+    assert draw(logits, Sampling(), torch.arange(3), 0)[0].tolist() == [1, 3, 3]
+
+
+def test_uniforms_are_splitmix64():
+    """The reference generator's outputs for seed 1234567, as published with its C code."""
+    published = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
+    ours = [uniforms(torch.tensor([1234567]), step).item() for step in range(4)]
+    assert ours == [(value >> 11) * 2.0**-53 for value in published]
+    many = torch.cat([uniforms(torch.arange(2000) * 7 - 500, step) for step in range(10)])
+    assert scipy.stats.kstest(many.numpy(), "uniform").pvalue > 0.01
+
+
+def test_ties_at_the_kth_score_stay():
+    kept = keep_likeliest(torch.tensor([[1.0, 3.0, 1.0, 0.0]]), top_k=2, top_p=1.0)
+    assert kept.tolist() == [[1.0, 3.0, 1.0, -math.inf]]
+
+
+def test_prompts_of_finished_problems_leave_the_memory(tokenizer):
+    """The rows of one problem go on after those of three others: its prompt alone stays, its logits hold."""
+    model = build()
+    prompts = [PROMPTS[name] for name in PROMPTS]
+    with torch.no_grad():
+        cache, mask, _ = decoding.prefill(model, prompts, PAD)
+        way = decoding.SharedPromptDecoder(model, cache, mask, 2, max_tokens=4)
+        start = mask.sum(1).repeat_interleave(2)
+        way.step(torch.arange(2, 10), start)
+        way.keep(torch.tensor([2, 3]), torch.tensor([0, 1]))
+        assert len(way.cache.prompt_keys[0]) == 1
+        logits = way.step(torch.tensor([20, 21]), start[2:4] + 1)
+        for row, (first, second) in enumerate([(4, 20), (5, 21)]):
+            forced = model(torch.tensor([[*prompts[1], first, second]])).logits[0, -1]
+            torch.testing.assert_close(logits[row], forced, atol=1e-4, rtol=1e-4)
+
+
+def test_unknown_terms_of_attention_are_refused_not_ignored():
+    module = torch.nn.Module()
+    query = torch.zeros(1, 1, 1, 2)
+    with pytest.raises(NotImplementedError, match="softcap"):
+        shared_prompt.shared_prompt_attention(module, query, query, query, None, softcap=3.0)
