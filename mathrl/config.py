@@ -89,6 +89,9 @@ class DataConfig(Section):
     eval_fraction: float = Field(
         0.1, gt=0.0, lt=1.0, description="share held out where there is no held-out split"
     )
+    sft_fraction: float = Field(
+        0.0, ge=0.0, lt=1.0, description="share of the training problems kept for SFT alone; 0: both stages use all"
+    )
     num_train_problems: int = Field(4000, ge=1, description="generated problems to train on (wordproblems)")
     min_steps: int = Field(1, ge=1, le=3, description="fewest steps of a generated problem (GRPO)")
     max_steps: int = Field(3, ge=1, le=3, description="most steps of a generated problem (GRPO)")

@@ -17,6 +17,7 @@ from mathrl.config import RewardConfig
 from mathrl.errors import UserError
 from mathrl.types import Completion, Group, Problem, Score
 from verifiers import Outcome, ParseError, Verdict
+from verifiers.extract import extract
 from verifiers.isolation import Request, VerifierPool
 
 RewardModel = Callable[[Sequence[Problem], Sequence[Completion]], Sequence[float]]
@@ -32,6 +33,11 @@ def check_reference(problem: Problem) -> str | None:
     except ParseError as error:
         return str(error)
     return None
+
+
+def extract_answer(text: str, rule: str) -> str | None:
+    """The final answer that an extraction rule finds in a worked solution; None where there is none."""
+    return extract(text, rule)
 
 
 def check_answer_type(name: str) -> None:
