@@ -1,0 +1,70 @@
+"""Hostile completions: nothing is run, nothing hangs, nothing crashes, and none is accepted without deserving it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from hostile_corpus import CORPUS, Case
+
+from verifiers import Outcome, Verdict
+from verifiers.hostile import hostile_texts
+from verifiers.isolation import Request, VerifierPool
+
+TIMEOUT_S = 5.0
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Case, Verdict]]:
+    marker = tmp_path_factory.mktemp("injection") / "marker"
+    cases = [replace(c, completion=c.completion.replace("{marker}", str(marker))) for c in CORPUS]
+    requests = [Request(c.completion, c.answer, c.answer_type, c.extract) for c in cases]
+    with VerifierPool(num_workers=2, timeout_s=TIMEOUT_S) as pool:
+        verdicts = pool.map(requests)
+    assert not marker.exists(), "a completion was executed"
+    return list(zip(cases, verdicts, strict=True))
+
+
+def describe(pairs: list[tuple[Case, Verdict]]) -> list[str]:
+    return [f"{c.kind}: {c.answer!r} {c.completion[:80]!r} {v.outcome} {v.detail[:80]}" for c, v in pairs]
+
+
+def test_the_corpus_is_broad() -> None:
+    kinds = Counter(case.kind for case in CORPUS)
+    assert len(CORPUS) >= 160
+    assert (
+        min(kinds[k] for k in ("bomb", "size", "nesting", "injection", "hedging", "gaming", "unicode")) >= 15
+    )
+    assert sum(case.accept for case in CORPUS) >= 25
+
+
+def test_nothing_hangs_and_nothing_crashes(judged: list[tuple[Case, Verdict]]) -> None:
+    assert describe([(c, v) for c, v in judged if v.outcome in (Outcome.TIMEOUT, Outcome.ERROR)]) == []
+
+
+def test_no_reference_is_blamed_for_a_hostile_completion(judged: list[tuple[Case, Verdict]]) -> None:
+    huge = {"10^{10^{10}}", "99999999!"}  # too large to be compared exactly, and so refused as references
+    blamed = [(c, v) for c, v in judged if v.outcome is Outcome.BAD_REFERENCE and c.answer not in huge]
+    assert describe(blamed) == []
+
+
+def test_nothing_undeserved_is_accepted(judged: list[tuple[Case, Verdict]]) -> None:
+    assert describe([(c, v) for c, v in judged if v.outcome is Outcome.CORRECT and not c.accept]) == []
+
+
+def test_nothing_deserved_is_refused(judged: list[tuple[Case, Verdict]]) -> None:
+    assert describe([(c, v) for c, v in judged if v.outcome is not Outcome.CORRECT and c.accept]) == []
+
+
+@pytest.mark.parametrize("answer_type", ["auto", "number", "choice", "text", "boolean"])
+def test_hostile_texts_as_references_and_as_answers(answer_type: str) -> None:
+    plain = {"choice": "B", "boolean": "yes"}.get(answer_type, "42")
+    texts = list(hostile_texts().values())
+    with VerifierPool(num_workers=2, timeout_s=TIMEOUT_S) as pool:
+        given = pool.map([Request(text, plain, answer_type, "bare") for text in texts])
+        references = pool.map([Request(plain, text, answer_type, "bare") for text in texts])
+    names = list(hostile_texts())
+    bad = (Outcome.CORRECT, Outcome.TIMEOUT, Outcome.ERROR)
+    assert [n for n, v in zip(names, given, strict=True) if v.outcome in bad] == []
+    assert [n for n, v in zip(names, references, strict=True) if v.outcome in bad] == []
