@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Literal, overload
 
 from mathrl.config import Config, DataConfig
 from mathrl.data_rows import (
@@ -123,12 +123,16 @@ class ProblemStream:
         return order
 
 
-def load_problems(data: DataConfig, role: Role, seed: int) -> ProblemSet:
+@overload
+def load_problems(data: DataConfig, role: Literal["train", "held_out"], seed: int) -> ProblemSet: ...
+@overload
+def load_problems(data: DataConfig, role: Role, seed: int) -> ProblemSet | None: ...
+def load_problems(data: DataConfig, role: Role, seed: int) -> ProblemSet | None:
     """The problems of a role, parsed, without duplicates; none trained on is among the held-out ones.
 
     Training problems are drawn by ``seed`` where ``data.max_problems`` is less than there are. Held-out
     problems and their order are the same for every seed, so that a part of them is a fair and fixed sample.
-    ``held_out_templates`` is empty but for generated problems.
+    ``held_out_templates`` exists for generated problems alone: None for others.
 
     Raises:
         UserError: unreadable or missing input, most references unreadable, or no problem left.
@@ -137,7 +141,7 @@ def load_problems(data: DataConfig, role: Role, seed: int) -> ProblemSet:
         return _generated(data, role, seed)
     row = dataset_row(data)
     if role == "held_out_templates":
-        return ProblemSet(row.name, ())
+        return None
     train, held_out = _split(data, row)
     if role == "held_out":
         problems = list(held_out.problems)
@@ -275,7 +279,7 @@ def _generated_demonstrations(config: Config, side: Side) -> ProblemSet:
         max_operand=config.data.max_operand,
     )
     if side == "train":
-        taken = {p.question for p in load_problems(config.data, "train", config.run.seed).problems}
+        taken = {p.question for p in _generated(config.data, "train", config.run.seed).problems}
         problems = [p for p in problems if p.question not in taken]
         problems += generate_drills(num_drills, seed, max_operand=config.data.max_operand)
     random.Random(seed).shuffle(problems)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,10 +47,10 @@ def read_file(path: str | Path) -> list[Row]:
 
 
 def read_hub(name: str, config: str, split: str) -> list[Row]:
-    """All rows of a split of a data set on the Hugging Face hub, or of its local copy where the hub is out of reach.
+    """All rows of a split of a data set on the Hugging Face hub; of its local copy where that is out of reach.
 
     Raises:
-        UserError: the hub cannot be reached and there is no copy, or data set, configuration or split is unknown.
+        UserError: out of reach and there is no copy; or data set, configuration or split is unknown.
     """
     datasets = _datasets()
     reachable = _reachable(name)
@@ -61,8 +62,8 @@ def read_hub(name: str, config: str, split: str) -> list[Row]:
             return datasets.load_dataset(name, config or None, split=split).to_list()
     except (ConnectionError, datasets.exceptions.DatasetNotFoundError):
         raise UserError(
-            f"data set {name!r} is not on this machine and the hub cannot be reached: connect, or give a local "
-            "file with --data.path (and --data.eval_path)"
+            f"data set {name!r} is not on this machine and the hub cannot be reached: connect, or give a "
+            "local file with --data.path (and --data.eval_path)"
         ) from None
     except ValueError as error:
         raise UserError(f"data set {name!r}: {str(error).strip().splitlines()[0]}") from None
@@ -82,7 +83,7 @@ def hub_splits(name: str, config: str) -> list[str]:
 
 
 def get_field(row: Row, name: str, where: str) -> Any:
-    """The row's field. Raises UserError, naming the place and the fields there are, where it is missing or null."""
+    """The row's field. Raises UserError, with the place and the fields there are, where it is missing or null."""
     if row.get(name) is None:
         there = [key for key, value in row.items() if value is not None]
         raise UserError(
@@ -125,15 +126,18 @@ def _datasets() -> Any:
 
 
 class _quiet:
-    """No progress bars of ``datasets`` inside: a file of a thousand rows is no wait."""
+    """No progress bars and log lines of ``datasets`` inside: its errors are told once, in one sentence."""
 
     def __init__(self, datasets: Any) -> None:
         self.datasets = datasets
 
     def __enter__(self) -> None:
         self.shown = not self.datasets.are_progress_bars_disabled()
+        self.level = self.datasets.logging.get_verbosity()
+        self.datasets.logging.set_verbosity(logging.CRITICAL)
         self.datasets.disable_progress_bars()
 
     def __exit__(self, *args: Sequence[object]) -> None:
+        self.datasets.logging.set_verbosity(self.level)
         if self.shown:
             self.datasets.enable_progress_bars()

@@ -33,13 +33,18 @@ class PromptTemplate:
         """Raises UserError: ``kind`` is "chat" and the tokenizer has no chat template."""
         if kind == "chat" and not getattr(tokenizer, "chat_template", None):
             raise UserError(
-                f"model.prompt is 'chat' but the tokenizer of {getattr(tokenizer, 'name_or_path', '') or 'the model'} "
-                "has no chat template: set model.prompt to 'plain'"
+                f"model.prompt is 'chat' but the tokenizer of {tokenizer.name_or_path or 'the model'} has no "
+                "chat template: set model.prompt to 'plain'"
             )
         self.tokenizer = tokenizer
         self.kind = kind
         self.extract = extract
         self.system_prompt = system_prompt
+
+    def describe(self) -> dict[str, str]:
+        """What an evaluation's protocol says of the prompt."""
+        shape = self.text(Problem("", "{question}", ""))
+        return {"kind": self.kind, "extract": self.extract, "prompt": shape}
 
     def text(self, problem: Problem) -> str:
         """The prompt as text."""
