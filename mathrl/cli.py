@@ -6,6 +6,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import NoReturn, get_args
 
@@ -14,6 +15,16 @@ from mathrl.errors import UserError, did_you_mean
 
 Overrides = list[tuple[str, str]]
 _DOTTED = re.compile(r"--([a-z_]+(?:\.[a-z_0-9]+)+)(?:=(.*))?", re.DOTALL)
+
+MODULE_COMMANDS = {
+    "eval": ("mathrl.evaluation_cli", "Evaluate a model on benchmarks."),
+    "judge": ("mathrl.judge", "Judge saved completions again, without a model."),
+    "compare": ("mathrl.compare", "Compare runs, or algorithms on one budget."),
+    "plan": ("mathrl.plan", "Predict the memory of a recipe and choose its budgets."),
+    "doctor": ("mathrl.doctor", "Say what is wrong with a run."),
+    "replay": ("mathrl.replay", "Recompute a saved batch's loss, gradient norm and metrics."),
+}
+"""Commands whose module has ``add_arguments(parser)`` and ``run(namespace) -> exit status``."""
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -37,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status: 0 fine, 2 something the user can put right, 130 interrupted."""
     try:
         words, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
-        args = _parser().parse_args(words)
+        args = _parser(words[0] if words else "").parse_args(words)
         if overrides and not getattr(args, "takes_overrides", False):
             raise UserError(f"mathrl {args.command} takes no --{overrides[0][0]}")
         args.overrides = overrides
@@ -87,7 +98,8 @@ def _is_flag(dotted: str) -> bool:
     return bool in {annotation, *get_args(annotation)}
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(chosen: str) -> argparse.ArgumentParser:
+    """All commands; the arguments of ``chosen`` alone are built where a module brings its own."""
     parser = _Parser(
         prog="mathrl",
         description="Reinforcement learning with verifiable rewards for mathematics.",
@@ -127,6 +139,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--plain", action="store_true", help="without comments")
 
+    for name, (module, text) in MODULE_COMMANDS.items():
+        sub = command(name, _run_module, text)
+        sub.set_defaults(module=module)
+        if chosen == name:
+            import_module(module).add_arguments(sub)
+
     sub = command("report", _report, "Write RUN/report.html again.")
     sub.add_argument("run_dir", type=Path, metavar="RUN")
     sub = command(
@@ -143,6 +161,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--max-steps", type=int, default=3)
     sub.add_argument("--max-operand", type=int, default=10)
     return parser
+
+
+def _run_module(args: argparse.Namespace) -> int | None:
+    result: int | None = import_module(args.module).run(args)
+    return result
 
 
 def _train(args: argparse.Namespace) -> int:

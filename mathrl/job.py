@@ -1,4 +1,4 @@
-"""The main job: problems -> reference -> evaluation -> reinforcement -> evaluation -> report, in one run folder.
+"""The main job: problems -> reference -> evaluation -> reinforcement -> evaluation -> report.
 
 Every stage leaves its result in the folder and is skipped when it is found there: a run goes on where it
 stopped, and ends as it would have without the interruption.
@@ -75,9 +75,9 @@ def _announce(console: Console, plan: Plan) -> None:
     updates = cfg.update.num_epochs * cfg.update.num_minibatches
     console.print(
         f"{cfg.recipe}: {plan.algorithm.name} on {plan.train.name} → {plan.folder.path}\n"
-        f"  {cfg.rollout.problems_per_step} problems × {cfg.rollout.group_size} completions = {per_step} completions "
-        f"a step, {updates} update{'s' * (updates > 1)} of {per_step // cfg.update.num_minibatches} each; "
-        f"{cfg.train.num_steps} steps"
+        f"  {cfg.rollout.problems_per_step} problems × {cfg.rollout.group_size} completions = {per_step} "
+        f"completions a step, {updates} update{'s' * (updates > 1)} of "
+        f"{per_step // cfg.update.num_minibatches} each; {cfg.train.num_steps} steps"
     )
     for problems in (plan.train, *plan.held_out.values()):
         skipped = (
@@ -147,13 +147,11 @@ class Run:
         return str(self.folder.reference)
 
     def _evaluate_all(self, when: str) -> dict[str, Evaluation]:
-        cfg = self.config.evaluate
-        return {
-            name: self._evaluate(
-                f"{name} {when}", name, cfg.num_problems, cfg.num_samples, f"{name}-{when}.jsonl"
-            )
-            for name in self.plan.held_out
-        }
+        cfg, found = self.config.evaluate, {}
+        for name in self.plan.held_out:
+            file = f"{when}.jsonl" if name == HELD_OUT else f"{name}_{when}.jsonl"
+            found[name] = self._evaluate(f"{name} {when}", name, cfg.num_problems, cfg.num_samples, file)
+        return found
 
     def _evaluate(self, title: str, name: str, n: int, num_samples: int, file: str = "") -> Evaluation:
         cfg = self.config
@@ -288,7 +286,7 @@ class Run:
 
     @contextmanager
     def _catch_interrupt(self) -> Iterator[None]:
-        """The first Ctrl-C (or SIGTERM) ends the loop after the step under way; a second one ends it at once."""
+        """The first Ctrl-C or SIGTERM ends the loop after the step under way; a second one at once."""
 
         def stop(signum: int, frame: Any) -> None:
             if self.interrupted:

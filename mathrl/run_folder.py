@@ -76,7 +76,9 @@ class RunFolder:
         if not self.path.exists() or not any(self.path.iterdir()):
             return
         if not self.config.is_file():
-            raise UserError(f"{self.path} exists and is not a run (no config.toml): choose another --run.name")
+            raise UserError(
+                f"{self.path} exists and is not a run (no config.toml): choose another --run.name"
+            )
         if overwrite:
             return
         if not resume:
@@ -84,13 +86,15 @@ class RunFolder:
                 f"the run folder {self.path} exists: go on with --resume, start anew with --overwrite, "
                 "or choose another --run.name"
             )
-        changed = {k: v for k, v in differences(config, load_config(self.config)).items() if k not in FREE_FIELDS}
+        changed = {
+            k: v for k, v in differences(config, load_config(self.config)).items() if k not in FREE_FIELDS
+        }
         if changed:
             field, (old, new) = next(iter(changed.items()))
             more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
             raise UserError(
-                f"the run in {self.path} was made with another configuration: {field} is {old!r} there and {new!r} "
-                f"here{more}; start anew with --overwrite or choose another --run.name"
+                f"the run in {self.path} was made with another configuration: {field} is {old!r} there and "
+                f"{new!r} here{more}; start anew with --overwrite or choose another --run.name"
             )
 
     def open(self, config: Config, *, overwrite: bool) -> None:

@@ -75,7 +75,6 @@ class Trainer:
                 reference=algorithm.needs_reference,
                 values=algorithm.needs_values,
                 micro_batch_tokens=cfg.update.micro_batch_tokens,
-                temperature=cfg.rollout.temperature,
             )
             batch = algorithm.advantages(batch, kl_coef=self.update.kl_coef)
         self.hooks.on_batch(index, batch)
@@ -99,7 +98,9 @@ class Trainer:
                     problems,
                     cfg.rollout.group_size,
                     seed=derive_seed(cfg.run.seed, "rollout", index),
-                    on_completion=lambda p, _, completion, asked=problems: self.rewards.submit(asked[p], completion),
+                    on_completion=lambda p, _, completion, asked=problems: self.rewards.submit(
+                        asked[p], completion
+                    ),
                 )
             with clock("verify"):  # a hung answer costs one worker, not the run
                 scored = judged(self.rewards.score(sampled))
@@ -108,7 +109,9 @@ class Trainer:
             if len(selected) >= wanted:
                 break
         if not groups:
-            raise UserError(f"step {index + 1}: no reference of this step's problems can be read by its verifier")
+            raise UserError(
+                f"step {index + 1}: no reference of this step's problems can be read by its verifier"
+            )
         return groups, selected[:wanted]
 
     def _update(self, batch: Batch, groups: Sequence[Group], index: int) -> Metrics:

@@ -9,7 +9,9 @@ from mathrl.types import Completion, Group, Problem, Score, derive_seed
 
 def make_group(name: str, prompt: list[int], lengths: list[int]) -> Group:
     completions = tuple(
-        Completion(tuple(range(1, n + 1)), "", "stop" if n < 9 else "length", tuple(-0.5 * t for t in range(n)))
+        Completion(
+            tuple(range(1, n + 1)), "", "stop" if n < 9 else "length", tuple(-0.5 * t for t in range(n))
+        )
         for n in lengths
     )
     scores = tuple(Score(float(n), "correct") for n in lengths)

@@ -23,7 +23,8 @@ def test_overrides_win_over_the_file(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text("[update]\nlearning_rate = 0.5\nnum_epochs = 2\n")
     config = load_recipe(str(path), [("update.learning_rate", "1e-4"), ("algorithm.kl_coef", "0.25")])
-    assert (config.update.learning_rate, config.update.num_epochs, config.algorithm.kl_coef) == (1e-4, 2, 0.25)
+    update = config.update
+    assert (update.learning_rate, update.num_epochs, config.algorithm.kl_coef) == (1e-4, 2, 0.25)
     changed = differences(config, Config(recipe="mine"))
     assert changed == {
         "update.learning_rate": (2e-3, 1e-4),
