@@ -17,7 +17,8 @@ def _lora_linears(model: nn.Module) -> list[Any]:
     layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
     for layer in layers:
         base = layer.get_base_layer()
-        plain = isinstance(base, nn.Linear) and not getattr(layer, "lora_variant", None)
+        extras = layer.lora_variant or any(layer.lora_bias.values()) or layer.fan_in_fan_out
+        plain = type(base) is nn.Linear and not extras
         # in half precision the sum would round small deltas away
         if not plain or base.weight.dtype != torch.float32 or layer.merged or layer.disable_adapters:
             return []
@@ -39,10 +40,11 @@ def folded_adapter(model: nn.Module) -> Iterator[bool]:
         for layer in layers:
             base = layer.get_base_layer()
             weight = base.weight
+            names = [name for name in layer.active_adapters if name in layer.lora_A]
             with torch.no_grad():
-                total = weight + sum(layer.get_delta_weight(name) for name in layer.active_adapters)
+                total = weight + sum(layer.get_delta_weight(name) for name in names)
             base.weight = nn.Parameter(total, requires_grad=False)
-            layer.merged_adapters.extend(layer.active_adapters)
+            layer.merged_adapters.extend(names)
             set_aside.append((layer, base, weight))
         yield bool(layers)
     finally:
