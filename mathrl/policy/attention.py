@@ -88,10 +88,11 @@ class Varlen:
         if self.key_index is not None:
             key, value = gather(key, self.key_index), gather(value, self.key_index)
         # (-1, 0): causal, aligned at the end, so that the first own token sees the whole prompt
-        return varlen.varlen_attn(
+        out: Tensor = varlen.varlen_attn(  # type: ignore[assignment]
             query, key, value, self.query_offsets, self.key_offsets, self.max_query, self.max_key,
             scale=scale, window_size=(-1, 0), **_GQA,
         )  # fmt: skip
+        return out
 
 
 def _round_up(length: int) -> int:

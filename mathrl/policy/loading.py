@@ -16,6 +16,7 @@ from mathrl.policy.trunk import why_not_packed
 from mathrl.types import derive_seed
 
 ADAPTER = "default"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 
 def resolve_device(run: RunConfig) -> torch.device:
@@ -44,6 +45,12 @@ def load_tokenizer(path: str) -> Any:
     Raises:
         UserError: there is none, or it has no end-of-sequence token.
     """
+    folder = Path(path)
+    if folder.is_dir() and not any((folder / name).exists() for name in TOKENIZER_FILES):
+        # transformers would make an empty tokenizer of the architecture's usual class
+        raise UserError(
+            f"no tokenizer in {path!r}: none of {', '.join(TOKENIZER_FILES)}; save one beside the model"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:
@@ -114,10 +121,20 @@ def add_adapter(base: Any, lora: LoraSection, seed: int) -> PeftModel:
 
 
 def load_policy_parts(path: str, config: Config) -> tuple[PeftModel, Any]:
-    """(base with adapter, tokenizer) of a recipe."""
+    """(base with adapter, tokenizer) of a recipe.
+
+    Raises:
+        UserError: as the loaders above; or the tokenizer knows more tokens than the model has embeddings.
+    """
     device = resolve_device(config.run)
     base = load_base(path, device, resolve_dtype(config.model, device))
-    return add_adapter(base, config.lora, config.run.seed), load_tokenizer(path)
+    tokenizer = load_tokenizer(path)
+    rows = base.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise UserError(
+            f"the tokenizer of {path!r} has {len(tokenizer)} tokens but the model embeds {rows}: they are no pair"
+        )
+    return add_adapter(base, config.lora, config.run.seed), tokenizer
 
 
 def _first_line(error: Exception) -> str:
