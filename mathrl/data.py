@@ -157,8 +157,8 @@ def load_problems(data: DataConfig, role: Role, seed: int) -> ProblemSet | None:
 def load_demonstrations(config: Config, side: Side) -> ProblemSet:
     """Problems with worked solutions for the supervised stage: to train on, or held out.
 
-    Generated ones follow the ``sft`` section and share no question with the reinforcement stage's. Others come
-    from ``sft.path``, or are the share ``data.sft_fraction`` of the training problems (all where it is 0).
+    Generated ones follow the ``sft`` section and share no question with the reinforcement stage's. Others
+    come from ``sft.path``, or are the share ``data.sft_fraction`` of the training problems (all where it is 0).
 
     Raises:
         UserError: as ``load_problems``; or no problem has a worked solution.

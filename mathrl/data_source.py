@@ -47,7 +47,7 @@ def read_file(path: str | Path) -> list[Row]:
 
 
 def read_hub(name: str, config: str, split: str) -> list[Row]:
-    """All rows of a split of a data set on the Hugging Face hub; of its local copy where that is out of reach.
+    """All rows of a split of a data set on the Hugging Face hub, or of its local copy without one.
 
     Raises:
         UserError: out of reach and there is no copy; or data set, configuration or split is unknown.
@@ -83,7 +83,7 @@ def hub_splits(name: str, config: str) -> list[str]:
 
 
 def get_field(row: Row, name: str, where: str) -> Any:
-    """The row's field. Raises UserError, with the place and the fields there are, where it is missing or null."""
+    """The row's field. Raises UserError, naming place and fields, where it is missing or null."""
     if row.get(name) is None:
         there = [key for key, value in row.items() if value is not None]
         raise UserError(

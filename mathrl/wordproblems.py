@@ -36,7 +36,7 @@ _DRILL_WORDS = {"+": "add {n}", "-": "subtract {n}", "*": "multiply by {n}", "/"
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """The sentences of one kind of story; {n} is the event's number, {name}, {friend} and {thing} are drawn."""
+    """The sentences of one kind of story; {n} is the number; name, friend and thing are drawn."""
 
     name: str
     start: str
@@ -186,8 +186,8 @@ def generate_problems(
         tries += 1
         if tries > 50 * num + 1000:
             raise UserError(
-                f"only {len(problems)} different word problems were found of {num} asked for: ask for fewer, or "
-                f"raise max_steps ({max_steps}) or max_operand ({max_operand})"
+                f"only {len(problems)} different word problems were found of {num} asked for: ask for fewer, "
+                f"or raise max_steps ({max_steps}) or max_operand ({max_operand})"
             )
         problem = _draw(rng, rng.choice(scenes), steps[len(problems) % len(steps)], max_operand)
         if problem.question not in asked and side_of(problem) == side:
@@ -206,8 +206,8 @@ def write_problems(
     """
     if not (n >= 1 and 1 <= min_steps <= max_steps <= 3 and max_operand >= 2):
         raise UserError(
-            f"cannot generate {n} problems of {min_steps} to {max_steps} steps with operands up to {max_operand}: "
-            "n >= 1, 1 <= min-steps <= max-steps <= 3 and max-operand >= 2 are needed"
+            f"cannot generate {n} problems of {min_steps} to {max_steps} steps with operands up to "
+            f"{max_operand}: n >= 1, 1 <= min-steps <= max-steps <= 3 and max-operand >= 2 are needed"
         )
     problems = generate_problems(n, seed, min_steps=min_steps, max_steps=max_steps, max_operand=max_operand)
     lines = [
@@ -239,7 +239,7 @@ def generate_drills(num: int, seed: int, *, max_steps: int = 3, max_operand: int
 
 
 def side_of(problem: Problem) -> Side:
-    """The side a generated problem belongs to: a function of its template and numbers, not of the names in it."""
+    """The side a generated problem belongs to: decided by its template and numbers, not by the names in it."""
     key = derive_seed("side", str(problem.meta["template"]), str(problem.solution))
     return "held_out" if key % HELD_OUT_SHARE == 0 else "train"
 
@@ -265,7 +265,7 @@ def _draw(rng: random.Random, scene: Scene, num_steps: int, max_operand: int) ->
 
 
 def _chain(rng: random.Random, num_steps: int, max_operand: int) -> tuple[int, list[tuple[str, int]]]:
-    """A start number and ``num_steps`` operations whose every total is a whole number in [1, 10·max_operand]."""
+    """A start number and ``num_steps`` operations; each total is a whole number in [1, 10·max_operand]."""
     while True:
         start = total = rng.randint(2, max_operand)
         chain: list[tuple[str, int]] = []

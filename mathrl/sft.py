@@ -1,0 +1,226 @@
+"""The supervised stage: worked solutions -> the reference model, an ordinary transformers folder."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mathrl.config import Config, SftConfig
+from mathrl.data import ProblemStream, load_demonstrations
+from mathrl.data_rows import GENERATED
+from mathrl.errors import NonFiniteError, UserError
+from mathrl.policy.loading import load_base, load_tokenizer, resolve_device, resolve_dtype
+from mathrl.prompts import PromptTemplate, make_template
+from mathrl.run_folder import atomic
+from mathrl.scratch import build_base
+from mathrl.sft_loss import Example, SftLoss, encode_example
+from mathrl.types import Problem, derive_seed
+
+OnMetrics = Callable[[int, dict[str, float]], None]
+
+_MAX_HELD_OUT = 300
+
+
+@dataclass(frozen=True, slots=True)
+class SftResult:
+    """How the supervised stage went; the numbers are of held-out worked solutions."""
+
+    steps: int
+    tokens: int  # trained on, prompts included
+    seconds: float
+    held_out_loss: float  # nats a completion token
+    held_out_exact: float  # share of solutions that greedy decoding would reproduce token by token
+    reached_target: bool
+
+
+def train_reference(
+    config: Config,
+    out_dir: Path,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    on_metrics: OnMetrics | None = None,
+) -> SftResult:
+    """Train the base on worked solutions and save it with its tokenizer in ``out_dir``, whole or not at all.
+
+    The base is ``model.path``, or is built from scratch. Training ends after ``sft.max_train_steps``, or as
+    soon as ``sft.target_accuracy`` of the held-out solutions would be reproduced by greedy decoding; the
+    ``sft.direct_answer_steps`` come after that. Equal seeds give equal weights (but for ``sft.max_seconds``).
+
+    Args:
+        progress: called as (steps done, steps at most).
+        on_metrics: called as (step, metrics) every ``sft.eval_every_steps``.
+
+    Raises:
+        UserError: no worked solutions, or a base that cannot be loaded; nothing is written then.
+    """
+    start = time.monotonic()
+    train = load_demonstrations(config, "train")
+    model, tokenizer = _base(config, train.problems)
+    template = make_template(config, tokenizer)
+    held_out = load_demonstrations(config, "held_out").problems[:_MAX_HELD_OUT]
+    stage = _Stage(config, model, template, train.problems, held_out, progress, on_metrics)
+    stage.run(start)
+    with atomic(out_dir) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return SftResult(
+        stage.step,
+        stage.tokens,
+        time.monotonic() - start,
+        stage.metrics.get("sft/held_out_loss", math.nan),
+        stage.metrics.get("sft/held_out_exact", math.nan),
+        stage.reached_target,
+    )
+
+
+class _Stage:
+    """The loop and what it works on."""
+
+    def __init__(
+        self,
+        config: Config,
+        model: Any,
+        template: PromptTemplate,
+        problems: Sequence[Problem],
+        held_out: Sequence[Problem],
+        progress: Callable[[int, int], None] | None,
+        on_metrics: OnMetrics | None,
+    ) -> None:
+        self.sft, self.template, self.progress, self.on_metrics = config.sft, template, progress, on_metrics
+        self.loss = SftLoss(model, config.sft.prompt_loss_weight)
+        self.optimizer = _Masters(model, config.sft)
+        seed = derive_seed(config.run.seed, "sft")
+        self.stream = ProblemStream(problems, seed)
+        self.rng = random.Random(seed)
+        self.pending: Example | None = None
+        self.held_out = [encode_example(template, p) for p in held_out]
+        self.context: int = getattr(model.config, "max_position_embeddings", 0) or 2**31
+        self.step, self.tokens, self.reached_target = 0, 0, False
+        self.metrics: dict[str, float] = {}
+
+    def run(self, start: float) -> None:
+        sft = self.sft
+        deadline = start + sft.max_seconds if sft.max_seconds else math.inf
+        most = sft.max_train_steps + sft.direct_answer_steps
+        early = sft.direct_answer_fraction if not sft.direct_answer_steps else 0.0
+        while self.step < sft.max_train_steps and time.monotonic() < deadline and not self.reached_target:
+            self._train(early, sft.learning_rate * schedule(self.step, sft), most)
+            if self.step % sft.eval_every_steps == 0 or self.step == sft.max_train_steps:
+                self._evaluate()
+                reached = self.metrics.get("sft/held_out_exact", 0.0)
+                self.reached_target = 0 < sft.target_accuracy <= reached
+        peak = sft.learning_rate * schedule(self.step - 1, sft)
+        for done in range(sft.direct_answer_steps):
+            self._train(sft.direct_answer_fraction, peak * (1 - done / sft.direct_answer_steps), most)
+        if self.progress:
+            self.progress(most, most)
+
+    def _train(self, direct_fraction: float, learning_rate: float, most: int) -> None:
+        examples = self._take(direct_fraction)
+        loss = self.loss(examples)
+        self.metrics["sft/loss"] = loss.item()
+        if not math.isfinite(self.metrics["sft/loss"]):
+            raise NonFiniteError(
+                f"the SFT loss is not finite at step {self.step + 1}: lower sft.learning_rate"
+            )
+        loss.backward()
+        self.metrics["sft/grad_norm"] = self.optimizer.step(learning_rate)
+        self.metrics["sft/learning_rate"] = learning_rate
+        self.step += 1
+        self.tokens += sum(e.num_tokens for e in examples)
+        if self.progress:
+            self.progress(self.step, most)
+
+    def _take(self, direct_fraction: float) -> list[Example]:
+        """The next examples, up to ``sft.batch_tokens`` tokens; one at least."""
+        examples: list[Example] = []
+        room = self.sft.batch_tokens
+        while True:
+            example = self.pending or self._next(direct_fraction)
+            room -= example.num_tokens
+            if room < 0 and examples:
+                self.pending = example
+                return examples
+            self.pending = None
+            examples.append(example)
+
+    def _next(self, direct_fraction: float) -> Example:
+        problem = self.stream.take(1)[0]
+        example = encode_example(self.template, problem, direct=self.rng.random() < direct_fraction)
+        if example.num_tokens > self.context:
+            raise UserError(
+                f"{problem.id} has {example.num_tokens} tokens with its worked solution and the model reads "
+                f"{self.context}: leave long problems out, or take a model with a longer context"
+            )
+        return example
+
+    def _evaluate(self) -> None:
+        if self.held_out:
+            loss, exact = self.loss.held_out(self.held_out, self.sft.batch_tokens)
+            self.metrics |= {"sft/held_out_loss": loss, "sft/held_out_exact": exact}
+        if self.on_metrics:
+            self.on_metrics(self.step, dict(self.metrics))
+
+
+class _Masters:
+    """AdamW on float32 masters of the model's weights: steps of 1e-6 would vanish in bfloat16."""
+
+    def __init__(self, model: Any, sft: SftConfig) -> None:
+        self.weights = [p for p in model.parameters() if p.requires_grad]
+        self.masters = [p if p.dtype == torch.float32 else p.detach().float() for p in self.weights]
+        self.max_grad_norm = sft.max_grad_norm
+        decayed = [m for m in self.masters if m.dim() >= 2]  # norms and biases are not decayed
+        others = [m for m in self.masters if m.dim() < 2]
+        self.adamw = torch.optim.AdamW(
+            [
+                {"params": decayed, "weight_decay": sft.weight_decay},
+                {"params": others, "weight_decay": 0.0},
+            ],
+            betas=(0.9, 0.95),
+            fused=True,
+        )
+
+    def step(self, learning_rate: float) -> float:
+        """Clip, step, clear the gradients; returns their norm before clipping."""
+        for weight, master in zip(self.weights, self.masters, strict=True):
+            if master is not weight and weight.grad is not None:
+                master.grad, weight.grad = weight.grad.float(), None
+        norm = torch.nn.utils.clip_grad_norm_(self.masters, self.max_grad_norm)
+        for group in self.adamw.param_groups:
+            group["lr"] = learning_rate
+        self.adamw.step()
+        self.adamw.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for weight, master in zip(self.weights, self.masters, strict=True):
+                if master is not weight:
+                    weight.copy_(master)
+        return norm.item()
+
+
+def schedule(step: int, sft: SftConfig) -> float:
+    """Factor of the learning rate at a step counted from 0: linear warm-up, then cosine to 0 at max_train_steps."""
+    warmup = max(1, round(sft.warmup_fraction * sft.max_train_steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, sft.max_train_steps - warmup)))
+
+
+def _base(config: Config, problems: Sequence[Problem]) -> tuple[Any, Any]:
+    """The model to train, its weights trainable, and its tokenizer."""
+    device = resolve_device(config.run)
+    dtype = resolve_dtype(config.model, device)
+    if config.model.path:
+        model, tokenizer = load_base(config.model.path, device, dtype), load_tokenizer(config.model.path)
+        return model.requires_grad_(True), tokenizer
+    texts = None
+    if config.data.path or config.data.source != GENERATED:
+        texts = [f"Question: {p.question}\nAnswer: {p.solution}" for p in problems]
+    model, tokenizer = build_base(config.model, config.run.seed, texts)
+    return model.to(device, dtype).eval(), tokenizer
