@@ -129,6 +129,15 @@ class Algorithm:
         kl = KL_ESTIMATORS[self.kl_estimator](batch.old_logprobs, batch.ref_logprobs, self.kl_knee)
         return torch.where(batch.loss_mask, kl_coef * kl, 0.0).to(batch.rewards.dtype)
 
+    def reward_metrics(self, batch: Batch, kl_coef: float) -> dict[str, float]:
+        """Means a completion of what the algorithm itself adds to the rewards."""
+        metrics = {}
+        if self.overlong_buffer:
+            metrics["reward/overlong"] = float(self.overlong(batch).mean())
+        if self.kl_place == "reward" and kl_coef > 0:
+            metrics["reward/kl"] = -float(self.kl_penalty(batch, kl_coef).sum(1).mean())
+        return metrics
+
     def _whitened(self, advantages: Tensor, mask: Tensor) -> Tensor:
         return whiten(advantages, mask, sum_ranks) if self.whiten_advantages else advantages
 

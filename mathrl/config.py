@@ -135,6 +135,9 @@ class SftConfig(Section):
         0.0,
         description="share of examples whose solution is only the answer: plants the habit GRPO must unlearn",
     )
+    direct_answer_steps: int = Field(
+        0, ge=0, description="last steps, after the target, that have such examples; 0: all steps have them"
+    )
 
 
 class RolloutConfig(Section):
@@ -205,11 +208,12 @@ class AlgorithmConfig(Section):
     value_clip: float = Field(0.2, gt=0.0, description="clip of the value update (PPO)")
     value_rank: int = Field(8, ge=1, le=256, description="LoRA rank of the value model")
     value_learning_rate: float = Field(1e-3, gt=0.0, description="learning rate of the value model")
+    value_epochs: int = Field(1, ge=1, description="passes of the value model over a rollout")
     value_warmup_steps: int = Field(0, ge=0, description="steps that train the value model alone")
     trust_region_kl: float = Field(0.01, gt=0.0, description="delta: nats a token a TRPO step may move")
     cg_iterations: int = Field(10, ge=1, description="conjugate gradient iterations")
     cg_damping: float = Field(0.1, ge=0.0, description="added to the Fisher product")
-    line_search_steps: int = Field(10, ge=1, description="halvings tried before the old weights are kept")
+    line_search_steps: int = Field(10, ge=1, description="shrinkages (x 0.8) tried before the old weights are kept")
     fisher_fraction: float = Field(
         1.0, gt=0.0, le=1.0, description="share of the completions in Fisher products"
     )

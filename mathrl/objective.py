@@ -1,4 +1,4 @@
-"""The first-order loss of some rows of a batch, and what is measured on the way.
+"""The loss of some rows of a batch, its gradient, and what is measured on the way.
 
 A loss is a sum over rows whose weights were fixed for the whole minibatch, over all ranks, before the first
 backward: however the rows are cut into micro-batches, the losses and gradients add up to the same numbers.
@@ -6,13 +6,18 @@ backward: however the rows are cut into micro-batches, the losses and gradients 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mathrl.algorithms import Algorithm
+from mathrl.batch import micro_batches
+from mathrl.config import Config
 from mathrl.distributed import max_ranks, sum_ranks
+from mathrl.errors import NonFiniteError
 from mathrl.losses import (
     AGGREGATIONS,
     KL_ESTIMATORS,
@@ -27,49 +32,113 @@ from mathrl.losses import (
 )
 from mathrl.types import Batch, TokenOutputs
 
+if TYPE_CHECKING:
+    from mathrl.policy import Policy
 
-class Objective(NamedTuple):
+
+class KlController:
+    """Adapts the KL coefficient to hold a target, arXiv:1909.08593, section 2.2; gain 0.1 a step.
+
+    coef <- coef · (1 + 0.1 · clip(kl / target - 1, ±0.2)); target 0 keeps it fixed.
+    """
+
+    def __init__(self, coef: float, target: float):
+        self.coef, self.target = coef, target
+
+    def observe(self, kl: float) -> None:
+        if self.target > 0:
+            self.coef *= 1.0 + 0.1 * min(max(kl / self.target - 1.0, -0.2), 0.2)
+
+
+class RowLosses(NamedTuple):
     """The losses of the rows (they add up to the loss), and sums over their tokens for the metrics."""
 
-    row_losses: Tensor  # (B,), with gradient
+    losses: Tensor  # (B,), with gradient
     sums: dict[str, Tensor]  # scalars without gradient; names that end in "_max" are maxima
 
 
-def objective(
-    algorithm: Algorithm, batch: Batch, outputs: TokenOutputs, totals: Totals, kl_coef: float, correct: bool
-) -> Objective:
+class PolicyLoss:
     """-surrogate + kl_coef · KL(policy || reference), weighted by the algorithm's aggregation.
 
-    ``batch.old_logprobs`` None: the policy has not moved since it sampled, so old = current, no gradient.
-    ``correct`` weighs the surrogate (not the KL) by truncated importance weights sampler -> old policy.
+    Args:
+        correct: weigh the surrogate (not the KL) by truncated importance weights sampler -> old policy.
     """
-    assert batch.advantages is not None, "the batch has no advantages: call algorithm.advantages first"
-    mask = batch.loss_mask
-    logprobs = torch.where(mask, outputs.logprobs, 0.0)
-    current = logprobs.detach()
-    old = current if batch.old_logprobs is None else torch.where(mask, batch.old_logprobs, 0.0)
-    log_ratio = RATIOS[algorithm.ratio](logprobs, old, mask)
-    bounds = (algorithm.clip_low, algorithm.clip_high)
-    surrogate = SURROGATES[algorithm.surrogate](log_ratio, logprobs, batch.advantages, *bounds)
-    sums = _token_sums(algorithm, batch, log_ratio.detach(), current, old, mask)
-    if outputs.entropy is not None:
-        sums["entropy"] = torch.where(mask, outputs.entropy.detach(), 0.0).sum()
-    if batch.sampling_logprobs is not None:
-        sampled = torch.where(mask, batch.sampling_logprobs, 0.0)
-        sums |= _sync_sums(old - sampled, mask)
-        if correct:
-            surrogate = surrogate * truncated_weights(old, sampled, mask, algorithm.correction_cap)
-    loss = -surrogate
-    if batch.ref_logprobs is not None:
-        reference = torch.where(mask, batch.ref_logprobs, 0.0)
-        sums["kl_ref"] = kl_k3(current, reference, algorithm.kl_knee).sum()
-        sums["kl_knee_frac"] = (reference - current > algorithm.kl_knee).sum()
-        if algorithm.kl_place == "loss" and kl_coef > 0:
-            estimator = KL_ESTIMATORS[algorithm.kl_estimator]
-            loss = loss + kl_coef * estimator(logprobs, reference, algorithm.kl_knee)
-    limit = algorithm.max_completion_tokens
-    weights = AGGREGATIONS[algorithm.aggregation](mask, totals, limit, loss.dtype)
-    return Objective((weights * loss).sum(1), sums)
+
+    def __init__(self, config: Config, algorithm: Algorithm, *, correct: bool):
+        self.config, self.algorithm, self.correct = config, algorithm, correct
+        self.kl = KlController(algorithm.kl_coef, algorithm.kl_target)
+
+    def rows(self, batch: Batch, outputs: TokenOutputs, totals: Totals) -> RowLosses:
+        """The loss of every row.
+
+        ``batch.old_logprobs`` None: the policy has not moved since it sampled, so old = current, detached.
+        """
+        assert batch.advantages is not None, "the batch has no advantages: call algorithm.advantages first"
+        algorithm, mask = self.algorithm, batch.loss_mask
+        logprobs = torch.where(mask, outputs.logprobs, 0.0)
+        current = logprobs.detach()
+        old = current if batch.old_logprobs is None else torch.where(mask, batch.old_logprobs, 0.0)
+        log_ratio = RATIOS[algorithm.ratio](logprobs, old, mask)
+        bounds = (algorithm.clip_low, algorithm.clip_high)
+        surrogate = SURROGATES[algorithm.surrogate](log_ratio, logprobs, batch.advantages, *bounds)
+        sums = _token_sums(algorithm, batch, log_ratio.detach(), current, old, mask)
+        if outputs.entropy is not None:
+            sums["entropy"] = torch.where(mask, outputs.entropy.detach(), 0.0).sum()
+        if batch.sampling_logprobs is not None:
+            sampled = torch.where(mask, batch.sampling_logprobs, 0.0)
+            sums |= _sync_sums(old - sampled, mask)
+            if self.correct:
+                surrogate = surrogate * truncated_weights(old, sampled, mask, algorithm.correction_cap)
+        loss = -surrogate
+        if batch.ref_logprobs is not None:
+            reference = torch.where(mask, batch.ref_logprobs, 0.0)
+            sums["kl_ref"] = kl_k3(current, reference, algorithm.kl_knee).sum()
+            sums["kl_knee_frac"] = (reference - current > algorithm.kl_knee).sum()
+            if algorithm.kl_place == "loss" and self.kl.coef > 0:
+                estimator = KL_ESTIMATORS[algorithm.kl_estimator]
+                loss = loss + self.kl.coef * estimator(logprobs, reference, algorithm.kl_knee)
+        limit = algorithm.max_completion_tokens
+        weights = AGGREGATIONS[algorithm.aggregation](mask, totals, limit, loss.dtype)
+        return RowLosses((weights * loss).sum(1), sums)
+
+    def backward(self, policy: Policy, batch: Batch, meter: Meter, totals: Totals | None = None) -> Tensor:
+        """Add the gradient to the adapter's, a micro-batch at a time; this rank's share of the loss, float64.
+
+        ``totals`` None: those of the batch over all ranks.
+
+        Raises:
+            NonFiniteError: naming the rows of ``batch`` whose loss is not finite.
+        """
+        totals = totals or global_totals(batch)
+        loss = torch.zeros((), dtype=torch.float64, device=batch.loss_mask.device)
+        for rows in micro_batches(batch, self.config.update.micro_batch_tokens):
+            part = batch.rows(rows)
+            outputs = policy.logprobs(part, entropy=True, temperature=self.config.rollout.temperature)
+            losses, sums = self.rows(part, outputs, totals)
+            total = losses.sum()
+            if not torch.isfinite(total):
+                bad = (~losses.isfinite()).nonzero().flatten().tolist()
+                raise NonFiniteError("the loss is not finite", [int(rows[r]) for r in bad])
+            total.backward()
+            meter.add(sums)
+            loss += total.detach()
+        return loss
+
+
+@contextmanager
+def naming_rows(rows: Tensor) -> Iterator[None]:
+    """Inside, a NonFiniteError about rows of a minibatch becomes one about those rows of the batch."""
+    try:
+        yield
+    except NonFiniteError as error:
+        raise NonFiniteError(str(error), [int(rows[r]) for r in error.rows]) from error
+
+
+def global_totals(batch: Batch) -> Totals:
+    """Totals of the batch's loss over all ranks."""
+    own = Totals.of(batch.loss_mask)
+    both = sum_ranks(torch.tensor(own, dtype=torch.float64, device=batch.loss_mask.device))
+    return Totals(*both.tolist())
 
 
 def _token_sums(

@@ -1,4 +1,4 @@
-"""Update rules: (policy, batch) -> metrics. First order (AdamW) here; the trust region is in natural.py.
+"""Update rules: (policy, batch) -> metrics. First order (AdamW) here, TRPO in trust_region_update.py.
 
 The loss is divided by totals of the whole minibatch over all ranks, so micro-batches are only about memory.
 A loss or gradient that is not finite stops the run before the optimiser moves anything.
@@ -10,16 +10,18 @@ import math
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor
 
 from mathrl.algorithms import Algorithm
-from mathrl.batch import micro_batches, minibatches
+from mathrl.batch import minibatches
 from mathrl.config import Config
 from mathrl.distributed import sum_gradients, sum_ranks
 from mathrl.errors import NonFiniteError
 from mathrl.losses import Totals
-from mathrl.objective import Meter, objective
+from mathrl.objective import Meter, PolicyLoss, naming_rows
+from mathrl.policy.value import ValueModel
+from mathrl.trust_region_update import TrustRegion
 from mathrl.types import Batch, derive_seed
+from mathrl.value_update import ValueUpdate
 
 if TYPE_CHECKING:
     from mathrl.policy import Policy
@@ -28,7 +30,10 @@ if TYPE_CHECKING:
 class Update(Protocol):
     """One training step's change of the policy."""
 
-    kl_coef: float  # in force: adapted where algorithm.kl_target is set
+    @property
+    def kl_coef(self) -> float:
+        """The KL coefficient in force: it adapts where algorithm.kl_target is set."""
+        ...
 
     def __call__(self, policy: Policy, batch: Batch) -> dict[str, float]:
         """Change the policy once (or several times) on the batch.
@@ -43,18 +48,22 @@ class Update(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-class KlController:
-    """Adapts the KL coefficient to hold a target, arXiv:1909.08593, section 2.2; gain 0.1 a step.
+def make_update(config: Config, algorithm: Algorithm, policy: Policy, *, engine_exact: bool = True) -> Update:
+    """The algorithm's update rule on the policy's adapter, with a value model where it needs one.
 
-    coef <- coef · (1 + 0.1 · clip(kl / target - 1, ±0.2)); target 0 keeps it fixed.
+    ``engine_exact``: the engine's logprobs are the trainer's own, so by default nothing is corrected.
     """
-
-    def __init__(self, coef: float, target: float):
-        self.coef, self.target = coef, target
-
-    def observe(self, kl: float) -> None:
-        if self.target > 0:
-            self.coef *= 1.0 + 0.1 * min(max(kl / self.target - 1.0, -0.2), 0.2)
+    correct = not engine_exact if algorithm.correction is None else algorithm.correction
+    loss = PolicyLoss(config, algorithm, correct=correct)
+    critic = None
+    if algorithm.needs_values:
+        expected = 0.5 * (config.reward.correct + config.reward.wrong)
+        model = ValueModel(policy, config.algorithm.value_rank, config.run.seed, initial=expected)
+        critic = ValueUpdate(config, model)
+        policy.value_model = model
+    if algorithm.update_rule == "trust_region":
+        return TrustRegion(config, loss, policy, critic)
+    return FirstOrder(config, loss, policy, critic)
 
 
 def learning_rate(config: Config, step: int) -> float:
@@ -71,22 +80,12 @@ def learning_rate(config: Config, step: int) -> float:
     return cfg.learning_rate
 
 
-def make_update(config: Config, algorithm: Algorithm, policy: Policy, *, engine_exact: bool = True) -> Update:
-    """The algorithm's update rule with its optimiser on the policy's adapter.
-
-    ``engine_exact``: the engine's logprobs are the trainer's own, so by default nothing is corrected.
-    """
-    correct = not engine_exact if algorithm.correction is None else algorithm.correction
-    return FirstOrder(config, algorithm, policy, correct=correct)
-
-
 class FirstOrder:
     """AdamW on the adapter: num_epochs passes of num_minibatches steps, gradients clipped by their norm."""
 
-    def __init__(self, config: Config, algorithm: Algorithm, policy: Policy, *, correct: bool):
+    def __init__(self, config: Config, loss: PolicyLoss, policy: Policy, critic: ValueUpdate | None = None):
         cfg = config.update
-        self.config, self.algorithm, self.correct = config, algorithm, correct
-        self.kl = KlController(algorithm.kl_coef, algorithm.kl_target)
+        self.config, self.loss, self.critic = config, loss, critic
         self.parameters = list(policy.trainable_parameters())
         self.optimizer = torch.optim.AdamW(
             self.parameters,
@@ -99,123 +98,68 @@ class FirstOrder:
 
     @property
     def kl_coef(self) -> float:
-        return self.kl.coef
+        return self.loss.kl.coef
 
     def __call__(self, policy: Policy, batch: Batch) -> dict[str, float]:
         cfg = self.config.update
-        rate = learning_rate(self.config, self.num_calls)
+        metrics = self.loss.algorithm.reward_metrics(batch, self.kl_coef)
+        if self.critic:
+            metrics |= self.critic.learn(batch)
+        self.num_calls += 1
+        if self.critic and self.critic.alone:
+            return metrics
+        rate = learning_rate(self.config, self.num_calls - 1)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        shuffle = torch.Generator().manual_seed(
-            derive_seed(self.config.run.seed, "minibatches", self.num_calls)
-        )
-        meter, losses, norms = Meter(), [], []
+        seed = derive_seed(self.config.run.seed, "minibatches", self.num_calls)
+        shuffle = torch.Generator().manual_seed(seed)
+        meter, steps = Meter(), []
         for _ in range(cfg.num_epochs):
             for rows in minibatches(batch, cfg.num_minibatches, shuffle):
-                loss, norm = self._step(policy, batch, rows, meter)
-                losses.append(loss)
-                norms.append(norm)
-        self.num_calls += 1
-        metrics = meter.metrics()
-        metrics["policy/loss"] = sum(losses) / len(losses)
-        metrics["policy/grad_norm"] = sum(norms) / len(norms)
+                with naming_rows(rows):
+                    steps.append(self._step(policy, batch.rows(rows), meter))
+        metrics |= meter.metrics() | {n: sum(s[n] for s in steps) / len(steps) for n in steps[0]}
         metrics["policy/learning_rate"] = rate
-        if self.algorithm.kl_coef > 0:
-            metrics["policy/kl_coef"] = self.kl.coef
-            self.kl.observe(metrics["policy/kl_ref"])
+        if self.loss.algorithm.kl_coef > 0:
+            metrics["policy/kl_coef"] = self.kl_coef
+            self.loss.kl.observe(metrics["policy/kl_ref"])
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "optimizer": self.optimizer.state_dict(),
             "num_calls": self.num_calls,
-            "kl_coef": self.kl.coef,
+            "kl_coef": self.kl_coef,
+            "critic": self.critic.state_dict() if self.critic else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
         self.num_calls = state["num_calls"]
-        self.kl.coef = state["kl_coef"]
+        self.loss.kl.coef = state["kl_coef"]
+        if self.critic:
+            self.critic.load_state_dict(state["critic"])
 
-    def _step(self, policy: Policy, batch: Batch, rows: Tensor, meter: Meter) -> tuple[float, float]:
-        """One optimiser step on these rows: their loss, and the gradient's norm before clipping."""
-        minibatch = batch.rows(rows)
+    def _step(self, policy: Policy, batch: Batch, meter: Meter) -> dict[str, float]:
+        """One optimiser step on a minibatch."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss = accumulate_gradient(
-            policy,
-            minibatch,
-            self.algorithm,
-            self.config,
-            kl_coef=self.kl.coef,
-            correct=self.correct,
-            meter=meter,
-            row_names=rows,
-        )
+        loss = self.loss.backward(policy, batch, meter)
         sum_gradients(self.parameters)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.update.max_grad_norm))
         if not math.isfinite(norm):
-            bad = self._rows_to_blame(policy, minibatch)
+            bad = self._rows_to_blame(policy, batch)
             self.optimizer.zero_grad(set_to_none=True)
-            raise NonFiniteError("the gradient is not finite", [int(rows[r]) for r in bad])
+            raise NonFiniteError("the gradient is not finite", bad)
         self.optimizer.step()
-        return loss, norm
+        return {"policy/loss": float(sum_ranks(loss)), "policy/grad_norm": norm}
 
     def _rows_to_blame(self, policy: Policy, batch: Batch) -> list[int]:
         """Rows whose own gradient is not finite; one backward each, paid only when a run is about to stop."""
         bad = []
         for row in range(batch.num_completions):
             self.optimizer.zero_grad(set_to_none=True)
-            accumulate_gradient(
-                policy,
-                batch.rows([row]),
-                self.algorithm,
-                self.config,
-                kl_coef=self.kl.coef,
-                correct=self.correct,
-                meter=Meter(),
-                row_names=torch.tensor([row]),
-                totals=Totals(1.0, float(batch.lengths[row])),
-            )
+            own = batch.rows([row])
+            self.loss.backward(policy, own, Meter(), Totals.of(own.loss_mask))
             if not all(p.grad is None or bool(p.grad.isfinite().all()) for p in self.parameters):
                 bad.append(row)
         return bad
-
-
-def accumulate_gradient(
-    policy: Policy,
-    batch: Batch,
-    algorithm: Algorithm,
-    config: Config,
-    *,
-    kl_coef: float,
-    correct: bool,
-    meter: Meter,
-    row_names: Tensor,
-    totals: Totals | None = None,
-) -> float:
-    """Add the gradient of the batch's loss to the adapter's, a micro-batch at a time; the loss of all ranks.
-
-    Raises:
-        NonFiniteError: with the ``row_names`` of rows whose loss is not finite.
-    """
-    totals = totals or global_totals(batch)
-    loss = torch.zeros((), dtype=torch.float64, device=batch.loss_mask.device)
-    for rows in micro_batches(batch, config.update.micro_batch_tokens):
-        part = batch.rows(rows)
-        outputs = policy.logprobs(part, entropy=True, temperature=config.rollout.temperature)
-        row_losses, sums = objective(algorithm, part, outputs, totals, kl_coef, correct)
-        total = row_losses.sum()
-        if not torch.isfinite(total):
-            bad = (~row_losses.isfinite()).nonzero().flatten().tolist()
-            raise NonFiniteError("the loss is not finite", [int(row_names[rows[r]]) for r in bad])
-        total.backward()  # type: ignore[no-untyped-call]
-        meter.add(sums)
-        loss += total.detach()
-    return float(sum_ranks(loss))
-
-
-def global_totals(batch: Batch) -> Totals:
-    """Totals of the batch's loss over all ranks."""
-    own = Totals.of(batch.loss_mask)
-    both = sum_ranks(torch.tensor(own, dtype=torch.float64, device=batch.loss_mask.device))
-    return Totals(*both.tolist())

@@ -26,7 +26,7 @@ ORDER = [
         "hub",
         "run_folder",
     },
-    {"policy", "scratch", "rollout", "tracking", "checkpoint", "sentinel", "plan"},
+    {"policy", "scratch", "rollout", "tracking", "progress", "checkpoint", "sentinel", "plan"},
     {
         "objective",
         "update",
