@@ -132,7 +132,7 @@ def load_policy_parts(path: str, config: Config) -> tuple[PeftModel, Any]:
     rows = base.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise UserError(
-            f"the tokenizer of {path!r} has {len(tokenizer)} tokens but the model embeds {rows}: they are no pair"
+            f"the tokenizer of {path!r} has {len(tokenizer)} tokens but the model embeds {rows}: no pair"
         )
     return add_adapter(base, config.lora, config.run.seed), tokenizer
 

@@ -8,7 +8,7 @@ ordinary padded rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -59,11 +59,10 @@ class Trunk:
         self.fallback_reason = why_not_packed(base.config)
         self.share_prompts = share_prompts
         self.gradient_checkpointing = gradient_checkpointing
-        self._layers: list[Callable[..., Tensor]] = (
-            list(self.decoder.layers) if not self.fallback_reason else []
-        )
-        if compile_layers:
-            self._layers = [torch.compile(layer.forward, dynamic=True) for layer in self._layers]
+        layers: Iterable[Any] = () if self.fallback_reason else self.decoder.layers
+        self._layers: list[Callable[..., Tensor]] = [
+            torch.compile(layer.forward, dynamic=True) if compile_layers else layer for layer in layers
+        ]
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Layout]:
         """The hidden states that predict the n tokens that train: (n, D), and where each belongs."""

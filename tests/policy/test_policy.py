@@ -311,15 +311,29 @@ def test_capped_logits_are_refused():
 def test_what_cannot_be_loaded_is_one_sentence(make_policy, tmp_path, path, settings, words):
     folders = {name: tmp_path / name for name in ("empty", "model", "whole", "large")}
     folders["empty"].mkdir()
-    for name, size in (("model", 0), ("whole", 61), ("large", 99)):
+    for name, size in (("model", 0), ("whole", 50), ("large", 99)):
         make_policy().model.unload().save_pretrained(folders[name])
         if size:
-            words_only = Tokenizer(WordLevel({str(n): n for n in range(size)}, unk_token="0"))
-            fast = PreTrainedTokenizerFast(tokenizer_object=words_only, eos_token="1", unk_token="0")
-            fast.save_pretrained(folders[name])
+            save_tokenizer(folders[name], size)
     with pytest.raises(UserError, match=words) as caught:
         Policy.from_pretrained(path.format(**folders), Config(**settings))
     assert "\n" not in str(caught.value)
-    if not settings and path == "{large}":
-        policy = Policy.from_pretrained(folders["whole"], Config())
-        assert (policy.eos_id, policy.pad_id) == (1, 1)
+
+
+def save_tokenizer(folder: Path, size: int) -> None:
+    words = Tokenizer(WordLevel({str(n): n for n in range(size)}, unk_token="0"))
+    PreTrainedTokenizerFast(
+        tokenizer_object=words, eos_token="1", unk_token="0", pad_token="2"
+    ).save_pretrained(folder)
+
+
+def test_from_pretrained_reads_a_folder(make_policy, make_batch, tmp_path):
+    made = make_policy()
+    save_tokenizer(tmp_path, 50)
+    made.model.unload().save_pretrained(tmp_path)
+    policy = Policy.from_pretrained(tmp_path, Config(rollout={"temperature": 0.5}))
+    assert (policy.eos_id, policy.pad_id, policy.temperature, policy.version) == (1, 2, 0.5, 0)
+    batch = make_batch()
+    expected = make_policy().logprobs(batch, reference=True, temperature=0.5).logprobs
+    assert torch.equal(policy.logprobs(batch, reference=True).logprobs, expected)
+    assert torch.equal(policy.logprobs(batch).logprobs, expected)  # B of a fresh adapter is zero
