@@ -1,23 +1,39 @@
-"""The type is inferred from the reference."""
+"""The type is inferred from the reference: a choice, words, or any mathematics the grammar reads."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import re
+from typing import ClassVar
 
-from verifiers.base import AnswerType
-from verifiers.plain import PlainNumber, read_plain, same_plain
-from verifiers.text import Text
+from verifiers.answers import Answer, answers_equal, read
+from verifiers.base import AnswerType, ParseError
+from verifiers.choice import Choice
+from verifiers.number import spelled_number
+from verifiers.plain import read_plain
+from verifiers.text import normal_words
+
+_CHOICE_REFERENCE = re.compile(r"\\text(?:bf|rm)?\{\s*\(?[A-J]\)?\s*\}|\(?[A-J]\)?", re.ASCII)
 
 
 class Auto(AnswerType):
-    """Numbers by value, everything else by its words."""
+    """Any answer; a reference that is one letter A to J is a multiple choice."""
 
     name: ClassVar[str] = "auto"
 
-    def parse(self, text: str) -> Any:
-        return read_plain(text) or Text().parse(text)
+    def parse(self, text: str) -> Answer:
+        """Read any answer. Raises `ParseError` where it is neither mathematics within the bounds nor words."""
+        spelled = spelled_number(text)
+        return read(text if spelled is None else str(spelled))
 
-    def equal(self, reference: Any, given: Any) -> bool:
-        if isinstance(reference, PlainNumber) and isinstance(given, PlainNumber):
-            return same_plain(reference, given)
-        return bool(reference == given)
+    def equal(self, reference: Answer, given: Answer) -> bool:
+        if answers_equal(reference, given):
+            return True
+        if _CHOICE_REFERENCE.fullmatch(reference.cleaned):
+            try:
+                return Choice().parse(reference.cleaned) == Choice().parse(given.cleaned)
+            except ParseError:
+                return False
+        return False
+
+
+__all__ = ["Auto", "normal_words", "read_plain"]

@@ -27,7 +27,7 @@ from typing import Self
 
 from verifiers import registry
 from verifiers.base import Verdict
-from verifiers.extract import check_rule
+from verifiers.extract import extract as extract_answer
 from verifiers.fastpath import try_fast
 from verifiers.supervisor import Request, Supervisor, Task, TaskQueue
 
@@ -66,7 +66,7 @@ class VerifierPool:
             raise RuntimeError("a VerifierPool belongs to the process that made it; make one in each process")
         if not self._finalizer.alive:
             raise RuntimeError("this VerifierPool is closed; make a new one")
-        check_rule(request.extract)
+        extract_answer("", request.extract)  # raises for an unknown rule, before anything is queued
         task = Task(request, _name_for_workers(request.answer_type))
         verdict = try_fast(
             request.completion, request.answer, request.answer_type, request.extract, request.options

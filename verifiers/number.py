@@ -29,3 +29,42 @@ class Number(AnswerType):
 
     def equal(self, reference: PlainNumber, given: PlainNumber) -> bool:
         return same_plain(reference, given)
+
+_UNITS = {word: value for value, word in enumerate(
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen".split())}  # fmt: skip
+_TENS = {word: 10 * value for value, word in enumerate(
+    "twenty thirty forty fifty sixty seventy eighty ninety".split(), start=2)}  # fmt: skip
+_SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
+
+
+def spelled_number(text: str) -> int | None:
+    """The value of a number in English words ("twenty-one", "one hundred and five"); None for any other text.
+
+    Only a text that is nothing but one such number is read, so "one and two" is no number.
+    """
+    if len(text) > 100 or not text.strip(" .{}\\").isascii():
+        return None
+    words = re.sub(r"\\(?:text|mbox|textbf)\b|[{}.]", " ", text).replace("-", " ").lower().split()
+    if not words or any(w not in _UNITS and w not in _TENS and w not in _SCALES and w != "and" for w in words):
+        return None
+    total = current = 0
+    previous = ""
+    for word in words:
+        if word == "and":
+            if previous not in _SCALES:
+                return None
+        elif word in _SCALES:
+            if previous in ("", "and"):
+                return None
+            scale = _SCALES[word]
+            current *= scale
+            if scale > 100:
+                total, current = total + current, 0
+        else:
+            value = _UNITS.get(word, _TENS.get(word, 0))
+            if previous in _UNITS or (previous in _TENS and not 1 <= value <= 9):
+                return None
+            current += value
+        previous = word
+    return None if previous == "and" else total + current

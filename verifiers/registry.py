@@ -21,8 +21,17 @@ _BUILT_IN = {
     "auto": "verifiers.auto:Auto",
     "boolean": "verifiers.text:Boolean",
     "choice": "verifiers.choice:Choice",
+    "equation": "verifiers.expression:Equation",
+    "expression": "verifiers.expression:Expression",
+    "interval": "verifiers.interval:Interval",
+    "list": "verifiers.collection:List",
+    "matrix": "verifiers.matrix:Matrix",
     "number": "verifiers.number:Number",
+    "set": "verifiers.collection:FiniteSet",
     "text": "verifiers.text:Text",
+    "time": "verifiers.measured:Time",
+    "tuple": "verifiers.collection:Tuple",
+    "units": "verifiers.measured:Units",
 }
 _registered: dict[str, AnswerType] = {}
 
@@ -68,8 +77,8 @@ def _load_path(path: str) -> AnswerType:
     module, _, class_name = path.partition(":")
     try:
         loaded = getattr(importlib.import_module(module), class_name)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise ValueError(f"cannot import answer type {path!r}: {error}") from None
+    except Exception as error:
+        raise ValueError(f"cannot import answer type {path!r}: {type(error).__name__}: {error}") from None
     return _instance(path, loaded)
 
 

@@ -1,7 +1,7 @@
-"""The child side of the pool: read chunks of requests, judge each one under limits, answer with one line each.
+"""The child side of the pool: read chunks of requests, judge each under limits, answer with one line each.
 
-Run as `python -c "from verifiers.worker import main; main()" TIMEOUT_S MEMORY_MB`, requests on stdin, verdicts on
-stdout. Both are lines of JSON: whatever happens to this process, its parent never unpickles what it says.
+Run as `python -c "from verifiers.worker import main; main()" TIMEOUT_S MEMORY_MB`. Requests come on stdin and
+verdicts go to stdout, both as lines of JSON: whatever happens here, the parent unpickles nothing.
 """
 
 from __future__ import annotations

@@ -1,0 +1,120 @@
+"""What the structured answer types share: a parsed answer, and its comparison."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from verifiers.base import AnswerType, ParseError
+from verifiers.compare import same, simplify
+from verifiers.evaluate import children
+from verifiers.grammar import parse
+from verifiers.grammar.clean import clean
+from verifiers.grammar.nodes import MAX_ITEMS, Group, Node, Num, Op, Sym
+from verifiers.relations import Inconsistent
+from verifiers.text import normal_words
+
+_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+_TEXT_COMMAND = re.compile(r"\\(?:text|mbox|mathrm|textbf|textit|operatorname)[a-z]*\s*\{")
+_DECIMAL_COMMA = re.compile(r"[-+]?(?:0,\d+|\d+,(?:\d{1,2}|\d{4,}))")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A parsed answer: its text without blanks, its words, and its tree (None for plain words)."""
+
+    key: str
+    words: str
+    node: Node | None
+    contradicts: bool = False
+    cleaned: str = field(default="", compare=False)
+
+
+def read(text: str) -> Answer:
+    """Read any answer. Raises `ParseError` where it is neither mathematics within the bounds nor words."""
+    cleaned = clean(text)
+    key = re.sub(r"\s+", "", cleaned)
+    words = normal_words(cleaned)
+    contradicts = False
+    node: Node | None = None
+    try:
+        node = parse(text)
+        if _is_prose(node):
+            node = None
+        else:
+            node = simplify(node)
+    except Inconsistent:
+        contradicts = True
+    except ParseError:
+        if not _reads_as_words(cleaned):
+            raise
+    except RecursionError:
+        raise ParseError("an answer nested too deeply") from None
+    return Answer(key, words, node, contradicts, cleaned)
+
+
+def _reads_as_words(cleaned: str) -> bool:
+    """Whether what the grammar refuses is still a phrase: words, and braces in balance."""
+    if len(cleaned) > 1000 or cleaned.count("{") != cleaned.count("}"):
+        return False
+    return bool(_TEXT_COMMAND.search(cleaned) or _WORD.search(cleaned))
+
+
+def _is_word(node: object) -> bool:
+    return isinstance(node, Sym) and node.name.startswith('"')
+
+
+def _is_prose(node: object) -> bool:
+    """Whether words stand inside an expression: then it is a phrase, and no product of its words."""
+    if isinstance(node, Op):
+        return any(_is_word(arg) or _is_prose(arg) for arg in node.args)
+    return any(_is_prose(part) for part in children(node))
+
+
+def answers_equal(reference: Answer, given: Answer) -> bool:
+    """Whether two answers are the same; the reference decides what is forgiven."""
+    if reference.contradicts or given.contradicts:
+        return reference.contradicts and reference.key == given.key
+    if reference.key == given.key:
+        return True
+    if reference.node is None or _is_word(reference.node):
+        return bool(reference.words) and (
+            reference.words == given.words or reference.words.replace(" ", "") == given.words.replace(" ", "")
+        )
+    if given.node is None:
+        return False
+    if same(reference.node, given.node):
+        return True
+    return _same_with_decimal_comma(reference, given)
+
+
+def _same_with_decimal_comma(reference: Answer, given: Answer) -> bool:
+    """1000,99 against 1000.99: two numbers would be no answer here, so the comma is a decimal one."""
+    for decimal, comma in ((reference, given), (given, reference)):
+        if isinstance(decimal.node, Num) and decimal.node.decimals and _DECIMAL_COMMA.fullmatch(comma.key):
+            return read(comma.key.replace(",", ".")).node == decimal.node
+    return False
+
+
+class Structured(AnswerType):
+    """A type whose answers the grammar reads; a subclass says in `accepts` which trees are of its kind."""
+
+    name = ""
+    wanted = "an answer"
+
+    def accepts(self, node: Node) -> bool:
+        """Whether a tree is an answer of this type."""
+        raise NotImplementedError
+
+    def parse(self, text: str) -> Answer:
+        """The answer. Raises `ParseError` for text that is not one of this type."""
+        answer = read(text)
+        if answer.node is None or not self.accepts(answer.node):
+            raise ParseError(f"expected {self.wanted}, got {text.strip()[:60]!r}")
+        return answer
+
+    def equal(self, reference: Answer, given: Answer) -> bool:
+        return answers_equal(reference, given)
+
+
+__all__ = ["MAX_ITEMS", "Answer", "Group", "Structured", "answers_equal", "read"]

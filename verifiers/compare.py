@@ -1,0 +1,270 @@
+"""Equality of whole answers: which kind meets which, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+from verifiers.grammar.nodes import Builder, Cases, Group, Matrix, Node, Num, Op, Quantity, Ratio, Rel, SetOp, Sym
+from verifiers.matrices import matrix_value
+from verifiers.realsets import is_set_like, real_set, sets_equal
+from verifiers.relations import labelled, labels_agree, reduce_chain, relations_equal
+from verifiers.scalars import scalars_equal, values_equal
+
+_BARE = frozenset({"", "or", "and"})
+_SET = "\\{\\}"
+_TUPLE = frozenset({"()", "langlerangle"})
+MAX_MATCHES = 10_000
+"""Comparisons for one unordered list; more are refused."""
+
+
+def simplify(node: Node) -> Node:
+    """Chains reduced, ± written out, nested bare lists of one item unwrapped. Raises `Inconsistent`."""
+    if isinstance(node, Rel):
+        node = reduce_chain(node)
+    if isinstance(node, Rel) and node.ops == ("=",) and _has_choice(node.sides[1]):
+        return Group("", tuple(Rel((node.sides[0], side), ("=",)) for side in both_signs(node.sides[1])))
+    if isinstance(node, Group):
+        items: list[Node] = []
+        for item in node.items:
+            simple = simplify(item)
+            if isinstance(simple, Group) and simple.brackets == "" and _has_choice_anywhere(item):
+                items.extend(simple.items)
+            else:
+                items.append(simple)
+        return Group(node.brackets, tuple(items))
+    if isinstance(node, Op) and _has_choice(node):
+        return Group("", both_signs(node))
+    matrix = matrix_value(node)
+    return node if matrix is None else matrix
+
+
+def _has_choice(node: Node) -> bool:
+    if isinstance(node, Op):
+        return node.name in ("pm", "mp") or any(_has_choice(arg) for arg in node.args)
+    return isinstance(node, Quantity) and _has_choice(node.value)
+
+
+def _has_choice_anywhere(node: Node) -> bool:
+    return any(_has_choice(side) for side in node.sides) if isinstance(node, Rel) else _has_choice(node)
+
+
+def both_signs(node: Node) -> tuple[Node, ...]:
+    """The two values of an expression with ±; all its ± go together, ∓ the other way."""
+    return tuple(_signed(node, upper) for upper in (True, False))
+
+
+def _signed(node: Node, upper: bool) -> Node:
+    if isinstance(node, Quantity):
+        return Quantity(_signed(node.value, upper), node.unit)
+    if not isinstance(node, Op):
+        return node
+    args = tuple(_signed(arg, upper) for arg in node.args)
+    if node.name in ("pm", "mp"):
+        return args[0] if (node.name == "pm") == upper else Op("neg", args)
+    return Op(node.name, args)
+
+
+def same(reference: Node, given: Node) -> bool:
+    """Whether a given answer is the reference; both must have gone through `simplify`."""
+    if reference == given:
+        return True
+    if is_set_like(reference) or is_set_like(given):
+        return _same_sets(reference, given)
+    if isinstance(reference, Rel) or isinstance(given, Rel):
+        return _same_relations(reference, given)
+    if isinstance(reference, Group) or isinstance(given, Group):
+        return _same_groups(reference, given)
+    if isinstance(reference, Matrix) or isinstance(given, Matrix):
+        return isinstance(reference, Matrix) and isinstance(given, Matrix) and _same_matrices(reference, given)
+    if isinstance(reference, Ratio) or isinstance(given, Ratio):
+        return _same_ratios(reference, given)
+    if isinstance(reference, Cases) or isinstance(given, Cases):
+        return isinstance(reference, Cases) and isinstance(given, Cases) and _same_cases(reference, given)
+    return scalars_equal(reference, given)
+
+
+def _same_sets(reference: Node, given: Node) -> bool:
+    """Sets of reals where both sides can be worked out; otherwise the same relation or the same operands."""
+    if isinstance(reference, Rel) and isinstance(given, Rel) and reference.ops != ("in",) != given.ops:
+        if relations_equal(reference, given):
+            return True
+        if _names_differ(reference, given):
+            return False
+    ours, theirs = real_set(_without_membership(reference)), real_set(_without_membership(given))
+    if ours is not None and theirs is not None:
+        return sets_equal(ours, theirs)
+    if isinstance(reference, SetOp) and isinstance(given, SetOp) and reference.name == given.name:
+        if reference.name == "difference":
+            return len(reference.args) == len(given.args) and all(map(same, reference.args, given.args))
+        return _same_unordered(reference.args, given.args)
+    if isinstance(reference, Group) and isinstance(given, Group) and reference.brackets == given.brackets:
+        return len(reference.items) == len(given.items) and all(map(same, reference.items, given.items))
+    if isinstance(reference, Builder) and isinstance(given, Builder):
+        return values_equal(reference.element, given.element) and _same_unordered(
+            reference.conditions, given.conditions
+        )
+    return False
+
+
+def _names_differ(reference: Rel, given: Rel) -> bool:
+    ours = {side.name for side in reference.sides if isinstance(side, Sym)}
+    theirs = {side.name for side in given.sides if isinstance(side, Sym)}
+    return bool(ours and theirs and not ours & theirs)
+
+
+def _without_membership(node: Node) -> Node:
+    """x = {1, 2} and x in [1, 2] name the same set as their right sides do."""
+    pair = labelled(node)
+    return node if pair is None else pair[1]
+
+
+def _same_relations(reference: Node, given: Node) -> bool:
+    ours, theirs = labelled(reference), labelled(given)
+    if isinstance(reference, Rel) and isinstance(given, Rel):
+        if ours and theirs:
+            if labels_agree(ours[0], theirs[0]):
+                return same(ours[1], theirs[1]) or relations_equal(reference, given)
+            if isinstance(ours[0], Group) or isinstance(theirs[0], Group):
+                return False
+        return relations_equal(reference, given)
+    if ours is not None and not isinstance(given, Rel):
+        if isinstance(given, Group) and given.brackets in _BARE and isinstance(ours[0], Group):
+            return _same_labelled(_pairs(ours), [labelled(item) for item in given.items])
+        return same(ours[1], given)
+    if theirs is not None and not isinstance(reference, Rel):
+        if isinstance(reference, Group) and reference.brackets in _BARE and isinstance(theirs[0], Group):
+            return _same_labelled([labelled(item) for item in reference.items], _pairs(theirs))
+        return same(reference, theirs[1])
+    return False
+
+
+def _pairs(labelled_tuple: tuple[Node, Node]) -> list[tuple[Node, Node] | None]:
+    """(x, y) = (1, 2) as x = 1, y = 2."""
+    names, values = labelled_tuple
+    if isinstance(names, Group) and isinstance(values, Group) and len(names.items) == len(values.items):
+        return list(zip(names.items, values.items, strict=True))
+    return [None]
+
+
+def _same_labelled(
+    reference: Sequence[tuple[Node, Node] | None], given: Sequence[tuple[Node, Node] | None]
+) -> bool:
+    if len(reference) != len(given) or None in reference or None in given:
+        return False
+    rest = list(given)
+    for pair in reference:
+        for index, other in enumerate(rest):
+            if pair and other and labels_agree(pair[0], other[0]) and same(pair[1], other[1]):
+                del rest[index]
+                break
+        else:
+            return False
+    return True
+
+
+def _strip_labels(items: Sequence[Node]) -> tuple[list[Node], bool]:
+    """The values of a list, and whether its labels give the values their order (x = 1, y = 2)."""
+    pairs = [labelled(item) for item in items]
+    names = [pair[0] for pair in pairs if pair is not None]
+    if not names:
+        return list(items), False
+    values = [item if pair is None else pair[1] for item, pair in zip(items, pairs, strict=True)]
+    if all(labels_agree(names[0], name) for name in names):
+        return values, False
+    return values, len(names) == len(items)
+
+
+def _same_groups(reference: Node, given: Node) -> bool:
+    if not isinstance(reference, Group) or not isinstance(given, Group):
+        group, other = (reference, given) if isinstance(reference, Group) else (given, reference)
+        if isinstance(group, Group) and isinstance(other, Matrix) and group.brackets in _TUPLE:
+            flat = [cell for row in other.rows for cell in row]
+            vector = len(other.rows) == 1 or len(other.rows[0]) == 1
+            ours, theirs = (group.items, flat) if isinstance(reference, Group) else (flat, group.items)
+            return vector and len(flat) == len(group.items) and all(map(same, ours, theirs))
+        if isinstance(group, Group) and group.brackets == _SET and len(group.items) == 1:
+            return same(group.items[0], given) if group is reference else same(reference, group.items[0])
+        return False
+    ours, ordered_ours = _strip_labels(reference.items)
+    theirs, ordered_theirs = _strip_labels(given.items)
+    if ordered_ours and ordered_theirs:
+        return _same_labelled([labelled(item) for item in reference.items], [labelled(item) for item in given.items])
+    kinds = (reference.brackets, given.brackets)
+    if kinds == (_SET, _SET):
+        return all(any(same(a, b) for b in theirs) for a in ours) and all(
+            any(same(a, b) for a in ours) for b in theirs
+        )
+    if all(kind in _BARE or kind == _SET for kind in kinds) and not ordered_ours and not ordered_theirs:
+        return _same_unordered(ours, theirs)
+    if reference.brackets != given.brackets and not any(kind in _BARE for kind in kinds):
+        sizes = len(ours) == len(theirs) and len(ours) > 2
+        if not (sizes and _SET not in kinds) and not all(kind in _TUPLE for kind in kinds):
+            return False
+    if _SET in kinds:
+        return False
+    return len(ours) == len(theirs) and all(map(same, ours, theirs))
+
+
+def _same_unordered(reference: Sequence[Node], given: Sequence[Node]) -> bool:
+    """A one-to-one match of two lists, in any order."""
+    if len(reference) != len(given) or len(reference) * len(given) > MAX_MATCHES:
+        return False
+    rest = list(given)
+    for item in reference:
+        for index, other in enumerate(rest):
+            if same(item, other):
+                del rest[index]
+                break
+        else:
+            return False
+    return True
+
+
+def _same_matrices(reference: Matrix, given: Matrix) -> bool:
+    return len(reference.rows) == len(given.rows) and all(
+        len(ours) == len(theirs) and all(map(same, ours, theirs))
+        for ours, theirs in zip(reference.rows, given.rows, strict=True)
+    )
+
+
+def _same_ratios(reference: Node, given: Node) -> bool:
+    """Times digit for digit with the hours of am and pm; ratios up to a common factor; a : b also as a / b."""
+    if isinstance(reference, Ratio) and isinstance(given, Ratio):
+        ours, theirs = _minutes(reference), _minutes(given)
+        if ours is not None and theirs is not None:
+            if reference.suffix and given.suffix or not reference.suffix and not given.suffix:
+                return ours == theirs
+            # Without am or pm the clock's face decides; 20:34 can only be 8:34 pm.
+            return ours == theirs or (min(ours, theirs) < 720 and abs(ours - theirs) == 720)
+        if reference.suffix or given.suffix or len(reference.parts) != len(given.parts):
+            return False
+        first = zip(reference.parts, given.parts, strict=True)
+        a, b = reference.parts[0], given.parts[0]
+        return all(values_equal(Op("mul", (part, b)), Op("mul", (other, a))) for part, other in first)
+    ratio, other = (reference, given) if isinstance(reference, Ratio) else (given, reference)
+    if not isinstance(ratio, Ratio) or len(ratio.parts) != 2 or ratio.suffix or not isinstance(other, Op | Num):
+        return False
+    return values_equal(Op("div", ratio.parts), other)
+
+
+def _minutes(time: Ratio) -> int | None:
+    """Minutes since midnight of hh:mm, None where it can be no time of day."""
+    if len(time.digits) != 2 or not all(digit.isdigit() for digit in time.digits) or len(time.digits[1]) != 2:
+        return None
+    hours, minutes = int(time.digits[0][:4]), int(time.digits[1])
+    if hours > 24 or minutes > 59 or (time.suffix and hours > 12):
+        return None
+    if time.suffix:
+        hours = hours % 12 + (12 if time.suffix == "pm" else 0)
+    return hours * 60 + minutes
+
+
+def _same_cases(reference: Cases, given: Cases) -> bool:
+    return len(reference.rows) == len(given.rows) and all(
+        len(ours) == len(theirs) and all(map(same, ours, theirs))
+        for ours, theirs in zip(reference.rows, given.rows, strict=True)
+    )
+
+
+ONE = Num(Fraction(1))

@@ -1,0 +1,412 @@
+"""The parts of an expression that stand alone: numbers, symbols, functions, brackets, fractions, matrices."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from verifiers.base import ParseError
+from verifiers.grammar.lexer import END, Token
+from verifiers.grammar.nodes import (
+    MAX_DEPTH,
+    Big,
+    Builder,
+    Group,
+    Matrix,
+    Node,
+    Num,
+    Op,
+    Quantity,
+    Sym,
+)
+from verifiers.grammar.tables import environment
+from verifiers.text import normal_words
+
+_CLOSING = {"(": (")", "]"), "[": ("]", ")"), "\\{": ("\\}",), "langle": ("rangle",)}
+_BIG = frozenset({"sum", "prod", "int", "iint", "oint", "lim"})
+_STARTS = frozenset({"(", "[", "\\{", "{"})
+_CMD_STARTS = frozenset(
+    "frac dfrac tfrac cfrac sqrt binom dbinom tbinom lfloor lceil langle sum prod int iint oint lim boxed fbox "
+    "cancel underline phantom tag lvert".split()
+)
+_DELIMITED = {"lfloor": ("rfloor", "floor"), "lceil": ("rceil", "ceil"), "lvert": ("rvert", "abs")}
+_BASE_NAMES = {
+    "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
+    "twelve": 12, "sixteen": 16,
+}  # fmt: skip
+_MONEY = {"$": "dollar", "dollar": "dollar", "euro": "euro", "pounds": "pound_sterling", "yen": "yen"}
+MAX_BASE = 36
+
+
+def literal(text: str) -> Num:
+    """A number token: "12", "3.50", "1.5e-3", or whole|decimals|repeating digits."""
+    if "|" in text:
+        whole, head, cycle = text.split("|")
+        value = Fraction(int(whole + head), 10 ** len(head))
+        return Num(value + Fraction(int(cycle), (10 ** len(cycle) - 1) * 10 ** len(head)))
+    mantissa, _, exponent = text.replace("E", "e").partition("e")
+    whole, _, decimals = mantissa.partition(".")
+    value = Fraction(int((whole + decimals) or "0"), 10 ** len(decimals))
+    if exponent:
+        if abs(int(exponent)) > 1000:
+            raise ParseError(f"a power of ten as large as {exponent}")
+        value *= Fraction(10) ** int(exponent)
+        places = len(decimals) - int(exponent)
+        return Num(value, places if decimals and places > 0 else None)
+    return Num(value, len(decimals) if decimals else None)
+
+
+class AtomParser:
+    """A cursor over tokens and the atoms of the grammar; the operators are in `parser.Parser`."""
+
+    def __init__(self, tokens: list[Token]) -> None:
+        self.tokens = tokens
+        self.position = 0
+        self.depth = 0
+        self.abs_depth = 0
+        self.set_depth = 0
+
+    # Implemented by Parser.
+    def listing(self, brackets: str = "") -> Node:
+        raise NotImplementedError
+
+    def statement(self) -> Node:
+        raise NotImplementedError
+
+    def additive(self) -> Node:
+        raise NotImplementedError
+
+    def term(self) -> Node:
+        raise NotImplementedError
+
+    @property
+    def token(self) -> Token:
+        return self.tokens[self.position]
+
+    def advance(self) -> Token:
+        token = self.tokens[self.position]
+        if token is not END:
+            self.position += 1
+        return token
+
+    def accept(self, value: str) -> bool:
+        if self.token.value == value and self.token.kind in ("op", "cmd"):
+            self.position += 1
+            return True
+        return False
+
+    def expect(self, value: str) -> None:
+        if not self.accept(value):
+            found = "the end" if self.token is END else repr(self.token.value)
+            raise ParseError(f"expected {value!r} before {found}")
+
+    def enter(self) -> None:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise ParseError(f"more than {MAX_DEPTH} nested brackets")
+
+    def starts_factor(self, previous: Node) -> bool:
+        """Whether the next token continues a product without an operator."""
+        kind, value = self.token.kind, self.token.value
+        if kind in ("num", "fn"):
+            return True
+        if kind == "sym":
+            return not (value == "U" and isinstance(previous, Group))
+        if kind == "op":
+            if value == "|":
+                return not self.abs_depth and not self.set_depth
+            return value in _STARTS and not isinstance(previous, Group)
+        return kind == "cmd" and (value in _CMD_STARTS or value.startswith("begin:"))
+
+    def power(self) -> Node:
+        """An atom with its postfixes: factorials, powers, primes, percent and degree signs."""
+        self.enter()
+        node = self.atom()
+        while True:
+            if self.accept("!"):
+                node = Op("fact2" if self.accept("!") else "fact", (node,))
+            elif self.token.value == "^" and self.token.kind == "op":
+                self.advance()
+                node = self.raised(node)
+            elif self.accept("degree"):
+                node = self.degrees(node)
+            elif self.accept("%"):
+                node = Quantity(node, "%")
+            elif self.token.value == "'" and isinstance(node, Sym):
+                self.advance()
+                node = Sym(node.name + "'")
+            else:
+                break
+        self.depth -= 1
+        return node
+
+    def raised(self, base: Node) -> Node:
+        if self.token.value in ("circ", "degree") or (
+            self.token.value == "{" and self.tokens[self.position + 1].value in ("circ", "degree")
+        ):
+            braced = self.accept("{")
+            self.advance()
+            if braced:
+                self.expect("}")
+            return self.degrees(base)
+        if self.token.value == "prime":
+            self.advance()
+            return Sym(base.name + "'") if isinstance(base, Sym) else base
+        exponent = self.script()
+        if isinstance(exponent, Sym) and exponent.name in ('"th"', '"st"', '"nd"', '"rd"'):
+            return base
+        return Op("pow", (base, exponent))
+
+    def degrees(self, node: Node) -> Node:
+        """A value in degrees, of angle or of temperature where C or F follows."""
+        if self.token.kind == "sym" and self.token.value in ("C", "F") or self.token.value.strip() in ("C", "F"):
+            return Quantity(node, f"degree{self.advance().value.strip()}")
+        return Quantity(node, "degree")
+
+    def script(self) -> Node:
+        """What ^ or _ applies to: a brace group, or one signed atom."""
+        if self.token.value == "{" and self.token.kind == "op":
+            return self.braces()
+        negative = False
+        while self.token.value in ("-", "+") and self.token.kind == "op":
+            negative ^= self.advance().value == "-"
+        self.enter()
+        node = self.atom()
+        if self.token.value == "^" and self.token.kind == "op":
+            self.advance()
+            node = self.raised(node)
+        self.depth -= 1
+        return Op("neg", (node,)) if negative else node
+
+    def argument(self) -> Node:
+        """The argument of a TeX command: a brace group, or one digit or symbol."""
+        if self.token.kind == "num":
+            token = self.advance()
+            if len(token.value) > 1 and token.value.isdigit():
+                self.position -= 1
+                self.tokens[self.position] = Token("num", token.value[1:])
+            return literal(token.value[0] if token.value.isdigit() else token.value)
+        if self.token.value == "{" and self.token.kind == "op":
+            return self.braces()
+        return self.atom()
+
+    def braces(self) -> Node:
+        """`{...}` of TeX, which groups and is not seen; `{a \\over b}` and `{n \\choose k}` too."""
+        self.expect("{")
+        self.enter()
+        saved, self.abs_depth = self.abs_depth, 0
+        node = self.listing()
+        for name, operator in (("over", "div"), ("choose", "binom")):
+            if self.accept(name):
+                node = Op(operator, (node, self.listing()))
+        self.abs_depth = saved
+        self.depth -= 1
+        self.expect("}")
+        return node
+
+    def atom(self) -> Node:
+        token = self.token
+        kind, value = token.kind, token.value
+        if kind == "num":
+            self.advance()
+            return self.based(token)
+        if kind == "sym":
+            self.advance()
+            return self.subscripted(value)
+        if kind == "fn":
+            self.advance()
+            return self.function(value)
+        if kind in ("text", "word"):
+            return self.words()
+        if kind == "cmd":
+            return self.command(self.advance())
+        if kind == "op":
+            if value == "{":
+                return self.braces()
+            if value in ("(", "[", "\\{"):
+                return self.brackets(self.advance().value)
+            if value == "]":
+                self.advance()
+                return self.brackets("(", (("[", ")"), ("]", "]")))
+            if value == "|":
+                return self.absolute()
+            if value in _MONEY:
+                return self.command(self.advance())
+        raise ParseError("the answer breaks off" if token is END else f"cannot read {value!r} here")
+
+    def words(self) -> Node:
+        """Consecutive words are one name in quotation marks: never a product of letters."""
+        words: list[str] = []
+        while self.token.kind in ("text", "word"):
+            words.append(self.advance().value)
+        return Sym('"' + normal_words(" ".join(words)) + '"')
+
+    def based(self, token: Token) -> Node:
+        """A numeral, in the base of its subscript if it has one."""
+        if self.token.value != "_" or self.token.kind != "op":
+            return literal(token.value)
+        self.advance()
+        script = self.script()
+        base = script.value if isinstance(script, Num) else None
+        if isinstance(script, Sym):
+            base = Fraction(_BASE_NAMES.get(script.name.strip('"').removeprefix("base "), 0))
+        if base is None or base.denominator != 1 or not 2 <= base <= MAX_BASE or not token.value.isdigit():
+            raise ParseError("a subscript on a number that is not a base from 2 to 36")
+        try:
+            return Num(Fraction(int(token.value, int(base))))
+        except ValueError:
+            raise ParseError(f"{token.value} is no numeral of base {base}") from None
+
+    def subscripted(self, name: str) -> Node:
+        if self.token.value == "_" and self.token.kind == "op":
+            self.advance()
+            start = self.position
+            self.script()
+            script = "".join(part.value for part in self.tokens[start : self.position])
+            name = f"{name}_{script.strip('{}')}"
+        return Sym(name)
+
+    def function(self, name: str) -> Node:
+        r"""`\sin^2 x`, `\log_2 8`, `\sin(x)`, `\sin 2x`, `\sqrt 2`, `max(1, 2)`."""
+        base = exponent = None
+        while self.token.value in ("^", "_") and self.token.kind == "op":
+            if self.advance().value == "^":
+                exponent = self.script()
+            else:
+                base = self.script()
+        self.enter()
+        arguments = self.arguments()
+        self.depth -= 1
+        if isinstance(exponent, Num) and exponent.value == -1 and name in ("sin", "cos", "tan", "cot", "sec", "csc"):
+            name, exponent = f"arc{name}", None
+        node: Node
+        if name in ("sqrt", "cbrt"):
+            node = Op("root", (arguments[0], Num(Fraction(2 if name == "sqrt" else 3))))
+        elif name in ("factorial", "binomial"):
+            node = Op({"factorial": "fact", "binomial": "binom"}[name], tuple(arguments))
+        elif name == "lg":
+            node = Op("log", (arguments[0], Num(Fraction(10))))
+        elif base is not None:
+            node = Op("log" if name in ("log", "ln") else name, (*arguments, base))
+        elif name == "exp":
+            node = Op("pow", (Sym("e"), arguments[0]))
+        else:
+            node = Op(name, tuple(arguments))
+        return Op("pow", (node, exponent)) if exponent is not None else node
+
+    def arguments(self) -> list[Node]:
+        if self.token.kind == "op" and self.token.value in ("(", "[", "\\{"):
+            inner = self.brackets(self.advance().value)
+            return list(inner.items) if isinstance(inner, Group) else [inner]
+        if self.token.value == "{" and self.token.kind == "op":
+            inner = self.braces()
+            return list(inner.items) if isinstance(inner, Group) else [inner]
+        negative = self.accept("-")
+        factors = [self.power()]
+        while self.token.kind != "fn" and self.token.value != "(" and self.starts_factor(factors[-1]):
+            factors.append(self.power())
+        node = factors[0] if len(factors) == 1 else Op("mul", tuple(factors))
+        return [Op("neg", (node,)) if negative else node]
+
+    def brackets(self, opening: str, closers: tuple[tuple[str, str], ...] = ()) -> Node:
+        """A bracketed expression, tuple, interval, list or set; set-builder notation in braces."""
+        self.enter()
+        saved, self.abs_depth, self.set_depth = (self.abs_depth, self.set_depth), 0, int(opening == "\\{")
+        endings = dict(closers) or {close: close for close in _CLOSING[opening]}
+        if opening == "\\{" and self.accept("\\}"):
+            node: Node = Sym("emptyset")
+        else:
+            node = self.bracket_content(opening, endings)
+        self.abs_depth, self.set_depth = saved
+        self.depth -= 1
+        return node
+
+    def bracket_content(self, opening: str, endings: dict[str, str]) -> Node:
+        content = self.listing("list")
+        items = content.items if isinstance(content, Group) else (content,)
+        if opening == "\\{" and self.token.value in ("|", ":") and len(items) == 1:
+            self.advance()
+            self.set_depth = 0
+            conditions = self.listing("list")
+            self.expect("\\}")
+            return Builder(items[0], conditions.items if isinstance(conditions, Group) else (conditions,))
+        if opening == "\\{" and len(items) == 1 and isinstance(items[0], Group | Matrix):
+            # \left\{ \begin{array}... \right. is a system of equations: its brace is never closed.
+            self.accept("\\}")
+            if isinstance(items[0], Matrix):
+                return Group("", tuple(cell for row in items[0].rows for cell in row))
+            return items[0] if items[0].brackets == "" else Group("\\{\\}", items)
+        closing = self.advance()
+        if closing.value not in endings or closing.kind not in ("op", "cmd"):
+            raise ParseError(f"{opening} is never closed")
+        brackets = opening + endings[closing.value]
+        if len(items) == 1 and brackets in ("()", "[]"):
+            return items[0]
+        if brackets in ("(]", "[)") and len(items) != 2:
+            raise ParseError("an interval needs two ends")
+        return Group(brackets, items)
+
+    def absolute(self) -> Node:
+        self.expect("|")
+        self.accept("|")
+        self.enter()
+        saved, self.abs_depth = self.abs_depth, 1
+        inner = self.additive()
+        self.abs_depth = saved
+        self.depth -= 1
+        self.expect("|")
+        self.accept("|")
+        return Op("abs", (inner,))
+
+    def command(self, token: Token) -> Node:
+        name = token.value
+        if name in ("frac", "dfrac", "tfrac", "cfrac"):
+            return Op("div", (self.argument(), self.argument()))
+        if name in ("binom", "dbinom", "tbinom"):
+            return Op("binom", (self.argument(), self.argument()))
+        if name == "sqrt":
+            return self.root()
+        if name in _DELIMITED:
+            closing, operator = _DELIMITED[name]
+            self.enter()
+            inner = self.additive()
+            self.expect(closing)
+            self.depth -= 1
+            return Op(operator, (inner,))
+        if name == "langle":
+            return self.brackets("langle")
+        if name in _MONEY:
+            negative = self.accept("-")
+            value = self.power()
+            return Quantity(Op("neg", (value,)) if negative else value, _MONEY[name])
+        if name in _BIG:
+            return self.big(name)
+        if name.startswith("begin:"):
+            return environment(self, name.removeprefix("begin:"))
+        if name in ("boxed", "fbox", "cancel", "underline"):
+            return self.argument()
+        raise ParseError(f"cannot read \\{name} here")
+
+    def root(self) -> Node:
+        index: Node = Num(Fraction(2))
+        if self.token.value == "[" and self.token.kind == "op":
+            self.advance()
+            index = self.additive()
+            self.expect("]")
+        if self.token.kind == "num":
+            inner: Node = literal(self.advance().value)
+        else:
+            self.enter()
+            inner = self.argument()
+            self.depth -= 1
+        return Op("root", (inner, index))
+
+    def big(self, name: str) -> Node:
+        """A sum, product, integral or limit with its bounds and the product that follows."""
+        parts: list[Node] = []
+        while self.token.value in ("_", "^") and self.token.kind == "op":
+            mark = self.advance().value
+            parts.append(Op(mark, (self.script(),)))
+        self.enter()
+        parts.append(self.term())
+        self.depth -= 1
+        return Big(name, tuple(parts))

@@ -1,0 +1,104 @@
+"""Bring an answer's text to plain ASCII LaTeX before it is cut into tokens."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from verifiers.base import ParseError
+from verifiers.grammar.nodes import MAX_CHARS
+
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ", "0123456789+-=()ni")
+_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₐₑₒₓₖₙ", "0123456789+-=()aeoxkn")
+_SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ]+")
+_SUBSCRIPT_RUN = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₐₑₒₓₖₙ]+")
+_GREEK = {
+    "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "ζ": "zeta", "η": "eta",
+    "θ": "theta", "κ": "kappa", "λ": "lambda", "μ": "mu", "ν": "nu", "ξ": "xi", "π": "pi", "ρ": "rho",
+    "σ": "sigma", "τ": "tau", "φ": "phi", "ϕ": "phi", "χ": "chi", "ψ": "psi", "ω": "omega",
+    "Γ": "Gamma", "Δ": "Delta", "Θ": "Theta", "Λ": "Lambda", "Π": "Pi", "Σ": "Sigma", "Φ": "Phi", "Ω": "Omega",
+}  # fmt: skip
+_SYMBOLS = {
+    "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "‒": "-", "﹣": "-", "－": "-",
+    "×": r"\times ", "✕": r"\times ", "⨯": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ",
+    "•": r"\cdot ", "∗": "*", "÷": r"\div ", "∕": "/", "⁄": "/", "√": r"\sqrt ", "∛": r"\sqrt[3] ",
+    "∜": r"\sqrt[4] ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ", "≠": r"\ne ",
+    "≈": r"\approx ", "≡": r"\equiv ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ",
+    "∖": r"\setminus ", "±": r"\pm ", "∓": r"\mp ", "°": r"^\circ ", "º": r"^\circ ", "′": "'", "’": "'",
+    "‘": "'", "“": '"', "”": '"', "…": r"\ldots ", "∑": r"\sum ", "∫": r"\int ", "∏": r"\prod ",
+    "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}",
+    "⟨": r"\langle ", "⟩": r"\rangle ", "∣": "|", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ",
+    "⌉": r"\rceil ", "∧": r"\text{ and }", "∨": r"\text{ or }", "€": r"\euro ", "£": r"\pounds ", "¥": r"\yen ",
+    "→": r"\to ", "℃": r"^\circ C", "，": ",", "。": ".", "、": ",", "：": ":", "；": ";",
+}  # fmt: skip
+_TABLE = str.maketrans(_SYMBOLS | {letter: rf"\{name} " for letter, name in _GREEK.items()})
+_DIRECTION_OVERRIDES = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+_SPACES = re.compile(r"\\(?:quad|qquad|enspace|thinspace|hfill|displaystyle|textstyle|limits|nolimits|hskip|"
+                     r"left|right|bigl|bigr|Bigl|Bigr|biggl|biggr|Biggl|Biggr|big|Big|bigg|Bigg|middle|mathop|"
+                     r"mathopen|mathclose|nonumber|noindent|centering|strut|ensuremath)(?![A-Za-z])\.?")  # fmt: skip
+_WRAPPED = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_TRAILING = re.compile(r"(?:\s|(?<!\\)[.,;:]|\\\\|(?<![\d\\])!$)+$")
+
+
+def _fraction_or_self(char: str) -> str:
+    """½ -> \\frac{1}{2}, ² -> handled before; other compatibility characters by NFKC."""
+    normal = unicodedata.normalize("NFKC", char)
+    if "⁄" in normal:
+        top, _, bottom = normal.partition("⁄")
+        return rf"\frac{{{top}}}{{{bottom}}}"
+    return normal
+
+
+def _to_ascii(text: str) -> str:
+    text = _SUPERSCRIPT_RUN.sub(lambda run: "^{" + run[0].translate(_SUPERSCRIPTS) + "}", text)
+    text = _SUBSCRIPT_RUN.sub(lambda run: "_{" + run[0].translate(_SUBSCRIPTS) + "}", text)
+    kept: list[str] = []
+    for char in text.translate(_TABLE):
+        if char.isascii():
+            kept.append(char)
+            continue
+        category = unicodedata.category(char)
+        if char in _DIRECTION_OVERRIDES:
+            raise ParseError("text direction overrides are not read: what is shown is not what is written")
+        if category == "Cf":
+            continue
+        kept.append(" " if category in ("Zs", "Zl", "Zp") else _fraction_or_self(char))
+    return "".join(kept).translate(_TABLE)
+
+
+def clean(text: str) -> str:
+    """Plain text of the answer: no wrappers, no spacing commands, Unicode mathematics as LaTeX.
+
+    Raises `ParseError` for text that is too long, holds control characters, or is empty.
+    """
+    if len(text) > MAX_CHARS:
+        raise ParseError(f"answer of {len(text)} characters, at most {MAX_CHARS} are read")
+    if not text.isascii():
+        text = _to_ascii(text)
+    if any(ord(char) < 32 and char not in "\n\t\r" for char in text):
+        raise ParseError("control characters in the answer")
+    if "\\" in text:
+        text = _SPACES.sub(" ", text)
+    text = text.strip().strip("`*").strip()
+    previous = None
+    while previous != text:
+        previous = text
+        text = _TRAILING.sub("", _unwrap(text)).strip()
+    if not text:
+        raise ParseError("empty answer")
+    return text
+
+
+def _unwrap(text: str) -> str:
+    for start, end in (("$$", "$$"), ("\\[", "\\]"), ("\\(", "\\)"), ("$", "$")):
+        inner = text[len(start) : -len(end)]
+        if len(text) > len(start) + len(end) and text.startswith(start) and text.endswith(end):
+            if start not in inner and not inner.endswith("\\"):
+                return inner.strip()
+    match = _WRAPPED.match(text)
+    if match and text.endswith("}") and text.count("{") == text.count("}"):
+        return text[match.end() : -1].strip()
+    if "$" in text and "\\$" not in text and text.count("$") % 2 == 0:
+        return text.replace("$", " ").strip()
+    return text

@@ -1,0 +1,293 @@
+"""Cut a cleaned answer into tokens; everything that is unknown is a token too, nothing is dropped silently."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from verifiers.base import ParseError
+from verifiers.grammar.nodes import MAX_DIGITS, MAX_TOKENS
+from verifiers.grammar.vocabulary import (
+    COMMANDS,
+    CONSTANT_WORDS,
+    FONT_COMMANDS,
+    FUNCTIONS,
+    GREEK,
+    IGNORED_COMMANDS,
+    OPERATOR_COMMANDS,
+    TEXT_COMMANDS,
+    UNIT_WORDS,
+    WORD_OPERATORS,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """kind: num, sym, fn, cmd, op, text, word or end. spaced: whether a blank stands before it."""
+
+    kind: str
+    value: str
+    spaced: bool = False
+
+
+END: Final = Token("end", "")
+
+_GROUPED = r"(?:(?:\{,\}|,(?:\\! ?)+|\\,|\\!|\\ |\\;|\\:|~|,\\,| (?=\d{3}(?!\d)))\d{3}(?!\d))"
+_NUMBER = re.compile(
+    rf"(?P<grouped>\d{{1,3}}{_GROUPED}+)(?P<gdec>\.\d+)?"
+    r"|(?P<whole>\d+)?(?P<dec>\.\d+)(?P<exp>[eE][-+]?\d+)?|(?P<int>\d+)(?P<iexp>[eE][-+]?\d+)?(?:\.(?!\d))?",
+    re.ASCII,
+)
+_COMMA_GROUPED = re.compile(r"(?!0)\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?(?!,\d)", re.ASCII)
+_COMMAND = re.compile(r"\\([A-Za-z]+)\*?")
+_LETTERS = re.compile(r"[A-Za-z]+")
+_TWO_CHARS = {"**": "^", "<=": "<=", ">=": ">=", "!=": "!=", "==": "=", "=<": "<=", "=>": ">=", ":=": "="}
+_ESCAPED = {"\\{": "\\{", "\\}": "\\}", "\\%": "%", "\\$": "$", "\\|": "|", "\\&": "text:and", "\\#": "#", "\\_": "_"}
+_PLAIN_OPERATORS = frozenset("+-*/^_!()[]{}|,;:=<>&%'$@#\"")
+_CONNECTIVE = re.compile(r"\s*(?:,|;|and/or\b|and\b|or\b)\s*")
+_TRAILING_IF = re.compile(r"(.*?)\s*,\s*", re.DOTALL)
+_REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*(?:\{(\d+)\}|(\d))", re.ASCII)
+
+
+def brace_content(text: str, start: int) -> tuple[str, int]:
+    """The content of the brace that opens at `start` and the index after its closing one."""
+    depth = 0
+    index = start
+    while index < len(text):
+        char = text[index]
+        if char == "\\":
+            index += 2
+            continue
+        if char == "{":
+            depth += 1
+        elif char == "}":
+            depth -= 1
+            if depth == 0:
+                return text[start + 1 : index], index + 1
+        index += 1
+    raise ParseError("a brace is never closed")
+
+
+class _Lexer:
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.index = 0
+        self.spaced = False
+        self.brackets = 0
+        self.tokens: list[Token] = []
+
+    def add(self, kind: str, value: str) -> None:
+        if len(self.tokens) >= MAX_TOKENS:
+            raise ParseError(f"more than {MAX_TOKENS} symbols in the answer")
+        if value in ("(", "[", "\\{", "langle"):
+            self.brackets += 1
+        elif value in (")", "]", "\\}", "rangle"):
+            self.brackets -= 1
+        self.tokens.append(Token(kind, value, self.spaced))
+        self.spaced = False
+
+    def run(self) -> list[Token]:
+        text = self.text
+        while self.index < len(text):
+            char = text[self.index]
+            if char in " \t\n\r~":
+                self.index += 1
+                self.spaced = True
+            elif char.isdigit() or (char == "." and text[self.index + 1 : self.index + 2].isdigit()):
+                self.number()
+            elif char == "\\":
+                self.command()
+            elif char.isalpha():
+                self.letters()
+            elif text[self.index : self.index + 2] in _TWO_CHARS:
+                self.add("op", _TWO_CHARS[text[self.index : self.index + 2]])
+                self.index += 2
+            elif text.startswith("...", self.index):
+                self.add("sym", "ldots")
+                self.index += 3
+            elif char in _PLAIN_OPERATORS:
+                self.add("op", char)
+                self.index += 1
+            else:
+                raise ParseError(f"unreadable character {char!r}")
+        return [*self.tokens, END]
+
+    def number(self) -> None:
+        text = self.text
+        repeating = _REPEATING.match(text, self.index)
+        if repeating:
+            digits = "|".join((repeating[1] or "0", repeating[2], repeating[3] or repeating[4]))
+            self.check_digits(digits)
+            self.add("num", digits)
+            self.index = repeating.end()
+            return
+        match = None
+        # "(1,234)" is a pair: a comma groups digits only outside of brackets.
+        after_unit_of_list = bool(self.tokens) and self.tokens[-1].value in (",", ";")
+        if self.brackets <= 0 and not after_unit_of_list:
+            match = _COMMA_GROUPED.match(text, self.index)
+        if match:
+            self.check_digits(match[0])
+            self.add("num", match[0].replace(",", ""))
+            self.index = match.end()
+            return
+        match = _NUMBER.match(text, self.index)
+        if match is None:
+            raise ParseError(f"unreadable number at {text[self.index : self.index + 20]!r}")
+        self.check_digits(match[0])
+        if match["grouped"]:
+            value = re.sub(r"[^\d]", "", match["grouped"]) + (match["gdec"] or "")
+        else:
+            value = match[0].rstrip(".")
+        self.add("num", value)
+        self.index = match.end()
+
+    @staticmethod
+    def check_digits(digits: str) -> None:
+        if len(digits) > MAX_DIGITS:
+            raise ParseError(f"a number of {len(digits)} digits, at most {MAX_DIGITS} are read")
+
+    def command(self) -> None:
+        text = self.text
+        two = text[self.index : self.index + 2]
+        if two == "\\\\":
+            self.add("op", "\\\\")
+            self.index += 2
+            # "\\[2pt]" sets the height of a row.
+            height = re.compile(r"\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|mm|cm)\s*\]").match(text, self.index)
+            if height:
+                self.index = height.end()
+            return
+        if two in _ESCAPED:
+            value = _ESCAPED[two]
+            self.add("text" if value == "text:and" else "op", "and" if value == "text:and" else value)
+            self.index += 2
+            return
+        if two[1:] in (",", ";", ":", "!", " ", "\n", "-", ">", ""):
+            self.index += 2
+            self.spaced = True
+            return
+        match = _COMMAND.match(text, self.index)
+        if match is None:
+            if two in ("\\(", "\\)", "\\[", "\\]"):
+                self.index += 2
+                self.spaced = True
+                return
+            raise ParseError(f"unreadable command {two!r}")
+        name = match[1]
+        self.index = match.end()
+        if name in FONT_COMMANDS:
+            self.font(name)
+        elif name in IGNORED_COMMANDS:
+            self.spaced = True
+        elif name in ("begin", "end"):
+            environment = re.compile(r"\s*\{([a-zA-Z]+)\*?\}").match(text, self.index)
+            if environment is None:
+                raise ParseError(f"\\{name} without an environment")
+            self.index = environment.end()
+            self.add("cmd", f"{name}:{environment[1]}")
+        elif name in OPERATOR_COMMANDS:
+            self.add("op", OPERATOR_COMMANDS[name])
+        elif name in COMMANDS:
+            self.add("cmd", name)
+        elif name in FUNCTIONS:
+            self.add("fn", FUNCTIONS[name])
+        else:
+            self.add("sym", CONSTANT_WORDS.get(name, name))
+
+    def font(self, name: str) -> None:
+        r"""`\text{...}` and the like: words become text, one letter a symbol, digits what they are."""
+        while self.text[self.index : self.index + 1] == " ":
+            self.index += 1
+        if self.text[self.index : self.index + 1] != "{":
+            return
+        content, self.index = brace_content(self.text, self.index)
+        stripped = content.replace("\\ ", " ").replace("~", " ").strip(" $")
+        if name in TEXT_COMMANDS:
+            stripped = self.connective(stripped)
+            content = stripped
+        if not stripped:
+            self.spaced = True
+        elif name == "mathbb":
+            self.add("sym", f"set {stripped}")
+        elif name in ("mathbf", "boldsymbol", "vec", "hat", "overrightarrow", "overline", "bar", "widehat", "tilde"):
+            letters = re.sub(r"[^A-Za-z0-9]", "", stripped)
+            if letters.isdigit() or not letters:
+                self.splice(content)
+            else:
+                self.add("sym", letters if len(letters) > 1 or letters not in "ie" else f"vector {letters}")
+        elif stripped in FUNCTIONS:
+            self.add("fn", FUNCTIONS[stripped])
+        elif len(stripped) == 1 and stripped.isalpha() and name not in ("text", "textbf", "mbox", "textrm"):
+            self.add("sym", stripped)
+        elif re.search(r"[A-Za-z]{1}", re.sub(r"\\[A-Za-z]+", "", stripped)) is None:
+            self.splice(content)
+        else:
+            self.add("text", content.replace("\\ ", " "))
+
+    def connective(self, words: str) -> str:
+        """Emit an "and", "or" or comma that a text begins with, and return what is left of the text."""
+        match = _CONNECTIVE.match(words)
+        while match and match[0]:
+            self.add("op", "or" if "or" in match[0] else "and" if "and" in match[0] else ",")
+            words = words[match.end() :]
+            match = _CONNECTIVE.match(words)
+        trailing = _TRAILING_IF.fullmatch(words)
+        return trailing[1] if trailing else words
+
+    def splice(self, content: str) -> None:
+        for token in _Lexer(content).run()[:-1]:
+            self.add(token.kind, token.value)
+
+    def letters(self) -> None:
+        match = _LETTERS.match(self.text, self.index)
+        if match is None:
+            raise ParseError(f"unreadable character {self.text[self.index]!r}")
+        word = match[0]
+        lower = word.lower()
+        self.index = match.end()
+        if word in WORD_OPERATORS:
+            kind, value = WORD_OPERATORS[word]
+            self.add(kind, value)
+        elif lower in CONSTANT_WORDS:
+            self.add("sym", CONSTANT_WORDS[lower])
+        elif lower in FUNCTIONS and len(word) > 1:
+            self.add("fn", FUNCTIONS[lower])
+        elif word in GREEK:
+            self.add("sym", word)
+        elif len(word) > 1 and (lower in UNIT_WORDS or word in UNIT_WORDS) and self.follows_value():
+            self.add("text", word)
+        elif len(word) == 1:
+            self.add("sym", word)
+        elif not self.split_function(word):
+            if len(word) <= 3:
+                for letter in word:
+                    self.add("sym", letter)
+            else:
+                self.add("word", word)
+
+    def follows_value(self) -> bool:
+        return bool(self.tokens) and (self.tokens[-1].kind in ("num", "text") or self.tokens[-1].value in ")}/")
+
+    def split_function(self, word: str) -> bool:
+        """`sinx` and `xsinx` as products with functions; False where the word holds none."""
+        for name in ("arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "sqrt", "sin", "cos", "tan", "log", "ln"):
+            position = word.find(name)
+            if 0 <= position <= 2 and len(word) - position - len(name) <= 2:
+                for letter in word[:position]:
+                    self.add("sym", letter)
+                self.add("fn", name)
+                for letter in word[position + len(name) :]:
+                    self.add("sym", letter)
+                return True
+        if word in ("xpi", "npi", "kpi"):
+            self.add("sym", word[0])
+            self.add("sym", "pi")
+            return True
+        return False
+
+
+def tokens_of(text: str) -> list[Token]:
+    """The tokens of a cleaned answer, ended by `END`. Raises `ParseError` for unreadable or oversized text."""
+    return _Lexer(text).run()

@@ -1,0 +1,109 @@
+"""The tree that the grammar makes of an answer, and the bounds on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+MAX_CHARS = 6000
+MAX_TOKENS = 2500
+MAX_DEPTH = 40
+MAX_DIGITS = 2000
+MAX_ITEMS = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Num:
+    """A literal number. decimals: digits written after the point; None for an integer or a computed value."""
+
+    value: Fraction
+    decimals: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sym:
+    """A variable, a constant (pi, e, i, oo) or an unknown command, by its normal name."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """A function or operator: add, mul, div, pow, neg, root, fact, abs, floor, pm, mp, sin, log, ..."""
+
+    name: str
+    args: tuple[Node, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rel:
+    """sides[0] ops[0] sides[1] ops[1] ...; ops out of = != < <= > >= approx in."""
+
+    sides: tuple[Node, ...]
+    ops: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A bracketed list: (a, b), [a, b), {a, b}, <a, b>; brackets "" for a bare list."""
+
+    brackets: str
+    items: tuple[Node, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SetOp:
+    """union, intersection or difference of sets."""
+
+    name: str
+    args: tuple[Node, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Builder:
+    """{element | condition, ...}."""
+
+    element: Node
+    conditions: tuple[Node, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """Rows of equal length."""
+
+    rows: tuple[tuple[Node, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """A value with its unit in normal form ("cm^2", "%", "degree", "dollar")."""
+
+    value: Node
+    unit: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """a : b : c, or a time of day; `suffix` is "am", "pm" or "", digits are what was written."""
+
+    parts: tuple[Node, ...]
+    digits: tuple[str, ...] = ()
+    suffix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Cases:
+    """A piecewise definition: (value, condition) in order."""
+
+    rows: tuple[tuple[Node, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Big:
+    """An unevaluated sum, product, integral or limit; never equal to its value."""
+
+    name: str
+    parts: tuple[Node, ...]
+
+
+Node = Num | Sym | Op | Rel | Group | SetOp | Builder | Matrix | Quantity | Ratio | Cases | Big

@@ -1,0 +1,234 @@
+"""Tokens to a tree, by precedence: list < relation < set operation < sum < product < power < atom."""
+
+from __future__ import annotations
+
+from verifiers.base import ParseError
+from verifiers.grammar.atoms import AtomParser
+from verifiers.grammar.clean import clean
+from verifiers.grammar.lexer import tokens_of
+from verifiers.grammar.nodes import (
+    MAX_ITEMS,
+    Group,
+    Node,
+    Num,
+    Op,
+    Quantity,
+    Ratio,
+    Rel,
+    SetOp,
+    Sym,
+)
+from verifiers.units import normal_unit
+
+_RELATIONS = frozenset({"=", "!=", "<", "<=", ">", ">=", "approx", "in", "notin", "equiv", "to", "subset"})
+_SET_OPERATIONS = {"cup": "union", "cap": "intersection", "setminus": "difference"}
+_SEPARATORS = frozenset({",", ";", "and", "or", "\\\\"})
+_SIGNS = frozenset({"+", "-", "pm", "mp"})
+_TIME_SUFFIX = {"am": "am", "pm": "pm", "a.m.": "am", "p.m.": "pm", "a.m": "am", "p.m": "pm"}
+
+
+class Parser(AtomParser):
+    """Recursive descent over a bounded token list; depth is checked at every bracket."""
+
+    def answer(self) -> Node:
+        """The whole text as one answer. Raises `ParseError` when something is left over."""
+        node = self.listing()
+        if self.token.kind != "end":
+            raise ParseError(f"cannot read {self.token.value!r} here")
+        return node
+
+    def listing(self, brackets: str = "") -> Node:
+        """Statements separated by commas, semicolons, "and", "or" or line breaks; one alone is itself."""
+        rows: list[list[Node]] = [[]]
+        separators: set[str] = set()
+        while True:
+            rows[-1].append(self.statement())
+            if len(rows) * len(rows[-1]) > MAX_ITEMS:
+                raise ParseError(f"more than {MAX_ITEMS} items in a list")
+            seen = ""
+            while self.token.value in _SEPARATORS and self.token.kind in ("op", "text"):
+                seen = seen or self.advance().value
+                if self.token.value in _SEPARATORS:
+                    seen = self.advance().value if seen == "," else (self.advance() and seen)
+            if not seen or self.token.kind == "end" or self.token.value in (")", "]", "\\}", "}", "rangle"):
+                break
+            separators.add(seen)
+            if seen == ";":
+                rows.append([])
+        if len(separators) > 1 and ";" in separators and not brackets:
+            return Group("", tuple(row[0] if len(row) == 1 else Group("", tuple(row)) for row in rows))
+        items = tuple(item for row in rows for item in row)
+        if len(items) == 1 and not brackets:
+            return items[0]
+        kind = separators.pop() if len(separators) == 1 else ""
+        return Group(brackets or (kind if kind in ("and", "or") else ""), items)
+
+    def statement(self) -> Node:
+        """An expression, or a chain of relations."""
+        sides = [self.quantity()]
+        operators: list[str] = []
+        while True:
+            negated = self.accept("not")
+            if self.token.kind != "op" or self.token.value not in _RELATIONS:
+                break
+            operator = self.advance().value
+            operators.append({"=": "!=", "in": "notin"}.get(operator, operator) if negated else operator)
+            # A line break of an aligned derivation, or a relation repeated over it.
+            while self.token.value in _RELATIONS and self.token.kind == "op":
+                operators[-1] = self.advance().value
+            sides.append(self.quantity())
+        return Rel(tuple(sides), tuple(operators)) if operators else sides[0]
+
+    def quantity(self) -> Node:
+        """A set, sum or ratio with the unit that follows it."""
+        node = self.set_expression()
+        if self.token.value == ":" and not self.set_depth:
+            node = self.ratio(node)
+        node = self.unit_suffix(node)
+        if self.token.value == "pmod":
+            self.advance()
+            node = Op("pmod", (node, self.argument()))
+        return node
+
+    def ratio(self, first: Node) -> Node:
+        parts = [first]
+        digits = [self.tokens[self.position - 1].value]
+        while self.accept(":"):
+            digits.append(self.token.value)
+            parts.append(self.set_expression())
+        suffix = ""
+        if self.token.kind in ("text", "word", "sym"):
+            words = ""
+            start = self.position
+            while self.token.kind in ("text", "word", "sym") or self.token.value == ".":
+                words += self.advance().value
+            suffix = _TIME_SUFFIX.get(words.replace(" ", "").strip(".").lower(), "")
+            if not suffix:
+                self.position = start
+        return Ratio(tuple(parts), tuple(digits), suffix)
+
+    def unit_suffix(self, node: Node) -> Node:
+        """Text, a currency sign or a known unit after a value; powers and "per" belong to it."""
+        words: list[str] = []
+        while True:
+            token = self.token
+            if token.kind in ("text", "word") and token.value.strip().lower() not in ("and", "or"):
+                words.append(self.advance().value.strip())
+            elif words and token.value == "^" and self.tokens[self.position + 1].kind != "end":
+                self.advance()
+                exponent = self.script()
+                if not isinstance(exponent, Num):
+                    raise ParseError("a unit to a power that is not a number")
+                words[-1] += f"^{exponent.value}"
+            elif words and token.value in ("/", "*") and self.tokens[self.position + 1].kind in ("text", "word", "sym"):
+                self.advance()
+                words.append("/" if token.value == "/" else "*")
+                words.append(self.advance().value.strip())
+            elif token.value in ("$", "dollar", "euro", "pounds", "yen") and token.kind in ("op", "cmd"):
+                self.advance()
+                words.append({"$": "dollar", "pounds": "pound_sterling"}.get(token.value, token.value))
+            else:
+                break
+        if not words:
+            return node
+        unit = normal_unit(" ".join(words))
+        if isinstance(node, Quantity):
+            # "\$5 per hour": the currency is part of the unit. "5\% of x" is not a unit we know.
+            return Quantity(node.value, normal_unit(f"{node.unit} {' '.join(words)}"))
+        return Quantity(node, unit) if unit else node
+
+    def set_expression(self) -> Node:
+        node = self.additive()
+        while True:
+            if self.token.value in _SET_OPERATIONS and self.token.kind == "op":
+                name = _SET_OPERATIONS[self.advance().value]
+            elif self.token.value == "U" and isinstance(node, Group | SetOp):
+                self.advance()
+                name = "union"
+            else:
+                return node
+            right = self.additive()
+            if isinstance(node, SetOp) and node.name == name == "union":
+                node = SetOp(name, (*node.args, right))
+            else:
+                node = SetOp(name, (node, right))
+
+    def additive(self) -> Node:
+        """Signed terms; a ± keeps its place so that both readings can be made later."""
+        terms: list[Node] = []
+        while True:
+            negative = False
+            choice = ""
+            while self.token.kind == "op" and self.token.value in _SIGNS:
+                sign = self.advance().value
+                negative ^= sign == "-"
+                choice = choice or (sign if sign in ("pm", "mp") else "")
+            term = self.term()
+            if negative:
+                term = Num(-term.value, term.decimals) if isinstance(term, Num) else Op("neg", (term,))
+            terms.append(Op(choice, (term,)) if choice else term)
+            if self.token.kind != "op" or self.token.value not in _SIGNS:
+                break
+        return terms[0] if len(terms) == 1 else Op("add", tuple(terms))
+
+    def term(self) -> Node:
+        """Factors by *, / and juxtaposition, all of one precedence, from left to right."""
+        factors = [self.power()]
+        while True:
+            token = self.token
+            if token.kind == "op" and token.value == "*":
+                self.advance()
+                factors.append(self.signed_power())
+            elif token.kind == "op" and token.value == "/":
+                self.advance()
+                divisor = self.signed_power()
+                factors = [Op("div", (self.product(factors), divisor))]
+            elif token.value == "mod" or token.value == "bmod":
+                self.advance()
+                factors = [Op("mod", (self.product(factors), self.power()))]
+            elif self.starts_factor(factors[-1]):
+                self.juxtapose(factors)
+            else:
+                return self.product(factors)
+
+    def signed_power(self) -> Node:
+        negative = False
+        while self.token.value in ("-", "+") and self.token.kind == "op":
+            negative ^= self.advance().value == "-"
+        node = self.power()
+        if not negative:
+            return node
+        return Num(-node.value, node.decimals) if isinstance(node, Num) else Op("neg", (node,))
+
+    def juxtapose(self, factors: list[Node]) -> None:
+        """2x is a product, 2 1/3 and 2\\frac13 are mixed numbers, two numbers side by side are neither."""
+        left = factors[-1]
+        literal = isinstance(left, Num) and self.tokens[self.position - 1].kind == "num"
+        whole = isinstance(left, Num) and literal and left.decimals is None and left.value.denominator == 1
+        is_number = self.token.kind == "num"
+        right = self.power()
+        if is_number:
+            if not (whole and isinstance(right, Num) and self.token.value == "/" and self.token.kind == "op"):
+                raise ParseError("two numbers side by side")
+            self.advance()
+            right = Op("div", (right, self.power()))
+        if whole and len(factors) == 1 and isinstance(right, Op) and right.name == "div":
+            top, bottom = right.args
+            if isinstance(top, Num) and isinstance(bottom, Num) and 0 < top.value < bottom.value:
+                factors[-1] = Op("add", (left, right))
+                return
+        if is_number:
+            raise ParseError("two numbers side by side")
+        factors.append(right)
+
+    @staticmethod
+    def product(factors: list[Node]) -> Node:
+        return factors[0] if len(factors) == 1 else Op("mul", tuple(factors))
+
+
+def parse(text: str) -> Node:
+    """Read an answer into a tree. Raises `ParseError` with one sentence when it cannot be read within the bounds."""
+    return Parser(tokens_of(clean(text))).answer()
+
+
+__all__ = ["Parser", "Sym", "parse"]

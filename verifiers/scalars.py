@@ -1,0 +1,251 @@
+"""Equality of single values: numbers, expressions, percentages, money, measured quantities."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from fractions import Fraction
+
+from verifiers.evaluate import TooLarge, Undefined, free_symbols, rational
+from verifiers.grammar.nodes import Matrix, Node, Num, Op, Quantity, Sym
+from verifiers.numeric import GUARD_BITS, Numeric, constants_equal, has_unevaluated, measure
+from verifiers.plain import PlainNumber, same_plain, terminates, within_own_digits
+from verifiers.units import convert
+
+NUM_POINTS = 3
+_UNIT_LETTERS = frozenset("m s g h L l N J W V A K d C F".split())
+_INTEGER_POINT_BITS = 61
+
+
+def infinity_sign(node: Node) -> int:
+    """+1 or -1 for an infinite value, 0 for a finite one."""
+    if isinstance(node, Sym) and node.name == "oo":
+        return 1
+    if isinstance(node, Op) and node.name == "neg":
+        return -infinity_sign(node.args[0])
+    return 0
+
+
+def values_equal(left: Node, right: Node) -> bool:
+    """Whether two expressions are the same number or function; the rules are in `evaluate`."""
+    if left == right:
+        return True
+    if infinity_sign(left) or infinity_sign(right):
+        return infinity_sign(left) == infinity_sign(right)
+    if has_unevaluated(left) != has_unevaluated(right):
+        return False
+    try:
+        names = sorted(free_symbols(left) | free_symbols(right))
+        if any(name.startswith(('"', "set ")) or name in ("emptyset", "ldots") for name in names):
+            return False
+        if not names and not has_unevaluated(left):
+            return _constants(left, right)
+        return _functions(left, right, names)
+    except (TooLarge, Undefined):
+        return False
+
+
+def _constants(left: Node, right: Node) -> bool:
+    a, b = rational(left), rational(right)
+    if a is not None and b is not None:
+        return a == b
+    return constants_equal(left, right)
+
+
+def _generator(names: list[str], trial: int) -> random.Random:
+    digest = hashlib.sha256(f"{trial}|{'|'.join(names)}".encode()).digest()
+    return random.Random(int.from_bytes(digest[:8]))
+
+
+def _functions(left: Node, right: Node, names: list[str]) -> bool:
+    exact = _rational_functions(left, right, names)
+    if exact is not None:
+        return exact
+    needed = GUARD_BITS + sum(abs(part) for side in (left, right) for part in _sizes(side))
+    if needed > 4000:
+        return False
+    compared = 0
+    for trial in range(2 * NUM_POINTS):
+        draw = _generator(names, trial)
+        positive = trial < NUM_POINTS
+        env = {
+            name: Fraction(draw.randrange(2**20, 2**22), 2**21) * (1 if positive or draw.random() < 0.3 else -1)
+            for name in names
+        }
+        numeric = Numeric(int(needed) + 64, env)
+        try:
+            a, b = numeric.value(left), numeric.value(right)
+        except Undefined:
+            continue
+        if abs(a - b) <= max(abs(a), abs(b), 1) * numeric.mp.mpf(2) ** (-int(needed) + 32):
+            compared += 1
+        elif positive or (numeric.is_real(a) and numeric.is_real(b)):
+            # Off the positive axis two forms may lie on different branches where neither is real.
+            return False
+    return compared > 0
+
+
+def _sizes(node: Node) -> tuple[float, float]:
+    size = measure(node)
+    return size.u, size.l
+
+
+def _rational_functions(left: Node, right: Node, names: list[str]) -> bool | None:
+    """Exact comparison at a random integer point; None where a side is no rational function."""
+    if not (_is_rational_function(left) and _is_rational_function(right)):
+        return None
+    seen = 0
+    for trial in range(4):
+        draw = _generator(names, 1000 + trial)
+        env = {name: Fraction(draw.randrange(2, 2**_INTEGER_POINT_BITS)) for name in names}
+        env |= {name: Fraction(draw.randrange(2, 2**_INTEGER_POINT_BITS)) for name in ("pi", "e")}
+        try:
+            a, b = rational(left, env), rational(right, env)
+        except Undefined:
+            continue
+        except TooLarge:
+            return None
+        if a is None or b is None:
+            return None
+        if a != b:
+            # pi and e stand for indeterminates here: a difference in them is one in value only if they are free.
+            return False
+        seen += 1
+        if seen == 2:
+            return True
+    return None
+
+
+def _is_rational_function(node: Node) -> bool:
+    """Whether only sums, products, quotients and integer powers act on the variables."""
+    if isinstance(node, Num | Sym):
+        return True
+    if not isinstance(node, Op):
+        return False
+    if node.name in ("add", "mul", "div", "neg"):
+        return all(_is_rational_function(arg) for arg in node.args)
+    if node.name == "pow":
+        exponent = None if free_symbols(node.args[1]) else rational(node.args[1])
+        return exponent is not None and exponent.denominator == 1 and _is_rational_function(node.args[0])
+    return not free_symbols(node) and rational(node) is not None
+
+
+def decimal_literal(node: Node) -> Num | None:
+    """The number a reference states as a decimal, `decimals` counted to its last digit; else None."""
+    if isinstance(node, Num):
+        return node if node.decimals is not None else None
+    if isinstance(node, Op) and node.name == "neg":
+        inner = decimal_literal(node.args[0])
+        return None if inner is None else Num(-inner.value, inner.decimals)
+    if isinstance(node, Op) and node.name == "mul" and len(node.args) == 2:
+        head, power = node.args
+        inner = decimal_literal(head)
+        if inner is None or inner.decimals is None:
+            return None
+        if isinstance(power, Op) and power.name == "pow" and power.args[0] == Num(Fraction(10)):
+            exponent, value = rational(power.args[1]), rational(node)
+            if value is not None and exponent is not None and exponent.denominator == 1:
+                places = inner.decimals - int(exponent)
+                return Num(value, places) if 0 < places < 1000 else None
+    return None
+
+
+def scalars_equal(reference: Node, given: Node) -> bool:
+    """Whether a given value is the reference; a decimal reference allows rounding to its own digits."""
+    if isinstance(reference, Quantity) or isinstance(given, Quantity):
+        return _quantities_equal(reference, given)
+    if values_equal(reference, given):
+        return True
+    stated = decimal_literal(reference)
+    if stated is None or stated.decimals is None or free_symbols(given) or has_unevaluated(given):
+        return False
+    if infinity_sign(given):
+        return False
+    try:
+        exact = rational(given)
+        if exact is not None:
+            return within_own_digits(stated.value, stated.decimals, exact, terminates(exact))
+        return _rounds_to(stated, given)
+    except (TooLarge, Undefined):
+        return False
+
+
+def _rounds_to(stated: Num, given: Node) -> bool:
+    """Whether an irrational constant rounds to the stated decimal."""
+    places = stated.decimals or 0
+    numeric = Numeric(128 + 4 * places + stated.value.numerator.bit_length())
+    value = numeric.value(given)
+    if not numeric.is_real(value):
+        return False
+    target = numeric.mp.mpf(stated.value.numerator) / stated.value.denominator
+    return bool(abs(value.real - target) * 2 * numeric.mp.mpf(10) ** places <= 1)
+
+
+def _with_unit_letters(node: Node) -> Quantity | None:
+    """10 m or 5 m/s written without \\text: a number times unit letters."""
+    if not isinstance(node, Op) or node.name not in ("mul", "div"):
+        return None
+    value: list[Node] = []
+    unit: list[str] = []
+    rest = list(node.args) if node.name == "mul" else [node.args[0]]
+    if node.name == "div" and isinstance(rest[0], Op) and rest[0].name == "mul":
+        rest = list(rest[0].args)
+    for part in rest:
+        base = part.args[0] if isinstance(part, Op) and part.name == "pow" else part
+        if isinstance(base, Sym) and base.name in _UNIT_LETTERS and value:
+            exponent = part.args[1] if isinstance(part, Op) else None
+            unit.append(base.name + (f"^{exponent.value}" if isinstance(exponent, Num) else ""))
+        elif unit or free_symbols(part):
+            return None
+        else:
+            value.append(part)
+    if node.name == "div":
+        if not isinstance(node.args[1], Sym) or node.args[1].name not in _UNIT_LETTERS:
+            return None
+        unit += ["/", node.args[1].name]
+    if not unit or not value:
+        return None
+    return Quantity(value[0] if len(value) == 1 else Op("mul", tuple(value)), " ".join(unit).replace(" / ", "/"))
+
+
+def quantity_of(node: Node) -> Node:
+    """10 m and 5 m/s as quantities; any other node as it is."""
+    return node if isinstance(node, Quantity) else _with_unit_letters(node) or node
+
+
+def _quantities_equal(reference: Node, given: Node) -> bool:
+    """Values with units.
+
+    The same dimension is converted exactly, another dimension is another answer. A missing unit is forgiven on
+    either side. A percentage p% is p/100; where the reference says percent, a bare p is read as p%, but a given
+    p% is not p. An angle in degrees also equals its measure in radians.
+    """
+    reference, given = quantity_of(reference), quantity_of(given)
+    if isinstance(reference, Quantity) and isinstance(given, Quantity):
+        if reference.unit == given.unit:
+            return scalars_equal(reference.value, given.value)
+        ours, our_dimension = convert(reference.unit)
+        theirs, their_dimension = convert(given.unit)
+        if our_dimension != their_dimension:
+            return False
+        return values_equal(_scaled(reference.value, ours), _scaled(given.value, theirs))
+    if isinstance(reference, Quantity):
+        if reference.unit == "%":
+            return scalars_equal(reference.value, given) or values_equal(reference, given)
+        if reference.unit == "degree" and values_equal(reference, given):
+            return True
+        return scalars_equal(reference.value, given)
+    if isinstance(given, Quantity):
+        if given.unit == "%":
+            return values_equal(reference, given)
+        if given.unit == "degree" and values_equal(reference, given):
+            return True
+        return scalars_equal(reference, given.value)
+    return scalars_equal(reference, given)
+
+
+def _scaled(value: Node, factor: Fraction) -> Node:
+    return Op("mul", (value, Num(factor)))
+
+
+__all__ = ["Matrix", "PlainNumber", "same_plain", "scalars_equal", "values_equal"]
