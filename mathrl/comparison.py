@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mathrl.errors import UserError
-from mathrl.evaluation import Evaluation
-from mathrl.statistics import Interval, PairedTest, paired_bootstrap, paired_proportions
+from mathrl.evaluation import Evaluation, Slice
+from mathrl.statistics import Interval, PairedTest, holm, paired_bootstrap, paired_proportions
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,25 @@ def compare_evaluations(before: Evaluation, after: Evaluation) -> Difference:
         tuple(i for i, a, b in zip(ids, was, now, strict=True) if a and not b),
         samples,
     )
+
+
+def compare_slices(key: str, before: Evaluation, after: Evaluation) -> list[tuple[Slice, Slice, PairedTest]]:
+    """Before, after and their paired test for each value of a meta field; p-values by Holm over the values.
+
+    The evaluations must be of the same problems (``compare_evaluations`` refuses others).
+    """
+    pairs: dict[str, tuple[list[bool], list[bool]]] = {}
+    for old, new in zip(before.records, after.records, strict=True):
+        was, now = pairs.setdefault(str(new.problem.meta.get(key)), ([], []))
+        was.append(old.greedy.correct)
+        now.append(new.greedy.correct)
+    slices = list(zip(before.by(key), after.by(key), strict=True))
+    tests = [paired_proportions(*pairs[now.value]) for _, now in slices]
+    adjusted = holm([test.p_value for test in tests])
+    return [
+        (was, now, test._replace(p_value=p))
+        for (was, now), test, p in zip(slices, tests, adjusted, strict=True)
+    ]
 
 
 def _mean_of_samples(evaluation: Evaluation) -> list[float]:

@@ -11,5 +11,15 @@ def data_dir() -> Path:
     """Folder with gsm8k/, svamp/, mawps/, gsm_hard/ and aqua/ as their authors publish them."""
     folder = os.environ.get("MATHRL_DATA_DIR")
     if not folder or not Path(folder, "gsm8k").is_dir():
-        pytest.skip("real data sets: set MATHRL_DATA_DIR to a folder that holds gsm8k/train.jsonl and the like")
+        pytest.skip(
+            "real data sets: set MATHRL_DATA_DIR to a folder that holds gsm8k/train.jsonl and the like"
+        )
     return Path(folder)
+
+
+@pytest.fixture
+def made_run(tmp_path):
+    """A finished run folder with made numbers."""
+    from made_run import make_run
+
+    return make_run(tmp_path / "made")

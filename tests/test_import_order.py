@@ -41,7 +41,7 @@ ORDER = [
         "export",
     },
     {"trainer"},
-    {"report", "judge", "compare", "replay", "job", "preparation", "summary", "evaluation_cli", "templates"},
+    {"pages", "charts", "run_record", "training_charts", "report", "judge", "compare", "replay", "job", "preparation", "summary", "evaluation_cli", "templates"},
     {"cli", "__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
