@@ -69,12 +69,13 @@ class CompletionLog:
 
     Args:
         header: identifies the evaluation; its ``resume_key`` must be the file's.
+        replace_other: start anew where the file belongs to another evaluation.
 
     Raises:
-        UserError: the file belongs to another evaluation.
+        UserError: the file belongs to another evaluation and ``replace_other`` is false.
     """
 
-    def __init__(self, path: Path | None, header: Mapping[str, Any]):
+    def __init__(self, path: Path | None, header: Mapping[str, Any], *, replace_other: bool = False):
         self.path = path
         self.found: dict[Key, Completion] = {}
         self._file: BinaryIO | None = None
@@ -82,27 +83,20 @@ class CompletionLog:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         begun = path.exists() and path.stat().st_size > 0
-        if begun:
-            self._check(path, header)
+        if begun and not _belongs(path, header):
+            if not replace_other:
+                raise UserError(
+                    f"{path} holds another evaluation (other model, problems or settings): "
+                    "choose another output folder, or delete the file"
+                )
+            path.unlink()
+            begun = False
         self._file = open(path, "a+b")  # noqa: SIM115 - closed by close()
         if begun:
             _cut_last_line(self._file)
             self._read(path)
         else:
             self._write({"kind": "header", **header})
-
-    def _check(self, path: Path, header: Mapping[str, Any]) -> None:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            first = file.readline()
-        try:
-            mine = json.loads(first).get("resume_key") == header["resume_key"]
-        except (json.JSONDecodeError, AttributeError):
-            mine = False
-        if not mine:
-            raise UserError(
-                f"{path} holds another evaluation (other model, problems or settings): "
-                "choose another output folder, or delete the file"
-            )
 
     def _read(self, path: Path) -> None:
         for _, row in read_rows(path):
@@ -126,6 +120,15 @@ class CompletionLog:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _belongs(path: Path, header: Mapping[str, Any]) -> bool:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        first = file.readline()
+    try:
+        return bool(json.loads(first).get("resume_key") == header["resume_key"])
+    except (json.JSONDecodeError, AttributeError):
+        return False
 
 
 def _cut_last_line(file: BinaryIO) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,9 +56,12 @@ def make_protocol(
     temperature: float = 1.0,
     top_p: float = 1.0,
     prompt: Mapping[str, Any] | None = None,
+    stop: str = "",
 ) -> dict[str, Any]:
     """Everything that two evaluations must share to be compared. Seeds and engines are not in it."""
-    samples = {"temperature": temperature, "top_p": top_p} if num_samples else {}
+    further: dict[str, Any] = {"stop": stop} if stop else {}
+    if num_samples:
+        further |= {"temperature": temperature, "top_p": top_p}
     return {
         "problems": problems_hash(problems),
         "num_problems": len(problems),
@@ -66,7 +70,7 @@ def make_protocol(
         "verifiers": verifiers_hash(),
         "max_completion_tokens": max_completion_tokens,
         "num_samples": num_samples,
-        **samples,
+        **further,
     }
 
 
@@ -93,7 +97,9 @@ def evaluate(
     name: str = "held_out",
     prompt: Mapping[str, Any] | None = None,
     info: Mapping[str, Any] | None = None,
+    stop: str = "",
     out: Path | None = None,
+    replace_other: bool = False,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Sample, judge and count, with the weights the engine has now.
@@ -102,8 +108,12 @@ def evaluate(
         num_samples: k samples a problem at ``temperature`` beside the greedy completion; 0: greedy only.
         prompt: describes the prompt template; part of the protocol.
         info: told in the result, not compared (model, engine …).
+        stop: completions are cut before this text (few-shot prompts make a base model go on asking).
         out: ``*.jsonl``; completions go there as they finish, and an evaluation that was interrupted goes on
             from them. At the end it holds the verdicts, and ``<stem>.json`` beside it the numbers.
+        replace_other: an evaluation of something else in ``out`` is replaced, not refused.
+
+    A problem whose meta has ``other_references`` counts as right where any of its references is met.
 
     Raises:
         UserError: no problem, two problems with one id, a prompt too long for the model's context, or
@@ -123,6 +133,7 @@ def evaluate(
         temperature=temperature,
         top_p=top_p,
         prompt=prompt,
+        stop=stop,
     )
     header = {
         "name": name,
@@ -130,8 +141,9 @@ def evaluate(
             {"protocol": protocol, "seed": seed, "version": engine.version, "info": dict(info or {})}
         ),
     }
-    log = CompletionLog(out, header)
-    sampler = _Sampler(engine, problems, scorer, log, progress, len(problems) * (1 + num_samples))
+    log = CompletionLog(out, header, replace_other=replace_other)
+    sampler = _Sampler(engine, problems, scorer, log, stop, progress)
+    sampler.total = len(problems) * (1 + num_samples)
     start = time.perf_counter()
     try:
         greedy = sampler.run(
@@ -150,7 +162,8 @@ def evaluate(
     finally:
         log.close()
     generated = time.perf_counter()
-    scored = scorer.score([Group(p, (), (*g, *s)) for p, g, s in zip(problems, greedy, sampled, strict=True)])
+    groups = [Group(p, (), (*g, *s)) for p, g, s in zip(problems, greedy, sampled, strict=True)]
+    scored = score(scorer, groups)
     records = [record_of(group) for group in scored]
     kept = judged_records(records)
     if not kept:
@@ -180,12 +193,12 @@ class _Sampler:
         problems: Sequence[Problem],
         scorer: Scorer,
         log: CompletionLog,
+        stop: str,
         progress: Progress | None,
-        total: int,
     ):
         self.engine, self.problems, self.scorer, self.log = engine, problems, scorer, log
-        self.progress, self.total = progress, total
-        self.done = self.reused = 0
+        self.stop, self.progress = stop, progress
+        self.total = self.done = self.reused = 0
 
     def run(self, kind: str, size: int, sampling: Sampling, seed: int) -> list[tuple[Completion, ...]]:
         """``size`` completions a problem; a problem of which any is missing is sampled whole."""
@@ -199,20 +212,41 @@ class _Sampler:
         self._count(size * len(ready))
 
         def finished(problem_index: int, index: int, completion: Completion) -> None:
-            problem = missing[problem_index]
+            problem, completion = missing[problem_index], self._cut(completion)
             self.log.add(problem, kind, index, completion)
             self.scorer.submit(problem, completion)
             self._count(1)
 
         if missing:
             groups = self.engine.sample(missing, size, sampling, seed=seed, on_completion=finished)
-            ready |= {g.problem.id: g.completions for g in groups}
+            ready |= {g.problem.id: tuple(map(self._cut, g.completions)) for g in groups}
         return [ready[p.id] for p in self.problems]
+
+    def _cut(self, completion: Completion) -> Completion:
+        if not self.stop or self.stop not in completion.text:
+            return completion
+        return replace(completion, text=completion.text.split(self.stop, 1)[0], finish_reason="stop")
 
     def _count(self, more: int) -> None:
         self.done += more
         if self.progress is not None:
             self.progress(self.done, self.total)
+
+
+def score(scorer: Scorer, groups: Sequence[Group]) -> list[Group]:
+    """Scored groups; what misses the reference is held against the problem's ``other_references`` in turn."""
+    scored = scorer.score(groups)
+    depth = max((len(g.problem.meta.get("other_references", ())) for g in groups), default=0)
+    for turn in range(depth):
+        again = [
+            (at, replace(g, problem=replace(g.problem, answer=others[turn]), scores=()))
+            for at, g in enumerate(scored)
+            if len(others := g.problem.meta.get("other_references", ())) > turn
+        ]
+        for (at, _), second in zip(again, scorer.score([g for _, g in again]), strict=True):
+            best = (b if b.correct else a for a, b in zip(scored[at].scores, second.scores, strict=True))
+            scored[at] = replace(scored[at], scores=tuple(best))
+    return scored
 
 
 def record_of(group: Group) -> Record:

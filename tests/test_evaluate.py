@@ -163,6 +163,31 @@ def test_another_evaluation_is_not_mixed_into_a_file(tmp_path: Path, change: dic
         run(ScriptedEngine(SCRIPT, version=1), tmp_path / "e.jsonl")
 
 
+def test_another_evaluation_is_replaced_where_that_is_asked_for(tmp_path: Path) -> None:
+    run(ScriptedEngine(SCRIPT), tmp_path / "e.jsonl")
+    again = ScriptedEngine(SCRIPT, version=1)
+    assert run(again, tmp_path / "e.jsonl", replace_other=True).version == 1
+    assert len(again.sampled) == 30
+    assert read_evaluation(tmp_path / "e.jsonl").version == 1
+
+
+def test_completions_are_cut_where_the_next_question_begins(tmp_path: Path) -> None:
+    script = {p.id: [f"#### {p.answer}\n\nQuestion: and 9?\nAnswer: #### 9"] * 5 for p in PROBLEMS}
+    assert run(ScriptedEngine(script)).num_right == 0
+    result = run(ScriptedEngine(script), tmp_path / "e.jsonl", stop="\nQuestion:")
+    assert (result.num_right, result.sample_right) == (6, [4] * 6)
+    assert all("and 9" not in r.greedy.text for r in read_evaluation(tmp_path / "e.jsonl").records)
+
+
+def test_any_of_several_references_will_do() -> None:
+    problem = Problem("p", "?", "1", "number", meta={"other_references": ["2", "3"]})
+    result = run(
+        ScriptedEngine({"p": ["#### 3", "#### 1", "#### 2", "#### 4", "#### 3"]}), problems=[problem]
+    )
+    assert (result.num_right, result.sample_right) == (1, [3])
+    assert result.records[0].problem.answer == "1"
+
+
 def test_difference_counts_only_changed_problems() -> None:
     better = SCRIPT | {"p2": ["#### 4"] * 5, "p4": ["#### 8"] * 5, "p0": ["#### 1"] * 5}
     before, after = run(ScriptedEngine(SCRIPT)), run(ScriptedEngine(better, version=9))
