@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import os
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mathrl.errors import UserError
+from mathrl.errors import UserError, cannot_write
 from mathrl.run_folder import atomic, write_json
 from mathrl.types import Adapter
 
@@ -119,13 +118,11 @@ class CheckpointStore:
                 shutil.rmtree(self.path(step))
 
     def _cannot_write(self, step: int, error: OSError) -> str:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        what = "the disk is full" if full else error.strerror or str(error)
         steps = self.steps()
         good = f"the last good one is of step {steps[-1]}" if steps else "there is none before it"
         return (
-            f"the checkpoint of step {step} cannot be written to {self.folder}: {what}; {good}: "
-            "make room and go on with --resume"
+            f"the checkpoint of step {step} cannot be written to {self.folder}: {cannot_write(error)}; "
+            f"{good}: make room and go on with --resume"
         )
 
 

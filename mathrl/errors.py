@@ -1,6 +1,7 @@
 """The one error that a user can cause, and the words it is told in."""
 
 import difflib
+import errno
 from collections.abc import Iterable, Sequence
 
 
@@ -26,3 +27,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if near:
         return "did you mean " + " or ".join(repr(n) for n in near) + "?"
     return "known: " + ", ".join(known)
+
+
+def cannot_write(error: OSError) -> str:
+    """Why something could not be written, in words: "the disk is full" or what the system says."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "the disk is full" if full else error.strerror or str(error)

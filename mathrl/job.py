@@ -25,6 +25,7 @@ from mathrl.evaluate import Evaluation, evaluate
 from mathrl.export import export_adapter
 from mathrl.policy import Policy
 from mathrl.preparation import HELD_OUT, Plan, check_prompts, prepare
+from mathrl.progress import Progress
 from mathrl.prompts import PromptTemplate, make_template
 from mathrl.report import write_report
 from mathrl.reward_model import make_reward_model
@@ -34,7 +35,7 @@ from mathrl.rollout.base import Engine
 from mathrl.run_folder import write_json
 from mathrl.sft import train_reference
 from mathrl.summary import build_summary, print_summary
-from mathrl.tracking import Progress, Tracker
+from mathrl.tracking import Tracker
 from mathrl.trainer import Hooks, Metrics, Trainer
 from mathrl.types import Group, derive_seed
 from mathrl.update import make_update

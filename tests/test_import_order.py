@@ -16,6 +16,8 @@ ORDER = [
     {"advantages", "losses", "trust_region", "statistics"},
     {
         "data",
+        "data_rows",
+        "data_source",
         "wordproblems",
         "prompts",
         "rewards",
@@ -35,6 +37,7 @@ ORDER = [
         "comparison",
         "completions",
         "sft",
+        "sft_loss",
         "doctor",
         "benchmark_sets",
         "contamination",
