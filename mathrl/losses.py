@@ -21,8 +21,8 @@ RATIO_KNEE = 20.0
 
 def exp_with_knee(x: Tensor, knee: float) -> Tensor:
     """exp(x) up to ``knee``, its tangent beyond: finite, with a continuous derivative that never vanishes."""
-    below = x.clamp(max=knee)
-    return below.exp() + math.exp(knee) * (x - below)
+    # chosen, not added up: 1 + e^knee - e^knee, as a sum's gradient would be, is 0 in float32
+    return torch.where(x <= knee, x.clamp(max=knee).exp(), math.exp(knee) * (1.0 + x - knee))
 
 
 # --- importance ratios: (logprobs, old_logprobs, mask) -> log-ratio (B, T) -----------------------------
@@ -106,7 +106,8 @@ def kl_k3(logprobs: Tensor, ref_logprobs: Tensor, knee: float) -> Tensor:
     """
     log_ratio = ref_logprobs - logprobs
     below = log_ratio.clamp(max=knee)
-    return below.expm1() - below + math.expm1(knee) * (log_ratio - below)
+    beyond = math.expm1(knee) * (1.0 + log_ratio - knee) - knee
+    return torch.where(log_ratio <= knee, below.expm1() - below, beyond)
 
 
 KlEstimator = Callable[[Tensor, Tensor, float], Tensor]
