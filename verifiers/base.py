@@ -77,8 +77,18 @@ def parse_reference(answer: str, answer_type: str = "auto") -> Any:
     Raises `ParseError` when the reference cannot be read, `ValueError` for an unknown answer type.
     """
     from verifiers import registry
+    from verifiers.extract import auto, boxed
 
-    return registry.get(answer_type).parse(answer)
+    kind = registry.get(answer_type)
+    # Data sets hold bare answers; some hold the sentence or the whole solution that ends in one.
+    stated = boxed(answer) or answer
+    try:
+        return kind.parse(stated)
+    except ParseError:
+        found = auto(stated)
+        if found is None or found == stated:
+            raise
+        return kind.parse(found)
 
 
 def verify(

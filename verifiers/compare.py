@@ -206,8 +206,13 @@ def _same_groups(reference: Node, given: Node) -> bool:
     return len(ours) == len(theirs) and all(map(same, ours, theirs))
 
 
+def _repeated(items: Sequence[Node]) -> list[Node]:
+    return [item for number, item in enumerate(items) if item in items[:number]]
+
+
 def _same_unordered(reference: Sequence[Node], given: Sequence[Node]) -> bool:
-    """A one-to-one match of two lists, in any order."""
+    """A one-to-one match of two lists, in any order; a given item that is repeated counts once."""
+    given = [item for number, item in enumerate(given) if item not in given[:number] or item in _repeated(reference)]
     if len(reference) != len(given) or len(reference) * len(given) > MAX_MATCHES:
         return False
     rest = list(given)

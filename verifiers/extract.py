@@ -8,13 +8,17 @@ Every rule first drops `<think>...</think>`; an unclosed `<think>` leaves no ans
 - `gsm8k`: the rest of the line after the last `####`, else after the last line that starts with `A:`.
 - `prose`: what follows the last "the answer is" (or "answer:"), to the end of its sentence.
 - `bare`: the whole text.
-- `auto`: `boxed`, else `gsm8k`, else `prose`, else the last formula of a short text, else the text if it is short.
+- `auto`: `boxed`, else `gsm8k`, else `prose`, else the text's conclusion ("therefore ... is 3"), else the last
+  formula of a short text, else the text if it is short.
 
 All rules take time linear in the length of the completion.
 """
 
 from __future__ import annotations
 
+import difflib
+import functools
+import importlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,11 +29,16 @@ MAX_BARE_CHARS = 4000
 MAX_DIFFERENT_BOXES = 10
 """More different boxes than this is naming candidates, not self-correction."""
 
-_BOX_TOKEN = re.compile(r"\\(?:boxed|fbox)\s*\{|\\(?:boxed|fbox)[ \t]+(?=[^\s{])|\\.|[{}]", re.DOTALL)
+# A doubled backslash is the trace of a string that was escaped twice.
+_BOX_TOKEN = re.compile(
+    r"\\{1,2}(?:boxed|fbox)\s*\{|\\{1,2}(?:boxed|fbox)[ \t]+(?=[^\s{])|\\.|[{}]", re.DOTALL
+)
 _THINK_TAG = re.compile(r"<\s*(/?)\s*think(?:ing)?\s*>", re.IGNORECASE)
 _SPACING = re.compile(r"\\(?:quad|qquad|text|mathrm|mbox|[,;:! ])|[\s${}().*~|&:]|\\[\[\]()]|\\\\")
 _CONNECTIVE = re.compile(r"(?:,|;|/|\band\b|\bor\b|\bas well as\b)+", re.IGNORECASE)
 _JOINING_PHRASE = re.compile(r"[^.!?\n=]{0,40}\b(?:and|or)\b[^.!?\n=\w]*", re.IGNORECASE)
+_ALTERNATIVE = re.compile(r"[\s$.,;*)\]\\]*\b(?:or|or else|alternatively|otherwise)\b[^\n]{0,60}", re.IGNORECASE)
+_LABELLED_NEXT = re.compile(r"[\s$)\]\\,;]*\b(?:and|or)\b[\s$(\[\\]*[A-Za-z](?:_\{?\w+\}?)?\s*=[\s$(\\]*")
 _NEGATED_BEFORE = re.compile(
     r"(?:\bnot(?: equal to| be)?|\bnever|n't(?: be)?|\brather than|\binstead of|\bcannot be)[\s$:({\[]*\\?[(\[]?\s*$",
     re.IGNORECASE,
@@ -99,7 +108,9 @@ def _joined(gap: str) -> bool:
     if len(gap) > 80:
         return False
     bare = _CONNECTIVE.sub("", _SPACING.sub(" ", gap)).strip()
-    return not bare or _JOINING_PHRASE.fullmatch(gap) is not None
+    return not bare or any(
+        pattern.fullmatch(gap) is not None for pattern in (_JOINING_PHRASE, _LABELLED_NEXT, _ALTERNATIVE)
+    )
 
 
 def boxed(text: str) -> str | None:
@@ -164,13 +175,53 @@ def prose(text: str) -> str | None:
         sentence = _LATER_NOT.sub("", _first_sentence(text[anchor.end() : anchor.end() + MAX_BARE_CHARS]))
         answer = _tidy(sentence)
         if answer and not _NOT.match(answer):
-            return answer
+            return _value_named(answer)
     return None
+
+
+_CONCLUSION = re.compile(r"\b(?:therefore|thus|hence|so|consequently)\b[,\s]", re.IGNORECASE)
+_COPULA = re.compile(r"\b(?:is|are|equals|equal to|becomes)\b\s*:?\s*", re.IGNORECASE)
+_NUMBER_IN_TEXT = re.compile(r"(?<![\w.\\])-?(?:\\?\$)?\d[\d,]*(?:\.\d+)?(?:/\d+)?(?:\\?%)?(?![\w^])")
+MAX_CONCLUSION_CHARS = 300
+
+
+def _value_named(sentence: str) -> str:
+    """The answer in a sentence of several words: what stands after its last "is", else its only number."""
+    words = _WORD.findall(_FORMULA.sub(" ", sentence))
+    if len(words) < 3 or "\\text" in sentence:
+        return sentence
+    copulas = list(_COPULA.finditer(sentence))
+    tail = _tidy(sentence[copulas[-1].end() :]) if copulas else ""
+    if any(char.isdigit() for char in tail) or _FORMULA.search(tail) or (tail and len(_WORD.findall(tail)) <= 2):
+        if len(_WORD.findall(_FORMULA.sub(" ", tail))) < 3:
+            return tail
+        sentence = tail
+    formulas = list(_FORMULA.finditer(sentence))
+    numbers = _NUMBER_IN_TEXT.findall(_FORMULA.sub(" ", sentence))
+    if len(formulas) == 1 and not numbers:
+        return _tidy(formulas[0][0])
+    return numbers[0] if len(numbers) == 1 and not formulas else sentence
+
+
+def conclusion(text: str) -> str | None:
+    """What the last sentence that starts with "therefore" (thus, hence, so) names, if the text ends with it."""
+    starts = list(_CONCLUSION.finditer(text[-MAX_CONCLUSION_CHARS:]))
+    if not starts:
+        return None
+    tail = text[-MAX_CONCLUSION_CHARS:][starts[-1].end() :]
+    sentence = _tidy(_first_sentence(tail))
+    if re.search(r"\bnot\b|n't\b", sentence):
+        return None
+    formulas = list(_FORMULA.finditer(sentence))
+    if formulas and not _COPULA.search(sentence[: formulas[-1].start()]):
+        return None
+    named = _value_named(sentence)
+    return None if named == sentence and len(_WORD.findall(_FORMULA.sub(" ", sentence))) >= 3 else named
 
 
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _FORMULA = re.compile(
-    r"\$\$(.+?)\$\$|(?<!\\)\$(?!\s*\d[\d,.]*\s+[a-z]{3})([^$]+?)(?<!\\)\$|\\\[(.+?)\\\]|\\\((.+?)\\\)", re.DOTALL
+    r"\$\$(.+?)\$\$|(?<!\\)\$(?!\s*\d[\d,.]*\s+[a-z]{3})([^$\n]+?)(?<!\\)\$|\\\[(.+?)\\\]|\\\(([^\n]+?)\\\)", re.DOTALL
 )
 MAX_BARE_WORDS = 12
 
@@ -253,10 +304,10 @@ def _tidy(text: str) -> str:
 
 
 def auto(text: str) -> str | None:
-    r"""`boxed`, else `gsm8k`, else `prose`, else `last_formula`. An unclosed box is no answer, whatever else is there."""
+    r"""The first rule that finds something; an unclosed box is no answer, whatever else is there."""
     if "\\boxed" in text or "\\fbox" in text:
         return boxed(text)
-    for rule in (gsm8k, prose, last_formula):
+    for rule in (gsm8k, prose, conclusion, last_formula):
         found = rule(text)
         if found is not None:
             return found
@@ -278,11 +329,33 @@ def register_rule(name: str, rule: Rule) -> None:
     _RULES[name] = rule
 
 
-def extract(completion: str, rule: str = "auto") -> str | None:
-    """One final answer by the named rule, None where there is none. Raises `ValueError` for an unknown rule."""
+@functools.lru_cache(maxsize=64)
+def _imported(path: str) -> Rule:
+    module, _, function = path.partition(":")
     try:
-        function = _RULES[rule]
-    except KeyError:
-        raise ValueError(f"unknown extraction rule {rule!r}; known: {', '.join(rule_names())}") from None
+        rule = getattr(importlib.import_module(module), function)
+    except Exception as error:
+        raise ValueError(f"cannot import extraction rule {path!r}: {type(error).__name__}: {error}") from None
+    if not callable(rule):
+        raise ValueError(f"extraction rule {path!r} is not a function")
+    return rule  # type: ignore[no-any-return]
+
+
+def _rule(name: str) -> Rule:
+    if name in _RULES:
+        return _RULES[name]
+    if ":" in name:
+        return _imported(name)
+    near = difflib.get_close_matches(name, rule_names(), n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(rule_names())}"
+    raise ValueError(f"unknown extraction rule {name!r}; {hint}")
+
+
+def extract(completion: str, rule: str = "auto") -> str | None:
+    """One final answer by a named rule (or the function `module:function`), None where there is none.
+
+    Raises `ValueError` for an unknown rule.
+    """
+    function = _rule(rule)
     text = without_thinking(completion)
     return None if text is None else function(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from verifiers.base import Outcome, Verdict
+from verifiers.base import MAX_COMPLETION_CHARS, Outcome, Verdict
 from verifiers.extract import extract as extract_answer
 from verifiers.plain import read_plain, same_plain
 
@@ -23,6 +23,9 @@ def try_fast(
     if answer_type not in _NUMERIC_TYPES or options:
         return None
     start = time.perf_counter()
+    if len(completion) > MAX_COMPLETION_CHARS:
+        detail = f"completion of {len(completion)} characters, at most {MAX_COMPLETION_CHARS} are read"
+        return Verdict(Outcome.UNPARSED, None, detail, time.perf_counter() - start)
     reference = read_plain(answer)
     if reference is None:
         return None

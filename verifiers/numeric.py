@@ -18,6 +18,7 @@ MAX_PRECISION = 12_000
 
 _local = threading.local()
 _TRIGONOMETRIC = frozenset({"sin", "cos", "tan", "cot", "sec", "csc"})
+_HYPERBOLIC = frozenset({"sinh", "cosh", "tanh", "coth", "sech", "csch"})
 _FUNCTIONS = {
     "sinh": "sinh", "cosh": "cosh", "tanh": "tanh", "coth": "coth", "sech": "sech", "csch": "csch",
     "arcsin": "asin", "arccos": "acos", "arctan": "atan", "arccot": "acot", "arcsec": "asec", "arccsc": "acsc",
@@ -108,9 +109,11 @@ def _combine(node: Op, parts: list[Measure], merged: Measure) -> None:
             _root(node, parts[0], int(index), merged)
     elif node.name == "pow":
         exponent = rational(node.args[1])
-        if exponent is None or exponent.denominator > 64 or abs(exponent.numerator) > 10**6:
+        if exponent is None or exponent.denominator > 64:
+            # |b^x| lies between 2^-s and 2^s for s = |log2 b| |x|.
             merged.algebraic = False
-            merged.u = merged.l = sum(abs(part.u) + abs(part.l) for part in parts) + 64
+            base = abs(parts[0].u) + abs(parts[0].l) + 2
+            merged.u = merged.l = base * 2.0 ** min(max(parts[1].u, 0.0), 40.0) + abs(parts[1].l) + 64
             return
         _root(node, parts[0], exponent.denominator, merged)
         times = abs(exponent.numerator)
@@ -125,6 +128,9 @@ def _combine(node: Op, parts: list[Measure], merged: Measure) -> None:
             merged.u, merged.l = size.u, size.l
         else:
             merged.u = merged.l = sum(abs(part.u) + abs(part.l) for part in parts) + 64
+            if node.name in _HYPERBOLIC:
+                # tanh x differs from 1 by about 2^(-3x).
+                merged.u = merged.l = merged.u + 3 * 2.0 ** min(max(parts[0].u, 0.0), 40.0)
 
 
 def _root(node: Op, inner: Measure, index: int, merged: Measure) -> None:
@@ -272,7 +278,7 @@ def constants_equal(left: Node, right: Node) -> bool:
         needed = abs(size.u) + abs(size.l) + GUARD_BITS
         first = GUARD_BITS
     # Most different numbers differ early: a cheap look first, the full precision only if that finds nothing.
-    for bits in (first, needed):
+    for last, bits in enumerate((first, needed)):
         if bits > MAX_PRECISION:
             return False
         slack = 64 + max(size.u, 0.0) + max(size.l, 0.0)
@@ -281,10 +287,10 @@ def constants_equal(left: Node, right: Node) -> bool:
         numeric = Numeric(int(bits + slack) + 1)
         a, b = numeric.value(left), numeric.value(right)
         gap = abs(a - b)
-        scale = max(abs(a), abs(b), 1) if not size.algebraic or bits is first else 1
+        scale = 1 if last and size.algebraic else max(abs(a), abs(b), 1)
         if gap > scale * numeric.mp.mpf(2) ** (-int(bits)):
             return False
-        if bits is first and bits >= needed:
+        if not last and bits >= needed and not size.algebraic:
             return True
     return True
 

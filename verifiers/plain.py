@@ -76,13 +76,13 @@ def same_plain(reference: PlainNumber, given: PlainNumber) -> bool:
     """Whether two plain numbers agree, marks included.
 
     A percentage p% is the number p/100. Where the reference says percent, a given p without the sign means p%;
-    where it does not, p% is not p. A missing currency is forgiven on either side, a different one is not.
+    where it does not, p% is not p, and only a number up to 1 may be written as a percentage. A missing currency is forgiven on either side, a different one is not.
     """
     ours, theirs = reference.value, given.value
     if reference.mark != given.mark and "%" in (reference.mark, given.mark):
         if reference.mark == "%":
             return given.mark == "" and (ours == theirs or ours == theirs * 100)
-        return reference.mark == "" and ours * 100 == theirs
+        return reference.mark == "" and abs(ours) <= 1 and ours * 100 == theirs
     if reference.mark and given.mark and reference.mark != given.mark:
         return False
     if ours == theirs:

@@ -154,6 +154,13 @@ def scalars_equal(reference: Node, given: Node) -> bool:
     """Whether a given value is the reference; a decimal reference allows rounding to its own digits."""
     if isinstance(reference, Quantity) or isinstance(given, Quantity):
         return _quantities_equal(reference, given)
+    if free_symbols(given) == {"m"} and not free_symbols(reference):
+        # "7 m" and "7 m^2" can only be metres where the reference has no variable.
+        return _exact_or_rounded(reference, getattr(_with_unit_letters(given), "value", given))
+    return _exact_or_rounded(reference, given)
+
+
+def _exact_or_rounded(reference: Node, given: Node) -> bool:
     if values_equal(reference, given):
         return True
     stated = decimal_literal(reference)
@@ -218,7 +225,7 @@ def _quantities_equal(reference: Node, given: Node) -> bool:
 
     The same dimension is converted exactly, another dimension is another answer. A missing unit is forgiven on
     either side. A percentage p% is p/100; where the reference says percent, a bare p is read as p%, but a given
-    p% is not p. An angle in degrees also equals its measure in radians.
+    p% is not p, and only a reference up to 1 may be met by a percentage at all. An angle in degrees also equals its measure in radians.
     """
     reference, given = quantity_of(reference), quantity_of(given)
     if isinstance(reference, Quantity) and isinstance(given, Quantity):
@@ -237,11 +244,20 @@ def _quantities_equal(reference: Node, given: Node) -> bool:
         return scalars_equal(reference.value, given)
     if isinstance(given, Quantity):
         if given.unit == "%":
-            return values_equal(reference, given)
+            return _at_most_one(reference) and values_equal(reference, given)
         if given.unit == "degree" and values_equal(reference, given):
             return True
         return scalars_equal(reference, given.value)
-    return scalars_equal(reference, given)
+    return _exact_or_rounded(reference, given)
+
+
+def _at_most_one(node: Node) -> bool:
+    """Whether a value can be meant as a share, so that a percentage is another way to write it."""
+    try:
+        value = rational(node)
+    except (TooLarge, Undefined):
+        return False
+    return value is not None and abs(value) <= 1
 
 
 def _scaled(value: Node, factor: Fraction) -> Node:

@@ -37,6 +37,8 @@ _DIRECTION_OVERRIDES = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u20
 _SPACES = re.compile(r"\\(?:quad|qquad|enspace|thinspace|hfill|displaystyle|textstyle|limits|nolimits|hskip|"
                      r"left|right|bigl|bigr|Bigl|Bigr|biggl|biggr|Biggl|Biggr|big|Big|bigg|Bigg|middle|mathop|"
                      r"mathopen|mathclose|nonumber|noindent|centering|strut|ensuremath)(?![A-Za-z])\.?")  # fmt: skip
+_SWALLOWED = re.compile(r"([\x0c\x08])(?=rac\b|rac\{|box|egin\{|oxed\{|inom)")
+_DOUBLED = re.compile(r"\\\\(?=[A-Za-z]{2,}|[{}%$])")
 _WRAPPED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _TRAILING = re.compile(r"(?:\s|(?<!\\)[.,;:]|\\\\|(?<![\d\\])!$)+$")
 
@@ -76,6 +78,10 @@ def clean(text: str) -> str:
         raise ParseError(f"answer of {len(text)} characters, at most {MAX_CHARS} are read")
     if not text.isascii():
         text = _to_ascii(text)
+    # "\f" and "\b" that a string literal swallowed: \x0crac was \frac, \x08egin was \begin.
+    text = _SWALLOWED.sub(lambda found: "\\" + {"\x0c": "f", "\x08": "b"}[found[1]], text)
+    if "\\begin" not in text:
+        text = _DOUBLED.sub(r"\\", text)
     if any(ord(char) < 32 and char not in "\n\t\r" for char in text):
         raise ParseError("control characters in the answer")
     if "\\" in text:

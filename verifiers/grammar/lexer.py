@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from verifiers.base import ParseError
-from verifiers.grammar.nodes import MAX_DIGITS, MAX_TOKENS
+from verifiers.grammar.nodes import MAX_DEPTH, MAX_DIGITS, MAX_TOKENS
 from verifiers.grammar.vocabulary import (
     COMMANDS,
     CONSTANT_WORDS,
@@ -33,7 +33,7 @@ class Token:
 
 END: Final = Token("end", "")
 
-_GROUPED = r"(?:(?:\{,\}|,(?:\\! ?)+|\\,|\\!|\\ |\\;|\\:|~|,\\,| (?=\d{3}(?!\d)))\d{3}(?!\d))"
+_GROUPED = r"(?:(?: ?\{\s*,\s*\}|,(?:\\! ?)+|\\,|\\!|\\ |\\;|\\:|~|,\\,| (?=\d{3}(?!\d)))\d{3}(?!\d))"
 _NUMBER = re.compile(
     rf"(?P<grouped>\d{{1,3}}{_GROUPED}+)(?P<gdec>\.\d+)?"
     r"|(?P<whole>\d+)?(?P<dec>\.\d+)(?P<exp>[eE][-+]?\d+)?|(?P<int>\d+)(?P<iexp>[eE][-+]?\d+)?(?:\.(?!\d))?",
@@ -70,8 +70,11 @@ def brace_content(text: str, start: int) -> tuple[str, int]:
 
 
 class _Lexer:
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, depth: int = 0) -> None:
+        if depth > MAX_DEPTH:
+            raise ParseError(f"more than {MAX_DEPTH} nested braces")
         self.text = text
+        self.depth = depth
         self.index = 0
         self.spaced = False
         self.brackets = 0
@@ -193,8 +196,22 @@ class _Lexer:
             self.add("cmd", name)
         elif name in FUNCTIONS:
             self.add("fn", FUNCTIONS[name])
-        else:
+        elif name in CONSTANT_WORDS or not self.run_together(name):
             self.add("sym", CONSTANT_WORDS.get(name, name))
+
+    def run_together(self, name: str) -> bool:
+        r"""`\sqrta`, `\quadx`: a command without the blank that should end it."""
+        for command in ("sqrt", "qquad", "quad", "cdot", "times", "pi", "infty", "frac"):
+            if name.startswith(command) and len(name) - len(command) <= 2:
+                self.index -= len(name) - len(command)
+                if command in COMMANDS:
+                    self.add("cmd", command)
+                elif command in OPERATOR_COMMANDS:
+                    self.add("op", OPERATOR_COMMANDS[command])
+                elif command not in IGNORED_COMMANDS:
+                    self.add("sym", CONSTANT_WORDS.get(command, command))
+                return True
+        return False
 
     def font(self, name: str) -> None:
         r"""`\text{...}` and the like: words become text, one letter a symbol, digits what they are."""
@@ -237,7 +254,7 @@ class _Lexer:
         return trailing[1] if trailing else words
 
     def splice(self, content: str) -> None:
-        for token in _Lexer(content).run()[:-1]:
+        for token in _Lexer(content, self.depth + 1).run()[:-1]:
             self.add(token.kind, token.value)
 
     def letters(self) -> None:
