@@ -1,8 +1,8 @@
 """The conformance kit: what every answer type must hold, tried on a table of examples.
 
 A table is a JSONL file of lines `{"answer": REFERENCE, "given": TEXT, "expected": OUTCOME}`. `given` is
-already extracted; the outcome is correct, wrong, unparsed or bad_reference. With `"one_way": true` a line says
-nothing about the two the other way round: a rounded reference accepts the exact value, not conversely.
+already extracted; the outcome is correct, wrong, unparsed or bad_reference. With `"one_way": true` a line
+says nothing about the two the other way round: a rounded reference accepts the exact value, not conversely.
 
 Every verdict of the kit is judged in a `VerifierPool`, so a type that hangs or crashes is reported like any
 other finding.

@@ -124,7 +124,6 @@ NESTING = [
         "\\boxed{" * 50_000,
         "\\boxed{" * 20_000 + "41" + "}" * 20_000,
         "}" * 100_000,
-        "\\boxed{42" + "}{" * 50_000,
         box("\\begin{matrix}" * 5_000),
         box("\\{" * 20_000 + "1" + "\\}" * 20_000),
     ),
@@ -385,9 +384,22 @@ UNICODE = [
 CORPUS = [*BOMBS, *SIZES, *NESTING, *INJECTION, *HEDGING, *GAMING, *UNICODE]
 
 
-if __name__ == "__main__":
-    for number, case in enumerate(CORPUS):
-        fields = {"id": f"{case.kind}-{number}", "answer": case.answer, "completion": case.completion}
-        print(
-            json.dumps(fields | {"type": case.answer_type, "extract": case.extract, "expected": case.accept})
+def labelled_lines() -> list[str]:
+    """The corpus as the lines of a labelled JSONL file."""
+    return [
+        json.dumps(
+            {
+                "id": f"{case.kind}-{number}",
+                "answer": case.answer,
+                "completion": case.completion,
+                "type": case.answer_type,
+                "extract": case.extract,
+                "expected": case.accept,
+            }
         )
+        for number, case in enumerate(CORPUS)
+    ]
+
+
+if __name__ == "__main__":
+    print(*labelled_lines(), sep="\n")

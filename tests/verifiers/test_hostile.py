@@ -1,4 +1,4 @@
-"""Hostile completions: nothing is run, nothing hangs, nothing crashes, and none is accepted without deserving it."""
+"""Hostile completions: nothing is run, hangs or crashes, and nothing undeserved is accepted."""
 
 from __future__ import annotations
 
