@@ -199,7 +199,11 @@ def _report(args: argparse.Namespace) -> None:
 def _export(args: argparse.Namespace) -> None:
     from mathrl.export import export_run
 
-    export_run(args.run_dir, args.out_dir, which=args.which)
+    done = export_run(args.run_dir, args.out_dir, which=args.which)
+    print(f"{done.folder}/adapter: the adapter of step {done.step} in peft's format")
+    print(
+        f"{done.folder}/merged: the merged model, {done.dtype}; {done.kept:.1%} of the adapter's change is kept"
+    )
 
 
 def _generate(args: argparse.Namespace) -> None:
