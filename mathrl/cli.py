@@ -201,9 +201,8 @@ def _export(args: argparse.Namespace) -> None:
 
     done = export_run(args.run_dir, args.out_dir, which=args.which)
     print(f"{done.folder}/adapter: the adapter of step {done.step} in peft's format")
-    print(
-        f"{done.folder}/merged: the merged model, {done.dtype}; {done.kept:.1%} of the adapter's change is kept"
-    )
+    kept = f"{done.kept:.1%} of the adapter's change is kept"
+    print(f"{done.folder}/merged: the merged model, {done.dtype}; {kept}")
 
 
 def _generate(args: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -154,7 +155,7 @@ class WeightsAndBiases:
         self.run = wandb.init(
             project=PROJECT,
             name=folder.name,
-            id=_remembered_id(folder / "wandb_id", wandb.util.generate_id),
+            id=_remembered_id(folder / "wandb_id"),
             resume="allow",
             dir=str(folder),
             config=settings,
@@ -183,10 +184,10 @@ class Trackio:
         self.trackio.finish()
 
 
-def _remembered_id(file: Path, make: Any) -> str:
+def _remembered_id(file: Path) -> str:
     """The id in this file, made and written the first time."""
     if not file.is_file():
-        write_text(file, make())
+        write_text(file, uuid.uuid4().hex)
     return file.read_text(encoding="utf-8")
 
 

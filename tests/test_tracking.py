@@ -125,7 +125,6 @@ class Recorder(types.ModuleType):
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self.calls: list[tuple] = []
-        self.util = types.SimpleNamespace(generate_id=lambda: f"id{len(self.calls)}")
 
     def init(self, **kwargs):
         self.calls.append(("init", kwargs))
