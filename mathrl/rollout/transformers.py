@@ -59,7 +59,7 @@ class TransformersEngine:
         self._model: Any = unwrap() if unwrap else model
         self._reference = False
         self._shares_prompts: bool | None = None
-        self._eos_ids = _eos_ids(self._model, tokenizer)
+        self._eos_ids = eos_ids(self._model, tokenizer)
 
     def sample(
         self,
@@ -106,7 +106,7 @@ class TransformersEngine:
         self, prompts: list[tuple[int, ...]], seeds: list[int], group_size: int, sampling: Sampling
     ) -> Iterator[tuple[int, Completion]]:
         """Sample P·G rows at once; yields (row, completion) as they finish, row = problem·G + completion."""
-        cache, mask, first = prefill(self._model, prompts, pad_id=self._eos_ids[0])
+        cache, mask, first = prefill(self._model, prompts, pad_id=0)
         limit, device, total = sampling.max_completion_tokens, mask.device, len(seeds)
         decoder: Decoder
         if self._shares_prompts:
@@ -207,7 +207,7 @@ def _close_ranks(keep: Tensor) -> tuple[Tensor, Tensor]:
     return index, moved
 
 
-def _eos_ids(model: Any, tokenizer: Any) -> list[int]:
+def eos_ids(model: Any, tokenizer: Any) -> list[int]:
     """The tokenizer's EOS and those the model's generation settings add (chat models have several)."""
     extra = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ids = {tokenizer.eos_token_id, *(extra if isinstance(extra, (list, tuple)) else [extra])} - {None}
