@@ -46,7 +46,13 @@ def read_file(path: str | Path) -> list[Row]:
             raise UserError(f"data file {path} is not a valid {path.suffix} file: {cause}") from None
 
 
-def read_hub(name: str, config: str, split: str) -> list[Row]:
+def read_hub(
+    name: str,
+    config: str,
+    split: str,
+    revision: str = "",
+    local_option: str = "--data.path (and --data.eval_path)",
+) -> list[Row]:
     """All rows of a split of a data set on the Hugging Face hub, or of its local copy without one.
 
     Raises:
@@ -59,11 +65,13 @@ def read_hub(name: str, config: str, split: str) -> list[Row]:
     datasets.config.HF_HUB_OFFLINE = was_offline or not reachable
     try:
         with _quiet(datasets):
-            return datasets.load_dataset(name, config or None, split=split).to_list()
+            return datasets.load_dataset(
+                name, config or None, split=split, revision=revision or None
+            ).to_list()
     except (ConnectionError, datasets.exceptions.DatasetNotFoundError):
         raise UserError(
             f"data set {name!r} is not on this machine and the hub cannot be reached: connect, or give a "
-            "local file with --data.path (and --data.eval_path)"
+            f"local file with {local_option}"
         ) from None
     except ValueError as error:
         raise UserError(f"data set {name!r}: {str(error).strip().splitlines()[0]}") from None

@@ -33,10 +33,7 @@ def load_recipe(recipe: str, overrides: Sequence[tuple[str, str]] = ()) -> Confi
     Raises:
         UserError: unknown recipe or key (with near names), wrong type, value out of range.
     """
-    table = _read(recipe)
-    for dotted, text in overrides:
-        _set(table, dotted, text)
-    return resolve(table, where=f"recipe {recipe!r}")
+    return resolve(_read(recipe), where=f"recipe {recipe!r}", overrides=overrides)
 
 
 def load_config(path: Path) -> Config:
@@ -44,8 +41,10 @@ def load_config(path: Path) -> Config:
     return resolve(_parse(path), where=str(path))
 
 
-def resolve(table: Mapping[str, Any], where: str) -> Config:
-    """A nested table as a Config; errors name the field, its value and what it may be."""
+def resolve(table: dict[str, Any], where: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
+    """A nested table, overrides applied last, as a Config; errors name the field, its value, what it may be."""
+    for dotted, text in overrides:
+        _set(table, dotted, text)
     _refuse_unknown(table, Config, prefix="", where=where)
     try:
         return Config.model_validate(table)
