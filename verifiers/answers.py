@@ -16,6 +16,9 @@ from verifiers.text import normal_words
 
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _TEXT_COMMAND = re.compile(r"\\(?:text|mbox|mathrm|textbf|textit|operatorname)[a-z]*\s*\{")
+# Blanks mean something only between digits: 1 4/5 is not 14/5.
+_OPERATOR = re.compile(r"[-+*/=^<>|!]")
+_BLANKS = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
 _DECIMAL_COMMA = re.compile(r"[-+]?(?:0,\d+|\d+,(?:\d{1,2}|\d{4,}))")
 
 
@@ -33,7 +36,7 @@ class Answer:
 def read(text: str) -> Answer:
     """Read any answer. Raises `ParseError` where it is neither mathematics within the bounds nor words."""
     cleaned = clean(text)
-    key = re.sub(r"\s+", "", cleaned)
+    key = _BLANKS.sub("", cleaned)
     words = normal_words(cleaned)
     contradicts = False
     node: Node | None = None
@@ -78,14 +81,22 @@ def answers_equal(reference: Answer, given: Answer) -> bool:
     if reference.key == given.key:
         return True
     if reference.node is None or _is_word(reference.node):
-        return bool(reference.words) and (
-            reference.words == given.words or reference.words.replace(" ", "") == given.words.replace(" ", "")
-        )
+        return _same_words(reference, given)
+    if _is_word(given.node):
+        return _OPERATOR.search(reference.cleaned) is None and _same_words(reference, given)
     if given.node is None:
         return False
     if same(reference.node, given.node):
         return True
     return _same_with_decimal_comma(reference, given)
+
+
+def _same_words(reference: Answer, given: Answer) -> bool:
+    """The same words; as one run of letters too, unless an operator stands between them ("y + es" is not yes)."""
+    if not reference.words or bool(_OPERATOR.search(reference.cleaned)) != bool(_OPERATOR.search(given.cleaned)):
+        return False
+    ours, theirs = reference.words, given.words
+    return ours == theirs or ours.replace(" ", "") == theirs.replace(" ", "")
 
 
 def _same_with_decimal_comma(reference: Answer, given: Answer) -> bool:

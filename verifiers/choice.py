@@ -9,7 +9,10 @@ from typing import ClassVar
 from verifiers.base import AnswerType, ParseError
 from verifiers.text import normal_words
 
-_WRAPPERS = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathsf|mathit|mbox|bf|rm|boxed)\b|[{}$*\s~]|\\[,;:! ]")
+_FONTS = re.compile(
+    r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf|sf|it)|mbox|bf|rm|boxed|left|right)(?![A-Za-z])|[{}$*~]|\\[,;:! ]"
+)
+_BLANKS = re.compile(r"\s")
 _LETTER = re.compile(r"(?:option|choice|answer)?[(\[]?([A-Ja-j])[)\].:]?(?:(?<=[)\].:])(?P<rest>.*))?", re.DOTALL)
 _ANOTHER = re.compile(r"[(\[]?\b[A-J]\b[)\].:]|\b(?:or|and)\b\s*[(\[]?[A-J]\b|[,/]\s*[(\[]?[A-J]\b")
 
@@ -23,12 +26,13 @@ class Choice(AnswerType):
         """The letter in upper case. Raises `ParseError` when there is none, or more than one."""
         if len(text) > 2000:
             raise ParseError(f"a choice of {len(text)} characters")
-        match = _LETTER.match(_WRAPPERS.sub("", text))
-        bare = _WRAPPERS.sub("", text)
+        visible = _FONTS.sub("", text)
+        bare = _BLANKS.sub("", visible)
+        match = _LETTER.match(bare)
         if match is None or (match.end() != len(bare)):
             raise ParseError(f"expected one letter such as B or (B), got {text[:40]!r}")
         # "(B) 5" restates its option, "(B), (C)" hedges.
-        rest = text[text.upper().find(match[1].upper()) + 1 :] if match["rest"] else ""
+        rest = visible[visible.upper().find(match[1].upper()) + 1 :] if match["rest"] else ""
         if _ANOTHER.search(rest):
             raise ParseError(f"more than one letter in {text[:40]!r}")
         return match[1].upper()

@@ -22,6 +22,8 @@ def simplify(node: Node) -> Node:
     """Chains reduced, ± written out, nested bare lists of one item unwrapped. Raises `Inconsistent`."""
     if isinstance(node, Rel):
         node = reduce_chain(node)
+        if isinstance(node, Rel) and node.ops == ("in",) and _is_finite_set(node.sides[1]):
+            return simplify(node.sides[1])
     if isinstance(node, Rel) and node.ops == ("=",) and _has_choice(node.sides[1]):
         return Group("", tuple(Rel((node.sides[0], side), ("=",)) for side in both_signs(node.sides[1])))
     if isinstance(node, Group):
@@ -37,6 +39,10 @@ def simplify(node: Node) -> Node:
         return Group("", both_signs(node))
     matrix = matrix_value(node)
     return node if matrix is None else matrix
+
+
+def _is_finite_set(node: Node) -> bool:
+    return isinstance(node, Group) and node.brackets == _SET
 
 
 def _has_choice(node: Node) -> bool:
@@ -203,11 +209,21 @@ def _same_groups(reference: Node, given: Node) -> bool:
             return False
     if _SET in kinds:
         return False
+    if any(kind in _BARE for kind in kinds) and not all(kind in _TUPLE or kind == "" for kind in kinds):
+        return False
+    if any(_same_name_throughout(group) for group in (reference, given)):
+        return False
     return len(ours) == len(theirs) and all(map(same, ours, theirs))
 
 
 def _repeated(items: Sequence[Node]) -> list[Node]:
     return [item for number, item in enumerate(items) if item in items[:number]]
+
+
+def _same_name_throughout(group: Group) -> bool:
+    """x = 1, x = 2: values of one unknown, which a point cannot mean."""
+    names = [pair[0] for pair in map(labelled, group.items) if pair is not None]
+    return len(names) > 1 and all(labels_agree(names[0], name) for name in names)
 
 
 def _same_unordered(reference: Sequence[Node], given: Sequence[Node]) -> bool:

@@ -212,6 +212,8 @@ def _relation(rel: Rel) -> list[Piece] | None:
 def _inequality(left: Node, op: str, right: Node) -> list[Piece] | None:
     if not free_symbols(left) and free_symbols(right):
         left, op, right = right, _FLIPPED[op], left
+    if is_name(left) and is_name(right):
+        return None
     if not free_symbols(left) or free_symbols(right) - free_symbols(left):
         return None
     if isinstance(left, Op) and left.name == "abs" and not free_symbols(right):

@@ -10,7 +10,9 @@ from verifiers.base import AnswerType, ParseError
 
 MAX_TEXT_CHARS = 500
 
-_TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mathit|mathsf|mbox|operatorname)")
+_TEXT_COMMAND = re.compile(
+    r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf)|mbox|operatorname)(?![A-Za-z])"
+)
 _NOT_LETTERS = re.compile(r"[\W_]+")
 _YES = frozenset({"yes", "true", "correct", "y", "t"})
 _NO = frozenset({"no", "false", "incorrect", "n", "f"})

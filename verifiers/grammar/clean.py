@@ -40,7 +40,7 @@ _SPACES = re.compile(r"\\(?:quad|qquad|enspace|thinspace|hfill|displaystyle|text
 _SWALLOWED = re.compile(r"([\x0c\x08])(?=rac\b|rac\{|box|egin\{|oxed\{|inom)")
 _DOUBLED = re.compile(r"\\\\(?=[A-Za-z]{2,}|[{}%$])")
 _WRAPPED = re.compile(r"\\(?:boxed|fbox)\s*\{")
-_TRAILING = re.compile(r"(?:\s|(?<!\\)[.,;:]|\\\\|(?<![\d\\])!$)+$")
+_TRAILING = re.compile(r"(?:\s|(?<!\\)[.,;:]|\\\\)+$")
 
 
 def _fraction_or_self(char: str) -> str:

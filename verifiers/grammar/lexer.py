@@ -16,6 +16,7 @@ from verifiers.grammar.vocabulary import (
     GREEK,
     IGNORED_COMMANDS,
     OPERATOR_COMMANDS,
+    SHORT_WORDS,
     TEXT_COMMANDS,
     UNIT_WORDS,
     WORD_OPERATORS,
@@ -47,6 +48,7 @@ _ESCAPED = {"\\{": "\\{", "\\}": "\\}", "\\%": "%", "\\$": "$", "\\|": "|", "\\&
 _PLAIN_OPERATORS = frozenset("+-*/^_!()[]{}|,;:=<>&%'$@#\"")
 _CONNECTIVE = re.compile(r"\s*(?:,|;|and/or\b|and\b|or\b)\s*")
 _TRAILING_IF = re.compile(r"(.*?)\s*,\s*", re.DOTALL)
+_NOON = re.compile(r"([AaPp])\.? ?[Mm]\b\.?")
 _REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*(?:\{(\d+)\}|(\d))", re.ASCII)
 
 
@@ -218,6 +220,9 @@ class _Lexer:
         while self.text[self.index : self.index + 1] == " ":
             self.index += 1
         if self.text[self.index : self.index + 1] != "{":
+            if name == "mathbb" and self.text[self.index : self.index + 1].isalpha():
+                self.add("sym", f"set {self.text[self.index]}")
+                self.index += 1
             return
         content, self.index = brace_content(self.text, self.index)
         stripped = content.replace("\\ ", " ").replace("~", " ").strip(" $")
@@ -263,6 +268,11 @@ class _Lexer:
             raise ParseError(f"unreadable character {self.text[self.index]!r}")
         word = match[0]
         lower = word.lower()
+        noon = _NOON.match(self.text, self.index)
+        if noon and len(self.tokens) > 1 and self.tokens[-2].value == ":":
+            self.index = noon.end()
+            self.add("text", noon[1].lower() + "m")
+            return
         self.index = match.end()
         if word in WORD_OPERATORS:
             kind, value = WORD_OPERATORS[word]
@@ -277,6 +287,8 @@ class _Lexer:
             self.add("text", word)
         elif len(word) == 1:
             self.add("sym", word)
+        elif lower in SHORT_WORDS and not word.isupper():
+            self.add("word", word)
         elif not self.split_function(word):
             if len(word) <= 3:
                 for letter in word:

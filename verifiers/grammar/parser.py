@@ -132,6 +132,8 @@ class Parser(AtomParser):
         if not words:
             return node
         unit = normal_unit(" ".join(words))
+        if unit == "radian":
+            return node
         if isinstance(node, Quantity):
             # "\$5 per hour": the currency is part of the unit. "5\% of x" is not a unit we know.
             return Quantity(node.value, normal_unit(f"{node.unit} {' '.join(words)}"))

@@ -57,6 +57,12 @@ WORD_OPERATORS: dict[str, tuple[str, str]] = {
     "deg": ("op", "degree"), "mod": ("cmd", "mod"),
 }  # fmt: skip
 
+SHORT_WORDS = frozenset(
+    "yes no not odd red one two six ten all any none new old man day boy dog cat low hot top bob amy joe tom sam ann "
+    "dan ben kim lee tim eve ray pat ted jim liz sue eva ian leo mia zoe ava gus hal sun mon tue wed thu fri sat jan "
+    "feb mar apr may jun jul aug sep oct nov dec box car bus van".split()
+)
+
 _UNITS = """
 mm millimeter millimeters millimetre millimetres cm centimeter centimeters centimetre centimetres dm
 m meter meters metre metres km kilometer kilometers kilometre kilometres
