@@ -42,7 +42,7 @@ def load_config(path: Path) -> Config:
 
 
 def resolve(table: dict[str, Any], where: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
-    """A nested table, overrides applied last, as a Config; errors name the field, its value, what it may be."""
+    """A nested table, then overrides, as a Config; errors name the field, its value and what it may be."""
     for dotted, text in overrides:
         _set(table, dotted, text)
     _refuse_unknown(table, Config, prefix="", where=where)
