@@ -20,7 +20,6 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from vllm.v1.outputs import LogprobsLists
 
 from mathrl.errors import UserError
+from mathrl.plan import Limits
 from mathrl.rollout.adapter_files import weights_folder, write_adapter, write_merged
 from mathrl.rollout.base import OnCompletion, PromptEncoder
 from mathrl.types import Adapter, Completion, FinishReason, Group, Problem, Sampling, derive_seed
@@ -44,17 +44,6 @@ from mathrl.types import Adapter, Completion, FinishReason, Group, Problem, Samp
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the adapter ranks that vLLM has kernels for
 _REASONS: dict[Any, FinishReason] = {VllmFinishReason.STOP: "stop", VllmFinishReason.LENGTH: "length"}
 _RESET_ATTEMPTS = 100  # x 10 ms: a step in flight frees its blocks within milliseconds
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the engine makes room for."""
-
-    max_model_len: int  # tokens of a prompt and its completion
-    max_num_seqs: int  # completions sampled at once
-    lora_rank: int  # 0: serve merged weights
-    kv_cache_bytes: int = 0  # 0: what ``memory_fraction`` leaves
-    memory_fraction: float = 0.9  # of the device's memory, all of the engine included
 
 
 class VllmEngine:
@@ -468,6 +457,6 @@ def _environment(device: str) -> Iterator[None]:
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
+        for name, was in before.items():
+            if was is None:
                 del os.environ[name]

@@ -1,14 +1,7 @@
 """The vLLM engine on the CPU, for real: one engine in its own process, a tiny model, LoRA on."""
 
-import os
-import signal
-import subprocess
-import sys
-import textwrap
-import time
 from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 
 import psutil
 import pytest
@@ -85,7 +78,8 @@ def policy(model_folder):
 
 @pytest.fixture(scope="module")
 def engine(model_folder, policy):
-    from mathrl.rollout.vllm import Limits, VllmEngine
+    from mathrl.plan import Limits
+    from mathrl.rollout.vllm import VllmEngine
 
     limits = Limits(
         max_model_len=128, max_num_seqs=32, lora_rank=4, kv_cache_bytes=32 << 20, memory_fraction=0.05
