@@ -240,7 +240,7 @@ class _Frame:
                     f'<text x="{self.x(tick):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{int(tick)}</text>'
                 )
         unit = (
-            f'<text class="unit" x="{LEFT - 8}" y="{HEIGHT - 8}" text-anchor="end">{escape(x_label)}</text>'
+            f'<text class="unit" x="{LEFT - 16}" y="{HEIGHT - 8}" text-anchor="end">{escape(x_label)}</text>'
         )
         out.append(unit)
         return "".join(out)

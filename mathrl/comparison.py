@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,17 +37,7 @@ def compare_evaluations(before: Evaluation, after: Evaluation) -> Difference:
     Raises:
         UserError: their protocols differ (prompt, verifier, limits, samples …), or their problems do.
     """
-    differ = sorted(
-        key
-        for key in before.protocol.keys() | after.protocol.keys()
-        if before.protocol.get(key) != after.protocol.get(key)
-    )
-    if differ:
-        told = ", ".join(f"{k} ({before.protocol.get(k)} against {after.protocol.get(k)})" for k in differ)
-        raise UserError(
-            f"{before.name} and {after.name} cannot be compared, for they differ in {told}; "
-            "evaluate both alike"
-        )
+    check_comparable(before.protocol, after.protocol, before.name, after.name)
     if [r.problem.id for r in before.records] != [r.problem.id for r in after.records]:
         raise UserError(f"{before.name} and {after.name} cannot be compared: they judged other problems")
     was = [r.greedy.correct for r in before.records]
@@ -64,6 +55,23 @@ def compare_evaluations(before: Evaluation, after: Evaluation) -> Difference:
         tuple(i for i, a, b in zip(ids, was, now, strict=True) if a and not b),
         samples,
     )
+
+
+def check_comparable(
+    before: Mapping[str, Any], after: Mapping[str, Any], before_name: str, after_name: str
+) -> None:
+    """Refuse protocols that differ in anything.
+
+    Raises:
+        UserError: in what, with both values.
+    """
+    differ = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
+    if differ:
+        told = ", ".join(f"{k} ({before.get(k)} against {after.get(k)})" for k in differ)
+        raise UserError(
+            f"{before_name} and {after_name} cannot be compared, for they differ in {told}; "
+            "evaluate both alike"
+        )
 
 
 def compare_slices(key: str, before: Evaluation, after: Evaluation) -> list[tuple[Slice, Slice, PairedTest]]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from mathrl import pages
 from mathrl.charts import IntervalRow, Point, interval_rows
 from mathrl.comparison import compare_evaluations, compare_slices
@@ -191,7 +193,7 @@ def _learned(run: RunRecord, name: str) -> dict[str, Any]:
     }
 
 
-def slice_rows(key: str, before: Evaluation, after: Evaluation) -> str:
+def slice_rows(key: str, before: Evaluation, after: Evaluation) -> Markup:
     """Accuracy before and after of the problems that share a value of ``key``."""
     rows = []
     for was, now, test in compare_slices(key, before, after):
