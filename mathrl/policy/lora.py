@@ -18,27 +18,37 @@ from torch import Tensor, nn
 class _LoraLinear(torch.autograd.Function):
     """y = x Wᵀ + bias + (x Aᵀ) Bᵀ with W and bias frozen; differentiable twice.
 
-    x (…, in), W (out, in), A (r, in), B (out, r), all of one type; the scaling is in B already.
+    x (N, in), W (out, in), A (r, in), B (out, r), all of one type; the scaling is in B already.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight, a, b)
-        rows = x.reshape(-1, x.shape[-1])
-        out = F.linear(rows, weight, bias)
-        return out.addmm_(rows @ a.t(), b.t()).view(*x.shape[:-1], -1)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        inner = x @ a.t()
+        out = F.linear(x, weight, bias)
+        out.addmm_(inner, b.t())
+        ctx.set_materialize_grads(False)
+        # inner is an output only so that a second derivative can see through it
+        ctx.save_for_backward(x, weight, a, b, inner)
+        return out, inner
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor]:
-        x, weight, a, b = ctx.saved_tensors
-        grad = grad.reshape(-1, grad.shape[-1])
-        rows = x.reshape(-1, x.shape[-1])
-        inner = grad @ b  # (N, r)
-        grad_a = inner.t() @ rows
-        # h is as cheap to compute again as to keep
-        grad_b = grad.t() @ (rows @ a.t())
-        grad_x = torch.addmm(grad @ weight, inner, a).view(x.shape) if ctx.needs_input_grad[0] else None
-        return grad_x, None, None, grad_a, grad_b
+    def backward(
+        ctx: Any, grad: Tensor | None, grad_inner: Tensor | None
+    ) -> tuple[Tensor | None, None, None, Tensor | None, Tensor | None]:
+        x, weight, a, b, inner = ctx.saved_tensors
+        if grad is None:
+            if grad_inner is None:
+                return None, None, None, None, None
+            return grad_inner @ a, None, None, grad_inner.t() @ x, None
+        through = grad @ b  # (N, r)
+        if grad_inner is not None:
+            through = through + grad_inner
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (grad @ weight).addmm_(through, a)
+        return grad_x, None, None, through.t() @ x, grad.t() @ inner
 
 
 def lora_linear(
@@ -46,7 +56,8 @@ def lora_linear(
 ) -> Tensor:
     """x Wᵀ + bias + scaling (x Aᵀ) Bᵀ: (…, in) -> (…, out), in the type of ``x``; A, B of any float type."""
     a, b = a.to(x.dtype), (b * scaling).to(x.dtype)
-    return _LoraLinear.apply(x, weight, bias, a, b)
+    out, _ = _LoraLinear.apply(x.flatten(0, -2), weight, bias, a, b)
+    return out.unflatten(0, x.shape[:-1])
 
 
 class FusedLoraLinear(PeftLinear):
