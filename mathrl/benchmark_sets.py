@@ -177,7 +177,7 @@ def load_benchmark(
     skipped: list[SkippedRow] = []
     for number, row in enumerate(rows, 1):
         try:
-            problem = _problem(benchmark, row, f"{path or source}, row {number},", number)
+            problem = to_problem(benchmark, row, f"{path or source}, row {number},", number)
         except UnusableRow as error:
             if "empty" in str(error):
                 raise UserError(
@@ -234,7 +234,13 @@ def _has(row: Row, question: Sequence[str], answer: str) -> bool:
     return all(row.get(name) is not None for name in (*question, answer))
 
 
-def _problem(benchmark: Benchmark, row: Row, where: str, number: int) -> Problem:
+def to_problem(benchmark: Benchmark, row: Row, where: str, number: int) -> Problem:
+    """A row as a problem.
+
+    Raises:
+        UserError: a field is missing.
+        UnusableRow: there is no reference in it.
+    """
     raw: dict[str, Any] = dict(row)
     for kind, field in benchmark.meta.items():
         raw[kind] = row.get(field)

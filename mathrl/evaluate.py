@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mathrl.comparison import Difference, compare_evaluations
 from mathrl.completions import (
@@ -21,8 +21,10 @@ from mathrl.completions import (
 )
 from mathrl.errors import UserError
 from mathrl.evaluation import Evaluation, Judged, Record, problems_hash, protocol_hash
-from mathrl.rollout.base import Engine
 from mathrl.types import Completion, Group, Problem, Sampling, Score, derive_seed
+
+if TYPE_CHECKING:  # judging saved completions needs no engine, and so neither torch nor transformers
+    from mathrl.rollout.base import Engine
 
 __all__ = [
     "Difference",

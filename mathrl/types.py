@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # torch takes seconds to import; commands that touch no tensor do without
+    import torch
+    from torch import Tensor
 
 FinishReason = Literal["stop", "length"]
 
@@ -131,6 +132,8 @@ class Batch:
 
     def rows(self, index: Sequence[int] | Tensor) -> Batch:
         """The batch of these rows, T and the prompts cut to what they need."""
+        import torch
+
         index = torch.as_tensor(index, dtype=torch.long, device=self.completion_ids.device)
         kept, group_ids = torch.unique(self.group_ids[index], return_inverse=True)
         trained = self.loss_mask[index].any(dim=0).nonzero()
@@ -141,15 +144,17 @@ class Batch:
         }
         for f in fields(self):
             value = getattr(self, f.name)
-            if f.name not in changes and isinstance(value, Tensor):
+            if f.name not in changes and isinstance(value, torch.Tensor):
                 changes[f.name] = value[index, :width] if value.dim() == 2 else value[index]
         return replace(self, **changes)
 
     def to(self, device: torch.device | str) -> Batch:
+        import torch
+
         moved: dict[str, Any] = {"prompts": tuple(p.to(device, non_blocking=True) for p in self.prompts)}
         for f in fields(self):
             value = getattr(self, f.name)
-            if isinstance(value, Tensor):
+            if isinstance(value, torch.Tensor):
                 moved[f.name] = value.to(device, non_blocking=True)
         return replace(self, **moved)
 
