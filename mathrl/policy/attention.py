@@ -1,4 +1,4 @@
-"""Attention over a packed stream: one varlen call on CUDA, padded blocks elsewhere.
+"""Attention over a packed stream: FlashAttention on CUDA (varlen.py), padded blocks elsewhere.
 
 Registered with transformers as the attention implementation ``mathrl_packed``; a forward that carries no
 packed plan (an engine that samples, say) gets transformers' own sdpa attention.
@@ -6,7 +6,6 @@ packed plan (an engine that samples, say) gets transformers' own sdpa attention.
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,18 +13,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import varlen
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from mathrl.policy.packing import Segments, spans
+from mathrl.policy.varlen import Varlen
 
 IMPLEMENTATION = "mathrl_packed"
-# an argument since torch 2.12; before, grouped heads are found from the shapes
-_GQA: dict[str, Any] = (
-    {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters else {}
-)
 
 
 class _Gather(torch.autograd.Function):
@@ -54,50 +49,6 @@ class PackedAttention(Protocol):
     """(N, H, d), (N, H_kv, d), (N, H_kv, d), scale -> (N, H, d) over the segments it was built for."""
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Varlen:
-    """FlashAttention over segments; a completion's keys are gathered as prompt + own tokens."""
-
-    query_offsets: Tensor  # (S + 1,) int32
-    key_offsets: Tensor  # (S + 1,) int32
-    key_index: Tensor | None  # (sum of key lengths,) int64; None: keys are the stream itself
-    max_query: int
-    max_key: int
-
-    @classmethod
-    def build(cls, segments: Segments, device: torch.device) -> Varlen:
-        def offsets(lengths: np.ndarray) -> Tensor:
-            return torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)).to(device)
-
-        shared = bool(segments.prefix_length.any())
-        pairs = np.stack([segments.prefix_start, segments.start], axis=1).ravel()
-        lengths = np.stack([segments.prefix_length, segments.length], axis=1).ravel()
-        index = torch.from_numpy(spans(pairs, lengths)).to(device) if shared else None
-        return cls(
-            offsets(segments.length),
-            offsets(segments.key_length),
-            index,
-            # coarse, so that a compiled layer sees few different values
-            _round_up(int(segments.length.max(initial=1))),
-            _round_up(int(segments.key_length.max(initial=1))),
-        )
-
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        if self.key_index is not None:
-            key, value = gather(key, self.key_index), gather(value, self.key_index)
-        # (-1, 0): causal, aligned at the end, so that the first own token sees the whole prompt
-        out: Tensor = varlen.varlen_attn(  # type: ignore[assignment]
-            query, key, value, self.query_offsets, self.key_offsets, self.max_query, self.max_key,
-            scale=scale, window_size=(-1, 0), **_GQA,
-        )  # fmt: skip
-        return out
-
-
-def _round_up(length: int) -> int:
-    """The next power of two, 128 at least."""
-    return max(128, 1 << (length - 1).bit_length())
 
 
 @dataclass(frozen=True, slots=True)

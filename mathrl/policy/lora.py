@@ -15,21 +15,25 @@ from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor, nn
 
 
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, in) -> (N, out) and the inner product x Aᵀ (N, r)."""
+    inner = x @ a.t()
+    return F.linear(x, weight, bias).addmm_(inner, b.t()), inner
+
+
 class _LoraLinear(torch.autograd.Function):
     """y = x Wᵀ + bias + (x Aᵀ) Bᵀ with W and bias frozen; differentiable twice.
 
-    x (N, in), W (out, in), A (r, in), B (out, r), all of one type; the scaling is in B already.
+    x (N, in), W (out, in), A (r, in), B (out, r), all of one type; the scaling is in B already. The inner
+    product is an output only so that a second derivative can see through it.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor
     ) -> tuple[Tensor, Tensor]:
-        inner = x @ a.t()
-        out = F.linear(x, weight, bias)
-        out.addmm_(inner, b.t())
+        out, inner = _forward(x, weight, bias, a, b)
         ctx.set_materialize_grads(False)
-        # inner is an output only so that a second derivative can see through it
         ctx.save_for_backward(x, weight, a, b, inner)
         return out, inner
 
@@ -45,10 +49,48 @@ class _LoraLinear(torch.autograd.Function):
         through = grad @ b  # (N, r)
         if grad_inner is not None:
             through = through + grad_inner
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = (grad @ weight).addmm_(through, a)
+        grad_x = (grad @ weight).addmm_(through, a) if ctx.needs_input_grad[0] else None
         return grad_x, None, None, through.t() @ x, grad.t() @ inner
+
+
+# The same for compiled code, once differentiable. Opaque on purpose: a compiler that sees y + h Bᵀ writes y, copies
+# it and adds to the copy; in here the sum is accumulated in place.
+@torch.library.custom_op("mathrl::lora_linear", mutates_args=())
+def _opaque(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    return _forward(x, weight, bias, a, b)
+
+
+@torch.library.custom_op("mathrl::lora_linear_backward", mutates_args=())
+def _opaque_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, inner: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    through = grad @ b
+    return (grad @ weight).addmm_(through, a), through.t() @ x, grad.t() @ inner
+
+
+@_opaque.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    return x.new_empty((x.shape[0], weight.shape[0])), x.new_empty((x.shape[0], a.shape[0]))
+
+
+@_opaque_backward.register_fake
+def _(
+    grad: Tensor, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, inner: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), a.new_empty(a.shape), b.new_empty(b.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, weight, _, a, b = inputs
+    ctx.save_for_backward(x, weight, a, b, output[1])
+
+
+def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    grad_x, grad_a, grad_b = _opaque_backward(grad.contiguous(), *ctx.saved_tensors)
+    return grad_x, None, None, grad_a, grad_b
+
+
+_opaque.register_autograd(_differentiate, setup_context=_save)
 
 
 def lora_linear(
@@ -56,7 +98,8 @@ def lora_linear(
 ) -> Tensor:
     """x Wᵀ + bias + scaling (x Aᵀ) Bᵀ: (…, in) -> (…, out), in the type of ``x``; A, B of any float type."""
     a, b = a.to(x.dtype), (b * scaling).to(x.dtype)
-    out, _ = _LoraLinear.apply(x.flatten(0, -2), weight, bias, a, b)
+    apply = _opaque if torch.compiler.is_compiling() else _LoraLinear.apply
+    out, _ = apply(x.flatten(0, -2), weight, bias, a, b)
     return out.unflatten(0, x.shape[:-1])
 
 

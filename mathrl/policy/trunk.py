@@ -59,6 +59,7 @@ class Trunk:
         self.fallback_reason = why_not_packed(base.config)
         self.share_prompts = share_prompts
         self.gradient_checkpointing = gradient_checkpointing
+        self._compiled = compile_layers
         layers: Iterable[Any] = () if self.fallback_reason else self.decoder.layers
         self._layers: list[Callable[..., Tensor]] = [
             torch.compile(layer.forward, dynamic=True) if compile_layers else layer for layer in layers
@@ -80,6 +81,8 @@ class Trunk:
         hidden = self.decoder.embed_tokens(layout.input_ids)
         if not hidden.shape[1]:
             return hidden[0]
+        if self._compiled and torch.is_grad_enabled():
+            hidden.requires_grad_()  # the first layer is then like the others, and the same code serves all
         common = {
             "position_embeddings": self.decoder.rotary_emb(hidden, layout.position_ids),
             "packed": plan_attention(layout.segments, hidden.device, hidden.dtype),
