@@ -58,6 +58,9 @@ class SkippedRow:
     reason: str
     text: str  # what the row held
 
+    def __str__(self) -> str:
+        return f"row {self.row}: {self.reason} ({self.text[:60]!r})"
+
 
 @dataclass(frozen=True, slots=True)
 class ProblemSet:
@@ -78,7 +81,7 @@ class ProblemSet:
             line += " (generated, for demonstration only)"
         for reason, count in Counter(s.reason for s in self.skipped).most_common():
             first = next(s for s in self.skipped if s.reason == reason)
-            line += f"; {count} skipped: {reason} (row {first.row}: {first.text[:60]!r})"
+            line += f"; {count} skipped, such as {first}"
         return line
 
 

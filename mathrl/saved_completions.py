@@ -41,7 +41,7 @@ class SavedFile:
 def read_saved(path: Path, benchmark: Benchmark | None = None) -> SavedFile:
     """Read completions.jsonl, ``samples_*.jsonl`` of lm-evaluation-harness, or plain lines.
 
-    A plain line has ``question``, ``answer`` and ``completion`` (or a list ``completions``), and may have ``id``.
+    A plain line has ``question``, ``answer``, ``completion`` (or a list ``completions``) and may have ``id``.
 
     Args:
         benchmark: says which fields hold question and reference in files that are not ours, and how they are

@@ -26,6 +26,8 @@ Side = Literal["train", "held_out"]
 HELD_OUT_SHARE = 10
 """One problem in so many is held out."""
 
+_MAX_FRUITLESS = 5000  # draws in a row without a new problem before giving up
+
 MAX_FACTOR = 3
 """Largest × or ÷ operand (and never above max_operand)."""
 
@@ -181,10 +183,10 @@ def generate_problems(
     steps = range(min_steps, max_steps + 1)
     problems: list[Problem] = []
     asked: set[str] = set()
-    tries = 0
+    fruitless = 0
     while len(problems) < num:
-        tries += 1
-        if tries > 50 * num + 1000:
+        fruitless += 1
+        if fruitless > _MAX_FRUITLESS:
             raise UserError(
                 f"only {len(problems)} different word problems were found of {num} asked for: ask for fewer, "
                 f"or raise max_steps ({max_steps}) or max_operand ({max_operand})"
@@ -193,6 +195,7 @@ def generate_problems(
         if problem.question not in asked and side_of(problem) == side:
             asked.add(problem.question)
             problems.append(problem)
+            fruitless = 0
     return problems
 
 
@@ -239,7 +242,7 @@ def generate_drills(num: int, seed: int, *, max_steps: int = 3, max_operand: int
 
 
 def side_of(problem: Problem) -> Side:
-    """The side a generated problem belongs to: decided by its template and numbers, not by the names in it."""
+    """The side a generated problem belongs to: decided by its template and numbers, not by its names."""
     key = derive_seed("side", str(problem.meta["template"]), str(problem.solution))
     return "held_out" if key % HELD_OUT_SHARE == 0 else "train"
 
