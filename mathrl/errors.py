@@ -15,7 +15,7 @@ class NonFiniteError(UserError):
     ``rows`` are the completions (rows of the batch) whose own loss or gradient is not finite.
     """
 
-    def __init__(self, message: str, rows: Sequence[int]):
+    def __init__(self, message: str, rows: Sequence[int] = ()):
         super().__init__(message)
         self.rows = tuple(rows)
 

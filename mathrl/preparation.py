@@ -9,15 +9,15 @@ import torch
 
 from mathrl.algorithms import Algorithm, resolve
 from mathrl.config import Config
-from mathrl.data import ProblemSet, load_problems
+from mathrl.data import ProblemSet, Role, load_problems
 from mathrl.errors import UserError
-from mathrl.policy import load_tokenizer
+from mathrl.policy.loading import load_tokenizer
 from mathrl.prompts import PromptTemplate, make_template
 from mathrl.rewards import check_answer_type
 from mathrl.run_folder import RunFolder
 
-HELD_OUT = "held_out"
-SECOND_SET = "held_out_templates"  # problems told in templates that were never trained on
+HELD_OUT: Role = "held_out"
+SECOND_SET: Role = "held_out_templates"  # problems told in templates that were never trained on
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def prepare(config: Config, *, resume: bool, overwrite: bool) -> Plan:
     if config.data.answer_type:
         check_answer_type(config.data.answer_type)
     train = load_problems(config.data, "train", config.run.seed)
-    held_out = {}
+    held_out: dict[str, ProblemSet] = {}
     for role in (HELD_OUT, SECOND_SET):
         problems = load_problems(config.data, role, config.run.seed)
         if problems is not None:

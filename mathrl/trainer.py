@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from mathrl.errors import NonFiniteError, UserError
 from mathrl.policy import Policy
 from mathrl.rewards import RewardScorer, judged, rollout_metrics
 from mathrl.rollout.base import Engine
-from mathrl.types import Batch, Group, derive_seed
+from mathrl.types import Batch, Completion, Group, Problem, derive_seed
 from mathrl.update import Update
 
 Metrics = dict[str, float]
@@ -98,9 +99,7 @@ class Trainer:
                     problems,
                     cfg.rollout.group_size,
                     seed=derive_seed(cfg.run.seed, "rollout", index),
-                    on_completion=lambda p, _, completion, asked=problems: self.rewards.submit(
-                        asked[p], completion
-                    ),
+                    on_completion=partial(self._judge, problems),
                 )
             with clock("verify"):  # a hung answer costs one worker, not the run
                 scored = judged(self.rewards.score(sampled))
@@ -113,6 +112,10 @@ class Trainer:
                 f"step {index + 1}: no reference of this step's problems can be read by its verifier"
             )
         return groups, selected[:wanted]
+
+    def _judge(self, problems: Sequence[Problem], index: int, _: int, completion: Completion) -> None:
+        """Start judging a completion while others are still being sampled."""
+        self.rewards.submit(problems[index], completion)
 
     def _update(self, batch: Batch, groups: Sequence[Group], index: int) -> Metrics:
         try:
