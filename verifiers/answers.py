@@ -92,8 +92,10 @@ def answers_equal(reference: Answer, given: Answer) -> bool:
 
 
 def _same_words(reference: Answer, given: Answer) -> bool:
-    """The same words; as one run of letters too, unless an operator stands between them ("y + es" is not yes)."""
-    if not reference.words or bool(_OPERATOR.search(reference.cleaned)) != bool(_OPERATOR.search(given.cleaned)):
+    """The same words, or the same run of letters without an operator between them ("y + es" is not yes)."""
+    if not reference.words or bool(_OPERATOR.search(reference.cleaned)) != bool(
+        _OPERATOR.search(given.cleaned)
+    ):
         return False
     ours, theirs = reference.words, given.words
     return ours == theirs or ours.replace(" ", "") == theirs.replace(" ", "")

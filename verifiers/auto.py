@@ -21,7 +21,7 @@ class Auto(AnswerType):
     name: ClassVar[str] = "auto"
 
     def parse(self, text: str) -> Answer:
-        """Read any answer. Raises `ParseError` where it is neither mathematics within the bounds nor words."""
+        """Read any answer. Raises `ParseError` where it is neither bounded mathematics nor words."""
         spelled = spelled_number(text)
         return read(text if spelled is None else str(spelled))
 

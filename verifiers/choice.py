@@ -1,4 +1,4 @@
-"""Multiple choice: one letter A to J, as `B`, `(B)`, `B.`, `\\text{(B)}`, "option B" or "(B) the option's text"."""
+"""Multiple choice: one letter A to J: `B`, `(B)`, `B.`, `\\text{(B)}`, "option B", "(B) and its text"."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ _FONTS = re.compile(
     r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf|sf|it)|mbox|bf|rm|boxed|left|right)(?![A-Za-z])|[{}$*~]|\\[,;:! ]"
 )
 _BLANKS = re.compile(r"\s")
-_LETTER = re.compile(r"(?:option|choice|answer)?[(\[]?([A-Ja-j])[)\].:]?(?:(?<=[)\].:])(?P<rest>.*))?", re.DOTALL)
+_LETTER = re.compile(
+    r"(?:option|choice|answer)?[(\[]?([A-Ja-j])[)\].:]?(?:(?<=[)\].:])(?P<rest>.*))?", re.DOTALL
+)
 _ANOTHER = re.compile(r"[(\[]?\b[A-J]\b[)\].:]|\b(?:or|and)\b\s*[(\[]?[A-J]\b|[,/]\s*[(\[]?[A-J]\b")
 
 
@@ -42,7 +44,9 @@ class Choice(AnswerType):
 
 
 def option_letter(text: str, options: Sequence[str]) -> str:
-    """The letter of the one option that has exactly this text (case and punctuation aside), else the text itself."""
+    """The letter of the one option with this text (case and punctuation aside), else the text itself."""
     words = normal_words(text)
-    matches = [index for index, option in enumerate(options) if option == text or normal_words(option) == words]
+    matches = [
+        index for index, option in enumerate(options) if option == text or normal_words(option) == words
+    ]
     return chr(ord("A") + matches[0]) if words and len(matches) == 1 else text

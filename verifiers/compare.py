@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 
-from verifiers.grammar.nodes import Builder, Cases, Group, Matrix, Node, Num, Op, Quantity, Ratio, Rel, SetOp, Sym
+from verifiers.grammar.nodes import (
+    Builder,
+    Cases,
+    Group,
+    Matrix,
+    Node,
+    Num,
+    Op,
+    Quantity,
+    Ratio,
+    Rel,
+    SetOp,
+    Sym,
+)
 from verifiers.matrices import matrix_value
 from verifiers.realsets import is_set_like, real_set, sets_equal
 from verifiers.relations import labelled, labels_agree, reduce_chain, relations_equal
@@ -82,7 +95,9 @@ def same(reference: Node, given: Node) -> bool:
     if isinstance(reference, Group) or isinstance(given, Group):
         return _same_groups(reference, given)
     if isinstance(reference, Matrix) or isinstance(given, Matrix):
-        return isinstance(reference, Matrix) and isinstance(given, Matrix) and _same_matrices(reference, given)
+        return (
+            isinstance(reference, Matrix) and isinstance(given, Matrix) and _same_matrices(reference, given)
+        )
     if isinstance(reference, Ratio) or isinstance(given, Ratio):
         return _same_ratios(reference, given)
     if isinstance(reference, Cases) or isinstance(given, Cases):
@@ -195,7 +210,9 @@ def _same_groups(reference: Node, given: Node) -> bool:
     ours, ordered_ours = _strip_labels(reference.items)
     theirs, ordered_theirs = _strip_labels(given.items)
     if ordered_ours and ordered_theirs:
-        return _same_labelled([labelled(item) for item in reference.items], [labelled(item) for item in given.items])
+        return _same_labelled(
+            [labelled(item) for item in reference.items], [labelled(item) for item in given.items]
+        )
     kinds = (reference.brackets, given.brackets)
     if kinds == (_SET, _SET):
         return all(any(same(a, b) for b in theirs) for a in ours) and all(
@@ -228,7 +245,11 @@ def _same_name_throughout(group: Group) -> bool:
 
 def _same_unordered(reference: Sequence[Node], given: Sequence[Node]) -> bool:
     """A one-to-one match of two lists, in any order; a given item that is repeated counts once."""
-    given = [item for number, item in enumerate(given) if item not in given[:number] or item in _repeated(reference)]
+    given = [
+        item
+        for number, item in enumerate(given)
+        if item not in given[:number] or item in _repeated(reference)
+    ]
     if len(reference) != len(given) or len(reference) * len(given) > MAX_MATCHES:
         return False
     rest = list(given)
@@ -250,11 +271,11 @@ def _same_matrices(reference: Matrix, given: Matrix) -> bool:
 
 
 def _same_ratios(reference: Node, given: Node) -> bool:
-    """Times digit for digit with the hours of am and pm; ratios up to a common factor; a : b also as a / b."""
+    """Times digit for digit, with am and pm; ratios up to a common factor; a : b also as a / b."""
     if isinstance(reference, Ratio) and isinstance(given, Ratio):
         ours, theirs = _minutes(reference), _minutes(given)
         if ours is not None and theirs is not None:
-            if reference.suffix and given.suffix or not reference.suffix and not given.suffix:
+            if (reference.suffix and given.suffix) or (not reference.suffix and not given.suffix):
                 return ours == theirs
             # Without am or pm the clock's face decides; 20:34 can only be 8:34 pm.
             return ours == theirs or (min(ours, theirs) < 720 and abs(ours - theirs) == 720)
@@ -264,7 +285,12 @@ def _same_ratios(reference: Node, given: Node) -> bool:
         a, b = reference.parts[0], given.parts[0]
         return all(values_equal(Op("mul", (part, b)), Op("mul", (other, a))) for part, other in first)
     ratio, other = (reference, given) if isinstance(reference, Ratio) else (given, reference)
-    if not isinstance(ratio, Ratio) or len(ratio.parts) != 2 or ratio.suffix or not isinstance(other, Op | Num):
+    if (
+        not isinstance(ratio, Ratio)
+        or len(ratio.parts) != 2
+        or ratio.suffix
+        or not isinstance(other, Op | Num)
+    ):
         return False
     return values_equal(Op("div", ratio.parts), other)
 

@@ -3,16 +3,18 @@
 Two numbers are compared in this order; each step is final where it applies.
 
 1. Both rational: by exact integers.
-2. Both algebraic (radicals, i, sines and cosines of rational multiples of pi): their difference E is computed with
-   more digits than its separation bound needs. If E is not 0 then |E| >= 1 / (u(E)^(D-1) l(E)), where u and l bound
-   the conjugates of a numerator and a denominator of E and D is the product of the degrees of its radicals
-   (Burnikel, Funke, Mehlhorn, Schirra, Schmitt, "A separation bound for real algebraic expressions", Algorithmica
-   55, 2009; the rules are in `_Measure`). So a result below the bound is exactly 0.
-3. With pi, e, logarithms or general powers: agreement to at least `GUARD_BITS` bits more than the literals of both
-   numbers have together. No pair of different closed forms of this size is known to agree that far; this step is a
-   test, not a proof, with an error probability of about 2^-GUARD_BITS for generic values.
-4. With variables: rational functions at random integers below 2^61, so that different ones of degree d agree with
-   probability at most d / 2^61 (Schwartz 1980, Zippel 1979); other functions by step 3 at random points.
+2. Both algebraic (radicals, i, sines and cosines of rational multiples of pi): their difference E is
+   computed with more digits than its separation bound needs. If E is not 0 then |E| >= 1 / (u(E)^(D-1)
+   l(E)), where u and l bound the conjugates of a numerator and a denominator of E and D is the product of
+   the degrees of its radicals (Burnikel, Funke, Mehlhorn, Schirra, Schmitt, "A separation bound for real
+   algebraic expressions", Algorithmica 55, 2009; the rules are in `_Measure`). So a result below the bound
+   is exactly 0.
+3. With pi, e, logarithms or general powers: agreement to at least `GUARD_BITS` bits more than the literals
+   of both numbers have together. No pair of different closed forms of this size is known to agree that far;
+   this step is a test, not a proof, with an error probability of about 2^-GUARD_BITS for generic values.
+4. With variables: rational functions at random integers below 2^61, so that different ones of degree d
+   agree with probability at most d / 2^61 (Schwartz 1980, Zippel 1979); other functions by step 3 at random
+   points.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ class Undefined(ParseError):
 
 
 class Rational:
-    """Exact evaluation over the rationals; None where the value leaves them. Sizes are checked before every step."""
+    """Exact evaluation over the rationals, None where the value leaves them; sizes are checked beforehand."""
 
     def __init__(self, env: Env | None = None) -> None:
         self.env = env or {}

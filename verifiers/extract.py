@@ -2,14 +2,14 @@ r"""Take one final answer out of a completion, by one named rule; None means tha
 
 Every rule first drops `<think>...</think>`; an unclosed `<think>` leaves no answer. Then
 
-- `boxed`: the last complete `\boxed{}` or `\fbox{}`; a later unclosed box means no answer. Boxes that follow each
-  other with nothing but connectives between them are one answer with several parts ("1, 2"): a list reference
-  accepts it, a single-valued one never does, so naming candidates does not pay.
+- `boxed`: the last complete `\boxed{}` or `\fbox{}`; a later unclosed box means no answer. Boxes that
+  follow each other with nothing but connectives between them are one answer with several parts ("1, 2"): a
+  list reference accepts it, a single-valued one never does, so naming candidates does not pay.
 - `gsm8k`: the rest of the line after the last `####`, else after the last line that starts with `A:`.
 - `prose`: what follows the last "the answer is" (or "answer:"), to the end of its sentence.
 - `bare`: the whole text.
-- `auto`: `boxed`, else `gsm8k`, else `prose`, else the text's conclusion ("therefore ... is 3"), else the last
-  formula of a short text, else the text if it is short.
+- `auto`: `boxed`, else `gsm8k`, else `prose`, else the text's conclusion ("therefore ... is 3"), else the
+  last formula of a short text, else the text if it is short.
 
 All rules take time linear in the length of the completion.
 """
@@ -37,17 +37,23 @@ _THINK_TAG = re.compile(r"<\s*(/?)\s*think(?:ing)?\s*>", re.IGNORECASE)
 _SPACING = re.compile(r"\\(?:quad|qquad|text|mathrm|mbox|[,;:! ])|[\s${}().*~|&:]|\\[\[\]()]|\\\\")
 _CONNECTIVE = re.compile(r"(?:,|;|/|\band\b|\bor\b|\bas well as\b)+", re.IGNORECASE)
 _JOINING_PHRASE = re.compile(r"[^.!?\n=]{0,40}\b(?:and|or)\b[^.!?\n=\w]*", re.IGNORECASE)
-_ALTERNATIVE = re.compile(r"[\s$.,;*)\]\\]*\b(?:or|or else|alternatively|otherwise)\b[^\n]{0,60}", re.IGNORECASE)
+_ALTERNATIVE = re.compile(
+    r"[\s$.,;*)\]\\]*\b(?:or|or else|alternatively|otherwise)\b[^\n]{0,60}", re.IGNORECASE
+)
 _LABELLED_NEXT = re.compile(r"[\s$)\]\\,;]*\b(?:and|or)\b[\s$(\[\\]*[A-Za-z](?:_\{?\w+\}?)?\s*=[\s$(\\]*")
 _NEGATED_BEFORE = re.compile(
-    r"(?:\bnot(?: equal to| be)?|\bnever|n't(?: be)?|\brather than|\binstead of|\bcannot be)[\s$:({\[]*\\?[(\[]?\s*$",
+    r"(?:\bnot(?: equal to| be)?|\bnever|n't(?: be)?|\brather than|\binstead of|\bcannot be)"
+    r"[\s$:({\[]*\\?[(\[]?\s*$",
     re.IGNORECASE,
 )
 _NEGATED_AFTER = re.compile(
-    r"[\s$.,)\]\\]*(?:is|are|was|would be|cannot|can't)\s*(?:n't|not|wrong|incorrect|false|be right|be correct)",
+    r"[\s$.,)\]\\]*(?:is|are|was|would be|cannot|can't)\s*"
+    r"(?:n't|not|wrong|incorrect|false|be right|be correct)",
     re.IGNORECASE,
 )
-_CANDIDATE_AFTER = re.compile(r"[\s$*)\]\\]*,?\s*(?:or|and/or)\s+(?:maybe\s+|perhaps\s+)?[$\\(]*\s*(-?\d[\d,./]*)")
+_CANDIDATE_AFTER = re.compile(
+    r"[\s$*)\]\\]*,?\s*(?:or|and/or)\s+(?:maybe\s+|perhaps\s+)?[$\\(]*\s*(-?\d[\d,./]*)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +71,7 @@ def without_thinking(completion: str) -> str | None:
     depth = position = 0
     for tag in _THINK_TAG.finditer(completion):
         if tag[1]:
-            # A closing tag without its opening one: the prompt opened the block, so all before it was thinking.
+            # A closing tag without its opening one: the prompt opened the block; all before it was thinking.
             if depth == 0:
                 kept.clear()
             depth = max(depth - 1, 0)
@@ -192,7 +198,11 @@ def _value_named(sentence: str) -> str:
         return sentence
     copulas = list(_COPULA.finditer(sentence))
     tail = _tidy(sentence[copulas[-1].end() :]) if copulas else ""
-    if any(char.isdigit() for char in tail) or _FORMULA.search(tail) or (tail and len(_WORD.findall(tail)) <= 2):
+    if (
+        any(char.isdigit() for char in tail)
+        or _FORMULA.search(tail)
+        or (tail and len(_WORD.findall(tail)) <= 2)
+    ):
         if len(_WORD.findall(_FORMULA.sub(" ", tail))) < 3:
             return tail
         sentence = tail
@@ -204,7 +214,7 @@ def _value_named(sentence: str) -> str:
 
 
 def conclusion(text: str) -> str | None:
-    """What the last sentence that starts with "therefore" (thus, hence, so) names, if the text ends with it."""
+    """What the last sentence that starts with "therefore" (thus, hence, so) names, if it ends the text."""
     starts = list(_CONCLUSION.finditer(text[-MAX_CONCLUSION_CHARS:]))
     if not starts:
         return None
@@ -221,7 +231,8 @@ def conclusion(text: str) -> str | None:
 
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _FORMULA = re.compile(
-    r"\$\$(.+?)\$\$|(?<!\\)\$(?!\s*\d[\d,.]*\s+[a-z]{3})([^$\n]+?)(?<!\\)\$|\\\[(.+?)\\\]|\\\(([^\n]+?)\\\)", re.DOTALL
+    r"\$\$(.+?)\$\$|(?<!\\)\$(?!\s*\d[\d,.]*\s+[a-z]{3})([^$\n]+?)(?<!\\)\$|\\\[(.+?)\\\]|\\\(([^\n]+?)\\\)",
+    re.DOTALL,
 )
 MAX_BARE_WORDS = 12
 
@@ -232,7 +243,7 @@ def bare(text: str) -> str | None:
 
 
 def last_formula(text: str) -> str | None:
-    """The last formula (or joined formulas) of a short text; the text itself where it is one line of few words."""
+    """The last formula (or joined formulas) of a short text; the text itself if it is a line of few words."""
     text = text.strip()
     if not text or len(text) > MAX_BARE_CHARS:
         return None
@@ -244,9 +255,7 @@ def last_formula(text: str) -> str | None:
             if len(formulas) > 1 and _joined(text[formulas[-2].end() : formulas[-1].start()]):
                 return _tidy(text[formulas[-2].start() : formulas[-1].end()])
             return _tidy(formulas[-1][0])
-    elif "\n" in text:
-        return None
-    elif len(_WORD.findall(text)) > MAX_BARE_WORDS:
+    elif "\n" in text or len(_WORD.findall(text)) > MAX_BARE_WORDS:
         return None
     return _tidy(text)
 
@@ -281,7 +290,8 @@ def _first_sentence(text: str) -> str:
                 return text[:index]
             if char in ".!?" and (index + 1 == len(text) or text[index + 1] in " \n\t*\"'<" or char != "."):
                 # "5!" is a factorial, "5! " too: only a mark after a letter or a bracket ends a sentence.
-                if char != "!" or not text[:index].rstrip()[-1:].isalnum():
+                is_factorial = char == "!" and text[:index].rstrip()[-1:].isalnum()
+                if not is_factorial:
                     return text[:index]
             if char == "<" and text.startswith(("<|", "</s>"), index):
                 return text[:index]
@@ -323,7 +333,7 @@ def rule_names() -> list[str]:
 
 
 def register_rule(name: str, rule: Rule) -> None:
-    """Add a rule of your own: text without thinking -> answer or None. Raises `ValueError` for a taken name."""
+    """Add a rule: text without thinking -> answer or None. Raises `ValueError` for a taken name."""
     if name in _RULES:
         raise ValueError(f"extraction rule {name!r} is already registered")
     _RULES[name] = rule
@@ -334,11 +344,11 @@ def _imported(path: str) -> Rule:
     module, _, function = path.partition(":")
     try:
         rule = getattr(importlib.import_module(module), function)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  importing a module runs code that may raise anything
         raise ValueError(f"cannot import extraction rule {path!r}: {type(error).__name__}: {error}") from None
     if not callable(rule):
         raise ValueError(f"extraction rule {path!r} is not a function")
-    return rule  # type: ignore[no-any-return]
+    return rule
 
 
 def _rule(name: str) -> Rule:
@@ -347,7 +357,7 @@ def _rule(name: str) -> Rule:
     if ":" in name:
         return _imported(name)
     near = difflib.get_close_matches(name, rule_names(), n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(rule_names())}"
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(rule_names())}"
     raise ValueError(f"unknown extraction rule {name!r}; {hint}")
 
 

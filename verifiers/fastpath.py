@@ -13,9 +13,13 @@ _NUMERIC_TYPES = frozenset({"auto", "number"})
 
 
 def try_fast(
-    completion: str, answer: str, answer_type: str = "auto", extract: str = "auto", options: Sequence[str] = ()
+    completion: str,
+    answer: str,
+    answer_type: str = "auto",
+    extract: str = "auto",
+    options: Sequence[str] = (),
 ) -> Verdict | None:
-    """The verdict if reference and answer are plain numbers (or there is no answer); None leaves it to `verify`.
+    """The verdict if both are plain numbers, or there is no answer; None leaves it to `verify`.
 
     Agrees with `verify` wherever it decides. Time is linear in the length of the completion.
     Raises `ValueError` only for an unknown extraction rule.

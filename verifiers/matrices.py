@@ -9,7 +9,7 @@ MAX_PRODUCT_CELLS = 4000
 
 
 def matrix_value(node: Node) -> Matrix | None:
-    """The matrix that an expression of matrices gives, None for anything else. Raises `ParseError` if too large."""
+    """The matrix that an expression of matrices gives, None for others. Raises `ParseError` if too large."""
     if isinstance(node, Matrix):
         return node
     if not isinstance(node, Op) or node.name not in ("add", "mul", "neg", "div"):
@@ -43,7 +43,8 @@ def _sum(left: Node, right: Node) -> Matrix | None:
         return None
     return Matrix(
         tuple(
-            tuple(Op("add", pair) for pair in zip(a, b, strict=True)) for a, b in zip(left.rows, right.rows, strict=True)
+            tuple(Op("add", pair) for pair in zip(a, b, strict=True))
+            for a, b in zip(left.rows, right.rows, strict=True)
         )
     )
 
@@ -62,7 +63,10 @@ def _product(left: Node, right: Node) -> Node | None:
     columns = list(zip(*right.rows, strict=True))
     return Matrix(
         tuple(
-            tuple(Op("add", tuple(Op("mul", pair) for pair in zip(row, column, strict=True))) for column in columns)
+            tuple(
+                Op("add", tuple(Op("mul", pair) for pair in zip(row, column, strict=True)))
+                for column in columns
+            )
             for row in left.rows
         )
     )

@@ -66,11 +66,16 @@ def _as_answer(number: PlainNumber | Answer) -> Answer:
     node = Quantity(value, number.mark) if number.mark else value
     return Answer(f"{number.value}|{number.decimals}|{number.mark}", "", node)
 
-_UNITS = {word: value for value, word in enumerate(
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen".split())}  # fmt: skip
-_TENS = {word: 10 * value for value, word in enumerate(
-    "twenty thirty forty fifty sixty seventy eighty ninety".split(), start=2)}  # fmt: skip
+
+_UNITS = {
+    "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8,
+    "nine": 9, "ten": 10, "eleven": 11, "twelve": 12, "thirteen": 13, "fourteen": 14, "fifteen": 15,
+    "sixteen": 16, "seventeen": 17, "eighteen": 18, "nineteen": 19,
+}  # fmt: skip
+_TENS = {
+    "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80,
+    "ninety": 90,
+}  # fmt: skip
 _SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
 
 
@@ -82,7 +87,9 @@ def spelled_number(text: str) -> int | None:
     if len(text) > 100 or not text.strip(" .{}\\").isascii():
         return None
     words = re.sub(r"\\(?:text|mbox|textbf)\b|[{}.]", " ", text).replace("-", " ").lower().split()
-    if not words or any(w not in _UNITS and w not in _TENS and w not in _SCALES and w != "and" for w in words):
+    if not words or any(
+        w not in _UNITS and w not in _TENS and w not in _SCALES and w != "and" for w in words
+    ):
         return None
     total = current = 0
     previous = ""

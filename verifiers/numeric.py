@@ -21,10 +21,10 @@ _TRIGONOMETRIC = frozenset({"sin", "cos", "tan", "cot", "sec", "csc"})
 _HYPERBOLIC = frozenset({"sinh", "cosh", "tanh", "coth", "sech", "csch"})
 _FUNCTIONS = {
     "sinh": "sinh", "cosh": "cosh", "tanh": "tanh", "coth": "coth", "sech": "sech", "csch": "csch",
-    "arcsin": "asin", "arccos": "acos", "arctan": "atan", "arccot": "acot", "arcsec": "asec", "arccsc": "acsc",
-    "arcsinh": "asinh", "arccosh": "acosh", "arctanh": "atanh", "ln": "ln", "sin": "sin", "cos": "cos", "tan": "tan",
-    "cot": "cot", "sec": "sec", "csc": "csc", "Re": "re", "Im": "im", "arg": "arg", "floor": "floor", "ceil": "ceil",
-    "sgn": "sign",
+    "arcsin": "asin", "arccos": "acos", "arctan": "atan", "arccot": "acot", "arcsec": "asec",
+    "arccsc": "acsc", "arcsinh": "asinh", "arccosh": "acosh", "arctanh": "atanh", "ln": "ln",
+    "sin": "sin", "cos": "cos", "tan": "tan", "cot": "cot", "sec": "sec", "csc": "csc", "Re": "re",
+    "Im": "im", "arg": "arg", "floor": "floor", "ceil": "ceil", "sgn": "sign",
 }  # fmt: skip
 
 
@@ -172,7 +172,9 @@ class Numeric:
             return self.symbol(node.name)
         if isinstance(node, Quantity):
             value = self.value(node.value)
-            return value * mp.pi / 180 if node.unit == "degree" else value / 100 if node.unit == "%" else value
+            return (
+                value * mp.pi / 180 if node.unit == "degree" else value / 100 if node.unit == "%" else value
+            )
         if isinstance(node, Op):
             try:
                 result = self.operation(node)
@@ -245,7 +247,7 @@ class Numeric:
             return base ** int(exact)
         if exact is not None and exact.denominator % 2 and self.is_real(base) and base.real < 0:
             root = -((-base.real) ** (self.mp.mpf(1) / exact.denominator))
-            return root ** exact.numerator
+            return root**exact.numerator
         if self.mp.mag(exponent) > 64:
             raise TooLarge("an exponent too large to compare")
         return base**exponent
@@ -254,7 +256,7 @@ class Numeric:
         return abs(value.imag) <= abs(value) * self.mp.mpf(2) ** (-self.mp.prec // 2)
 
     def opaque(self, name: str, parts: tuple[object, ...]) -> Any:
-        """A function we do not evaluate: a fixed pseudo-random number of its name and its arguments' values."""
+        """A function we do not evaluate: a fixed pseudo-random number of its name and arguments."""
         digest = hashlib.sha256(name.encode())
         for part in parts:
             if isinstance(part, Rel):

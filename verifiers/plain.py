@@ -1,4 +1,4 @@
-"""Numbers as people write them without formulas: `-1,234.50`, `$40`, `25%`, read exactly and without sympy."""
+"""Numbers as people write them without formulas, read exactly: `-1,234.50`, `$40`, `25%`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CURRENCIES = {"$": "dollar", "\\$": "dollar", "€": "euro", "£": "pound_sterli
 
 @dataclass(frozen=True, slots=True)
 class PlainNumber:
-    """value: exact. decimals: digits written after the point, None for an integer. mark: "%", a currency or ""."""
+    """value: exact. decimals: digits after the point, None for an integer. mark: "%", a currency or ""."""
 
     value: Fraction
     decimals: int | None = None
@@ -51,10 +51,10 @@ def read_plain(text: str) -> PlainNumber | None:
 
 
 def within_own_digits(reference: Fraction, decimals: int, given: Fraction, given_terminates: bool) -> bool:
-    """Whether an exact value rounds to a decimal reference: |given - reference| <= half a unit of its last digit.
+    """Whether a value rounds to a decimal reference: |given - reference| <= half a unit of its last digit.
 
-    A reference with fewer than `MIN_TOLERANT_DIGITS` significant digits says too little to tell a rounding from
-    another number (0.54 is not 0.5), so there only a value that no decimal can write exactly may round to it.
+    A reference with fewer than `MIN_TOLERANT_DIGITS` significant digits says too little to tell a rounding
+    from another number (0.54 is not 0.5): there only a value that no decimal writes exactly may round to it.
     """
     if given_terminates and len(str(abs(reference.numerator) * 10**decimals // reference.denominator)) < (
         MIN_TOLERANT_DIGITS
@@ -75,8 +75,9 @@ def terminates(value: Fraction) -> bool:
 def same_plain(reference: PlainNumber, given: PlainNumber) -> bool:
     """Whether two plain numbers agree, marks included.
 
-    A percentage p% is the number p/100. Where the reference says percent, a given p without the sign means p%;
-    where it does not, p% is not p, and only a number up to 1 may be written as a percentage. A missing currency is forgiven on either side, a different one is not.
+    A percentage p% is the number p/100. Where the reference says percent, a given p without the sign means
+    p%; where it does not, p% is not p, and only a number up to 1 may be written as a percentage. A missing
+    currency is forgiven on either side, a different one is not.
     """
     ours, theirs = reference.value, given.value
     if reference.mark != given.mark and "%" in (reference.mark, given.mark):

@@ -1,4 +1,4 @@
-"""Sets of real numbers as unions of intervals and points: from brackets, braces, inequalities and set operations."""
+"""Sets of real numbers as unions of intervals and points, from brackets, inequalities and set operations."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 from verifiers.base import ParseError
 from verifiers.evaluate import free_symbols
-from verifiers.grammar.nodes import Builder, Group, Node, Num, Op, Rel, SetOp, Sym
+from verifiers.grammar.nodes import Builder, Group, Node, Num, Op, Ratio, Rel, SetOp, Sym
 from verifiers.numeric import Numeric
 from verifiers.scalars import infinity_sign, scalars_equal, values_equal
 
 _BITS = 160
 _INTERVALS = {"()": (False, False), "[)": (True, False), "(]": (False, True), "[]": (True, True)}
 _FLIPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "!=": "!=", "=": "="}
-_FUNCTION_NAMES = frozenset("f g h p q F G H P Q W E V T S A N".split())
+_FUNCTION_NAMES = frozenset("fghpqFGHPQWEVTSAN")
 _INFINITY = Sym("oo")
 _MINUS_INFINITY = Op("neg", (_INFINITY,))
 
@@ -132,7 +132,9 @@ def is_set_like(node: Node) -> bool:
             return True
         if node.brackets in _INTERVALS and len(node.items) == 2:
             return any(infinity_sign(item) for item in node.items)
-        return node.brackets in ("", "or", "and") and all(isinstance(i, Rel) and _is_inequality(i) for i in node.items)
+        return node.brackets in ("", "or", "and") and all(
+            isinstance(i, Rel) and _is_inequality(i) for i in node.items
+        )
     return isinstance(node, Rel) and _is_inequality(node)
 
 
@@ -195,7 +197,7 @@ def _operation(node: SetOp) -> list[Piece] | None:
 
 
 def _relation(rel: Rel) -> list[Piece] | None:
-    """The solution set of a chain of linear inequalities (or of |linear| against a constant) in one variable."""
+    """The solutions of a chain of linear inequalities (or of |linear| against a constant) in one variable."""
     if rel.ops == ("in",):
         return _real_set(rel.sides[1]) if free_symbols(rel.sides[0]) else None
     result: list[Piece] | None = None
@@ -239,7 +241,7 @@ def _inequality(left: Node, op: str, right: Node) -> list[Piece] | None:
 
 
 def _linear(left: Node, right: Node) -> tuple[int, Node | None]:
-    """The sign of the slope and the root of left - right, a linear function of one variable or of one name f(x)."""
+    """The sign of the slope and the root of left - right, linear in one variable or in one name f(x)."""
     names = free_symbols(left) | free_symbols(right)
     if is_name(left) and not free_symbols(right):
         return 1, right
@@ -284,8 +286,14 @@ def is_name(node: Node) -> bool:
             )
         if node.name in ("div", "abs"):
             return all(is_name(arg) for arg in node.args)
-        return node.name not in ("add", "neg", "pow", "root", "pm", "mp", "mul", "fact") and len(node.args) > 0
-    parts = getattr(node, "parts", None) or (node.items if isinstance(node, Group) else None)
+        return (
+            node.name not in ("add", "neg", "pow", "root", "pm", "mp", "mul", "fact") and len(node.args) > 0
+        )
+    parts: tuple[Node, ...] = ()
+    if isinstance(node, Ratio):
+        parts = node.parts
+    elif isinstance(node, Group):
+        parts = node.items
     return bool(parts) and all(is_name(part) for part in parts)
 
 

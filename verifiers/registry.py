@@ -1,4 +1,4 @@
-"""Answer types by name: the built-in ones, and other packages' through the entry point group `mathrl.verifiers`.
+"""Answer types by name: built-in ones, and other packages' through the entry points `mathrl.verifiers`.
 
 A type is imported when it is first asked for. In a package of your own:
 
@@ -44,7 +44,9 @@ def _entry_points() -> dict[str, EntryPoint]:
         if point.name in found:
             known = found[point.name].value
         if known is not None and known != point.value:
-            raise ValueError(f"answer type {point.name!r} is registered twice: by {known} and by {point.value}")
+            raise ValueError(
+                f"answer type {point.name!r} is registered twice: by {known} and by {point.value}"
+            )
         found[point.name] = point
     return found
 
@@ -77,7 +79,7 @@ def _load_path(path: str) -> AnswerType:
     module, _, class_name = path.partition(":")
     try:
         loaded = getattr(importlib.import_module(module), class_name)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  importing a module runs code that may raise anything
         raise ValueError(f"cannot import answer type {path!r}: {type(error).__name__}: {error}") from None
     return _instance(path, loaded)
 
@@ -100,5 +102,5 @@ def get(name: str) -> AnswerType:
     if ":" in name:
         return _load_path(name)
     near = difflib.get_close_matches(name, names(), n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names())}"
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(names())}"
     raise ValueError(f"unknown answer type {name!r}; {hint}")

@@ -28,7 +28,8 @@ def reduce_chain(rel: Rel) -> Node:
         return rel
     sides = list(rel.sides)
     if len(sides) == 2 and rel.ops == ("=",):
-        if free_symbols(sides[0]) or free_symbols(sides[1]) or any(isinstance(side, Group) for side in sides):
+        open_sides = [side for side in sides if free_symbols(side) or isinstance(side, Group)]
+        if open_sides:
             return Rel((sides[1], sides[0]), ("=",)) if is_name(sides[1]) and not is_name(sides[0]) else rel
     label = sides[0] if is_name(sides[0]) else None
     if label is not None and len(sides) > 1:
@@ -55,8 +56,9 @@ def _sides_agree(left: Node, right: Node) -> bool:
 def labelled(node: Node) -> tuple[Node, Node] | None:
     """(name, value) of `name = value`, None for anything else."""
     if isinstance(node, Rel) and node.ops == ("=",) and is_name(node.sides[0]):
-        if not free_symbols(node.sides[1]) & free_symbols(node.sides[0]) or _applied(node.sides[0]):
-            return node.sides[0], node.sides[1]
+        name, value = node.sides
+        if _applied(name) or not free_symbols(value) & free_symbols(name):
+            return name, value
     return None
 
 
@@ -101,13 +103,15 @@ def _chains_equal(reference: Rel, given: Rel) -> bool:
         (given.sides, given.ops),
         (given.sides[::-1], tuple(_FLIPPED.get(op, op) for op in given.ops[::-1])),
     ):
-        if ops == reference.ops and all(scalars_equal(a, b) for a, b in zip(reference.sides, sides, strict=True)):
+        if ops == reference.ops and all(
+            scalars_equal(a, b) for a, b in zip(reference.sides, sides, strict=True)
+        ):
             return True
     return False
 
 
 def constant_ratio(left: Node, right: Node) -> int:
-    """The sign of c where left = c * right for one constant c other than 0 at all points tried; 0 where there is none.
+    """The sign of c where left = c * right for one constant c other than 0 at all points tried, else 0.
 
     Rational functions are compared at integers below 2^61, others to `GUARD_BITS` bits, as in `evaluate`.
     """
@@ -157,4 +161,12 @@ def _numeric_ratio(left: Node, right: Node, names: list[str]) -> int:
     return 1 if first.real > 0 else -1
 
 
-__all__ = ["Inconsistent", "Num", "constant_ratio", "labelled", "labels_agree", "reduce_chain", "relations_equal"]
+__all__ = [
+    "Inconsistent",
+    "Num",
+    "constant_ratio",
+    "labelled",
+    "labels_agree",
+    "reduce_chain",
+    "relations_equal",
+]

@@ -13,7 +13,7 @@ from verifiers.plain import PlainNumber, same_plain, terminates, within_own_digi
 from verifiers.units import convert
 
 NUM_POINTS = 3
-_UNIT_LETTERS = frozenset("m s g h L l N J W V A K d C F".split())
+_UNIT_LETTERS = frozenset("msghLlNJWVAKdCF")
 _INTEGER_POINT_BITS = 61
 
 
@@ -69,7 +69,8 @@ def _functions(left: Node, right: Node, names: list[str]) -> bool:
         draw = _generator(names, trial)
         positive = trial < NUM_POINTS
         env = {
-            name: Fraction(draw.randrange(2**20, 2**22), 2**21) * (1 if positive or draw.random() < 0.3 else -1)
+            name: Fraction(draw.randrange(2**20, 2**22), 2**21)
+            * (1 if positive or draw.random() < 0.3 else -1)
             for name in names
         }
         numeric = Numeric(int(needed) + 64, env)
@@ -108,7 +109,7 @@ def _rational_functions(left: Node, right: Node, names: list[str]) -> bool | Non
         if a is None or b is None:
             return None
         if a != b:
-            # pi and e stand for indeterminates here: a difference in them is one in value only if they are free.
+            # pi and e stand for indeterminates here: a difference in them is one in value if they are free.
             return False
         seen += 1
         if seen == 2:
@@ -212,7 +213,9 @@ def _with_unit_letters(node: Node) -> Quantity | None:
         unit += ["/", node.args[1].name]
     if not unit or not value:
         return None
-    return Quantity(value[0] if len(value) == 1 else Op("mul", tuple(value)), " ".join(unit).replace(" / ", "/"))
+    return Quantity(
+        value[0] if len(value) == 1 else Op("mul", tuple(value)), " ".join(unit).replace(" / ", "/")
+    )
 
 
 def quantity_of(node: Node) -> Node:
@@ -223,9 +226,10 @@ def quantity_of(node: Node) -> Node:
 def _quantities_equal(reference: Node, given: Node) -> bool:
     """Values with units.
 
-    The same dimension is converted exactly, another dimension is another answer. A missing unit is forgiven on
-    either side. A percentage p% is p/100; where the reference says percent, a bare p is read as p%, but a given
-    p% is not p, and only a reference up to 1 may be met by a percentage at all. An angle in degrees also equals its measure in radians.
+    The same dimension is converted exactly, another dimension is another answer. A missing unit is forgiven
+    on either side. A percentage p% is p/100; where the reference says percent, a bare p is read as p%, but a
+    given p% is not p, and only a reference up to 1 may be met by a percentage at all. An angle in degrees
+    also equals its measure in radians.
     """
     reference, given = quantity_of(reference), quantity_of(given)
     if isinstance(reference, Quantity) and isinstance(given, Quantity):

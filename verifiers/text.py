@@ -19,19 +19,19 @@ _NO = frozenset({"no", "false", "incorrect", "n", "f"})
 
 
 def normal_words(text: str) -> str:
-    r"""Letters and digits in lower case, words separated by one blank; `\text{...}` and punctuation are dropped."""
+    r"""Letters and digits in lower case, words one blank apart, without `\text{...}` and punctuation."""
     plain = _TEXT_COMMAND.sub(" ", text)
     plain = re.sub(r"\\[,;:! ]|\\quad|~", " ", plain)
     return _NOT_LETTERS.sub(" ", unicodedata.normalize("NFKC", plain)).strip().casefold()
 
 
 class Text(AnswerType):
-    """Plain words: equal when the same letters and digits come in the same order, whatever case and punctuation."""
+    """Plain words: equal when the same letters and digits come in the same order, whatever the case."""
 
     name: ClassVar[str] = "text"
 
     def parse(self, text: str) -> str:
-        """Normalised words. Raises `ParseError` for text without letters or digits, or longer than the bound."""
+        """Normalised words. Raises `ParseError` for text without letters or digits, or over the bound."""
         if len(text) > MAX_TEXT_CHARS:
             raise ParseError(f"text of {len(text)} characters, at most {MAX_TEXT_CHARS} are read")
         words = normal_words(text)

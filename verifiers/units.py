@@ -57,7 +57,9 @@ _NAMES: dict[str, str] = {name: name for name in _TABLE} | {
     spelling: name for name, (_, _, spellings) in _TABLE.items() for spelling in spellings.split()
 }
 _COMPOUND = {"mph": "mi/h", "kph": "km/h", "kmh": "km/h", "kmph": "km/h", "sqft": "ft^2"}
-_FILLER = frozenset({"of", "the", "a", "an", "in", "total", "each", "approximately", "about", "unit", "units", "long"})
+_FILLER = frozenset(
+    {"of", "the", "a", "an", "in", "total", "each", "approximately", "about", "unit", "units", "long"}
+)
 _WORD = re.compile(r"[A-Za-z_%]+|\^|-?\d+|/")
 
 

@@ -23,7 +23,9 @@ def expressions(draw: st.DrawFn, depth: int = 3) -> str:
     if depth == 0 or draw(st.integers(0, 3)) == 0:
         return draw(st.one_of(st.integers(1, 99).map(str), variables))
     left, right = draw(expressions(depth=depth - 1)), draw(expressions(depth=depth - 1))
-    shape = draw(st.sampled_from(["({}+{})", "({}-{})", "({}\\cdot {})", "{{{}}}^2+{}", "\\frac{{{}}}{{{}+1}}"]))
+    shape = draw(
+        st.sampled_from(["({}+{})", "({}-{})", "({}\\cdot {})", "{{{}}}^2+{}", "\\frac{{{}}}{{{}+1}}"])
+    )
     return shape.format(left, right)
 
 
@@ -123,7 +125,9 @@ def test_equations_agree_up_to_a_factor(a: int, b: int, c: int, factor: int, neg
     assume(a and b and c)
     k = -factor if negative else factor
     equation = f"{a}x+{b}y={c}"
-    assert correct(f"{k * a}x+{k * b}y-{k * c}=0".replace("--", "+").replace("+-", "-"), equation.replace("+-", "-"))
+    assert correct(
+        f"{k * a}x+{k * b}y-{k * c}=0".replace("--", "+").replace("+-", "-"), equation.replace("+-", "-")
+    )
     assert not correct(f"{a}x+{b}y={c + 1}".replace("+-", "-"), equation.replace("+-", "-"))
 
 
@@ -160,7 +164,8 @@ def test_exact_evaluation_is_that_of_python(expression: str) -> None:
             depth += {"{": 1, "}": -1}.get(code[position], 0)
             if depth == 0:
                 break
-        code = f"{code[:start]}(({code[start + 6 : middle]})/({code[middle + 2 : position]})){code[position + 1 :]}"
+        top, bottom = code[start + 6 : middle], code[middle + 2 : position]
+        code = f"{code[:start]}(({top})/({bottom})){code[position + 1 :]}"
     code = code.replace("{", "(").replace("}", ")").replace("^", "**")
-    expected = eval(code, {"__builtins__": {}}, point)  # noqa: S307 - text from the strategy above, not from a model
+    expected = eval(code, {"__builtins__": {}}, point)
     assert rational(parse(expression), point) == expected

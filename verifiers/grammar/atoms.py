@@ -19,14 +19,15 @@ from verifiers.grammar.nodes import (
     Sym,
 )
 from verifiers.grammar.tables import environment
+from verifiers.grammar.vocabulary import words
 from verifiers.text import normal_words
 
 _CLOSING = {"(": (")", "]"), "[": ("]", ")"), "\\{": ("\\}",), "langle": ("rangle",)}
 _BIG = frozenset({"sum", "prod", "int", "iint", "oint", "lim"})
 _STARTS = frozenset({"(", "[", "\\{", "{"})
-_CMD_STARTS = frozenset(
-    "frac dfrac tfrac cfrac sqrt binom dbinom tbinom lfloor lceil langle sum prod int iint oint lim boxed fbox "
-    "cancel underline phantom tag lvert".split()
+_CMD_STARTS = words(
+    "frac dfrac tfrac cfrac sqrt binom dbinom tbinom lfloor lceil langle sum prod int iint oint lim "
+    "boxed fbox cancel underline phantom tag lvert"
 )
 _DELIMITED = {"lfloor": ("rfloor", "floor"), "lceil": ("rceil", "ceil"), "lvert": ("rvert", "abs")}
 _BASE_NAMES = {
@@ -158,7 +159,10 @@ class AtomParser:
 
     def degrees(self, node: Node) -> Node:
         """A value in degrees, of angle or of temperature where C or F follows."""
-        if self.token.kind == "sym" and self.token.value in ("C", "F") or self.token.value.strip() in ("C", "F"):
+        if (self.token.kind == "sym" and self.token.value in ("C", "F")) or self.token.value.strip() in (
+            "C",
+            "F",
+        ):
             return Quantity(node, f"degree{self.advance().value.strip()}")
         return Quantity(node, "degree")
 
@@ -276,7 +280,11 @@ class AtomParser:
         self.enter()
         arguments = self.arguments()
         self.depth -= 1
-        if isinstance(exponent, Num) and exponent.value == -1 and name in ("sin", "cos", "tan", "cot", "sec", "csc"):
+        if (
+            isinstance(exponent, Num)
+            and exponent.value == -1
+            and name in ("sin", "cos", "tan", "cot", "sec", "csc")
+        ):
             name, exponent = f"arc{name}", None
         node: Node
         if name in ("sqrt", "cbrt"):

@@ -16,7 +16,8 @@ _GREEK = {
     "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "ζ": "zeta", "η": "eta",
     "θ": "theta", "κ": "kappa", "λ": "lambda", "μ": "mu", "ν": "nu", "ξ": "xi", "π": "pi", "ρ": "rho",
     "σ": "sigma", "τ": "tau", "φ": "phi", "ϕ": "phi", "χ": "chi", "ψ": "psi", "ω": "omega",
-    "Γ": "Gamma", "Δ": "Delta", "Θ": "Theta", "Λ": "Lambda", "Π": "Pi", "Σ": "Sigma", "Φ": "Phi", "Ω": "Omega",
+    "Γ": "Gamma", "Δ": "Delta", "Θ": "Theta", "Λ": "Lambda", "Π": "Pi", "Σ": "Sigma", "Φ": "Phi",
+    "Ω": "Omega",
 }  # fmt: skip
 _SYMBOLS = {
     "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "‒": "-", "﹣": "-", "－": "-",
@@ -28,15 +29,17 @@ _SYMBOLS = {
     "‘": "'", "“": '"', "”": '"', "…": r"\ldots ", "∑": r"\sum ", "∫": r"\int ", "∏": r"\prod ",
     "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}",
     "⟨": r"\langle ", "⟩": r"\rangle ", "∣": "|", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ",
-    "⌉": r"\rceil ", "∧": r"\text{ and }", "∨": r"\text{ or }", "€": r"\euro ", "£": r"\pounds ", "¥": r"\yen ",
-    "→": r"\to ", "℃": r"^\circ C", "，": ",", "。": ".", "、": ",", "：": ":", "；": ";",
+    "⌉": r"\rceil ", "∧": r"\text{ and }", "∨": r"\text{ or }", "€": r"\euro ", "£": r"\pounds ",
+    "¥": r"\yen ", "→": r"\to ", "℃": r"^\circ C", "，": ",", "。": ".", "、": ",", "：": ":", "；": ";",
 }  # fmt: skip
 _TABLE = str.maketrans(_SYMBOLS | {letter: rf"\{name} " for letter, name in _GREEK.items()})
 _DIRECTION_OVERRIDES = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
-_SPACES = re.compile(r"\\(?:quad|qquad|enspace|thinspace|hfill|displaystyle|textstyle|limits|nolimits|hskip|"
-                     r"left|right|bigl|bigr|Bigl|Bigr|biggl|biggr|Biggl|Biggr|big|Big|bigg|Bigg|middle|mathop|"
-                     r"mathopen|mathclose|nonumber|noindent|centering|strut|ensuremath)(?![A-Za-z])\.?")  # fmt: skip
+_SPACES = re.compile(
+    r"\\(?:quad|qquad|enspace|thinspace|hfill|displaystyle|textstyle|limits|nolimits|hskip|"
+    r"left|right|bigl|bigr|Bigl|Bigr|biggl|biggr|Biggl|Biggr|big|Big|bigg|Bigg|middle|mathop|"
+    r"mathopen|mathclose|nonumber|noindent|centering|strut|ensuremath)(?![A-Za-z])\.?"
+)
 _SWALLOWED = re.compile(r"([\x0c\x08])(?=rac\b|rac\{|box|egin\{|oxed\{|inom)")
 _DOUBLED = re.compile(r"\\\\(?=[A-Za-z]{2,}|[{}%$])")
 _WRAPPED = re.compile(r"\\(?:boxed|fbox)\s*\{")
@@ -100,7 +103,8 @@ def _unwrap(text: str) -> str:
     for start, end in (("$$", "$$"), ("\\[", "\\]"), ("\\(", "\\)"), ("$", "$")):
         inner = text[len(start) : -len(end)]
         if len(text) > len(start) + len(end) and text.startswith(start) and text.endswith(end):
-            if start not in inner and not inner.endswith("\\"):
+            whole = start not in inner and not inner.endswith("\\")
+            if whole:
                 return inner.strip()
     match = _WRAPPED.match(text)
     if match and text.endswith("}") and text.count("{") == text.count("}"):

@@ -1,4 +1,4 @@
-"""Cut a cleaned answer into tokens; everything that is unknown is a token too, nothing is dropped silently."""
+"""Cut a cleaned answer into tokens; what is unknown is a token too, nothing is dropped silently."""
 
 from __future__ import annotations
 
@@ -44,7 +44,16 @@ _COMMA_GROUPED = re.compile(r"(?!0)\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?(?!,\d)", r
 _COMMAND = re.compile(r"\\([A-Za-z]+)\*?")
 _LETTERS = re.compile(r"[A-Za-z]+")
 _TWO_CHARS = {"**": "^", "<=": "<=", ">=": ">=", "!=": "!=", "==": "=", "=<": "<=", "=>": ">=", ":=": "="}
-_ESCAPED = {"\\{": "\\{", "\\}": "\\}", "\\%": "%", "\\$": "$", "\\|": "|", "\\&": "text:and", "\\#": "#", "\\_": "_"}
+_ESCAPED = {
+    "\\{": "\\{",
+    "\\}": "\\}",
+    "\\%": "%",
+    "\\$": "$",
+    "\\|": "|",
+    "\\&": "text:and",
+    "\\#": "#",
+    "\\_": "_",
+}
 _PLAIN_OPERATORS = frozenset("+-*/^_!()[]{}|,;:=<>&%'$@#\"")
 _CONNECTIVE = re.compile(r"\s*(?:,|;|and/or\b|and\b|or\b)\s*")
 _TRAILING_IF = re.compile(r"(.*?)\s*,\s*", re.DOTALL)
@@ -233,7 +242,17 @@ class _Lexer:
             self.spaced = True
         elif name == "mathbb":
             self.add("sym", f"set {stripped}")
-        elif name in ("mathbf", "boldsymbol", "vec", "hat", "overrightarrow", "overline", "bar", "widehat", "tilde"):
+        elif name in (
+            "mathbf",
+            "boldsymbol",
+            "vec",
+            "hat",
+            "overrightarrow",
+            "overline",
+            "bar",
+            "widehat",
+            "tilde",
+        ):
             letters = re.sub(r"[^A-Za-z0-9]", "", stripped)
             if letters.isdigit() or not letters:
                 self.splice(content)
@@ -297,11 +316,26 @@ class _Lexer:
                 self.add("word", word)
 
     def follows_value(self) -> bool:
-        return bool(self.tokens) and (self.tokens[-1].kind in ("num", "text") or self.tokens[-1].value in ")}/")
+        return bool(self.tokens) and (
+            self.tokens[-1].kind in ("num", "text") or self.tokens[-1].value in ")}/"
+        )
 
     def split_function(self, word: str) -> bool:
         """`sinx` and `xsinx` as products with functions; False where the word holds none."""
-        for name in ("arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "sqrt", "sin", "cos", "tan", "log", "ln"):
+        for name in (
+            "arcsin",
+            "arccos",
+            "arctan",
+            "sinh",
+            "cosh",
+            "tanh",
+            "sqrt",
+            "sin",
+            "cos",
+            "tan",
+            "log",
+            "ln",
+        ):
             position = word.find(name)
             if 0 <= position <= 2 and len(word) - position - len(name) <= 2:
                 for letter in word[:position]:
@@ -318,5 +352,5 @@ class _Lexer:
 
 
 def tokens_of(text: str) -> list[Token]:
-    """The tokens of a cleaned answer, ended by `END`. Raises `ParseError` for unreadable or oversized text."""
+    """The tokens of a cleaned answer and `END`. Raises `ParseError` for unreadable or oversized text."""
     return _Lexer(text).run()

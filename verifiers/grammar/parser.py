@@ -47,9 +47,10 @@ class Parser(AtomParser):
                 raise ParseError(f"more than {MAX_ITEMS} items in a list")
             seen = ""
             while self.token.value in _SEPARATORS and self.token.kind in ("op", "text"):
-                seen = seen or self.advance().value
-                if self.token.value in _SEPARATORS:
-                    seen = self.advance().value if seen == "," else (self.advance() and seen)
+                separator = self.advance().value
+                # In ", and" the word counts.
+                if seen in ("", ","):
+                    seen = separator
             if not seen or self.token.kind == "end" or self.token.value in (")", "]", "\\}", "}", "rangle"):
                 break
             separators.add(seen)
@@ -120,7 +121,11 @@ class Parser(AtomParser):
                 if not isinstance(exponent, Num):
                     raise ParseError("a unit to a power that is not a number")
                 words[-1] += f"^{exponent.value}"
-            elif words and token.value in ("/", "*") and self.tokens[self.position + 1].kind in ("text", "word", "sym"):
+            elif (
+                words
+                and token.value in ("/", "*")
+                and self.tokens[self.position + 1].kind in ("text", "word", "sym")
+            ):
                 self.advance()
                 words.append("/" if token.value == "/" else "*")
                 words.append(self.advance().value.strip())
@@ -229,7 +234,7 @@ class Parser(AtomParser):
 
 
 def parse(text: str) -> Node:
-    """Read an answer into a tree. Raises `ParseError` with one sentence when it cannot be read within the bounds."""
+    """Read an answer into a tree. Raises `ParseError`, one sentence, if it is unreadable."""
     return Parser(tokens_of(clean(text))).answer()
 
 

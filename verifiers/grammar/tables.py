@@ -10,7 +10,9 @@ from verifiers.grammar.nodes import MAX_ITEMS, Cases, Group, Matrix, Node, Op
 if TYPE_CHECKING:
     from verifiers.grammar.atoms import AtomParser
 
-_MATRICES = frozenset({"matrix", "pmatrix", "bmatrix", "Bmatrix", "vmatrix", "Vmatrix", "smallmatrix", "array"})
+_MATRICES = frozenset(
+    {"matrix", "pmatrix", "bmatrix", "Bmatrix", "vmatrix", "Vmatrix", "smallmatrix", "array"}
+)
 _LINES = frozenset({"align", "aligned", "split", "gather", "gathered", "alignat", "eqnarray", "cases"})
 
 
@@ -58,9 +60,8 @@ def _rows(parser: AtomParser, name: str) -> list[list[Node]]:
             _skip_condition_words(parser)
         while parser.accept(",") or parser.accept(";"):
             pass
-        if parser.token.value not in ("&", "\\\\", f"end:{name}"):
-            if name not in ("cases",):
-                raise ParseError(f"cannot read {parser.token.value!r} in a table")
+        if name != "cases" and parser.token.value not in ("&", "\\\\", f"end:{name}"):
+            raise ParseError(f"cannot read {parser.token.value!r} in a table")
     if not rows[-1]:
         rows.pop()
     if not rows:
@@ -80,5 +81,7 @@ def _join_columns(parser: AtomParser, name: str) -> None:
     end = parser.position
     while parser.tokens[end].kind != "end" and parser.tokens[end].value != f"end:{name}":
         end += 1
-    inside = [token for token in parser.tokens[parser.position : end] if token.value != "&" or token.kind != "op"]
+    inside = [
+        token for token in parser.tokens[parser.position : end] if token.value != "&" or token.kind != "op"
+    ]
     parser.tokens[parser.position : end] = inside
