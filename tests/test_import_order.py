@@ -31,6 +31,8 @@ ORDER = [
     {"policy", "scratch", "rollout", "tracking", "progress", "checkpoint", "sentinel", "plan", "shapes"},
     {
         "objective",
+        "value_update",
+        "trust_region_update",
         "update",
         "evaluate",
         "evaluation",

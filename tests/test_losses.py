@@ -214,7 +214,12 @@ ROWS = [
     replace(ALGORITHMS["grpo"], name="k2", kl_estimator="k2", kl_coef=0.3, max_completion_tokens=8),
     replace(ALGORITHMS["gspo"], name="wide gspo", clip_low=0.3, clip_high=0.3, max_completion_tokens=8),
     replace(
-        ALGORITHMS["gspo"], name="gspo, token mean", aggregation="token_mean", clip_low=0.3, clip_high=0.3
+        ALGORITHMS["gspo"],
+        name="gspo, token mean",
+        aggregation="token_mean",
+        clip_low=0.3,
+        clip_high=0.3,
+        max_completion_tokens=8,
     ),
 ]
 
