@@ -8,70 +8,61 @@ from functools import partial
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from mathrl.policy import attention, trunk
-from mathrl.policy.varlen import Varlen, _rows, packed_flash, packed_flash_backward
+from mathrl.policy.varlen import Varlen, _rows, _sum_rows, packed_flash, packed_flash_backward
 
 from .conftest import MakeBatch, MakePolicy
 from .test_policy import assert_gradients_close, gradients, weighted_sum
 
 
-def segment_loop(query, key, value, query_offsets, key_offsets, max_query, max_key, scale) -> Tensor:
-    """FlashAttention's contract: causal, aligned at the end of each segment's keys."""
+def segments_of(query, key, query_offsets, key_offsets, max_query, max_key, scale):
+    """Each segment's slices of queries and keys, and a function to its (H, L_q, L_k) attention weights.
+
+    FlashAttention's contract: causal, aligned at the end of each segment's keys.
+    """
     repeats = query.shape[1] // key.shape[1]
-    parts = []
     for q0, q1, k0, k1 in zip(
         *(o[s].tolist() for o in (query_offsets, key_offsets) for s in (slice(-1), slice(1, None))),
         strict=True,
     ):
         assert q1 - q0 <= max_query
         assert k1 - k0 <= max_key
-        q, k, v = query[q0:q1], *(x[k0:k1].repeat_interleave(repeats, 1) for x in (key, value))
         mask = torch.ones(q1 - q0, k1 - k0, dtype=torch.bool).tril(diagonal=(k1 - k0) - (q1 - q0))
-        out = F.scaled_dot_product_attention(
-            q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), attn_mask=mask, scale=scale
-        )
-        parts.append(out.transpose(0, 1))
-    return torch.cat(parts)
+        scores = torch.einsum("qhd,khd->hqk", query[q0:q1], key[k0:k1].repeat_interleave(repeats, 1)) * scale
+        yield slice(q0, q1), slice(k0, k1), scores.masked_fill(~mask, -torch.inf).softmax(-1)
 
 
 @pytest.fixture
 def flash_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both kernels by hand: autograd does not reach inside an operator."""
+
     @packed_flash.register_kernel("cpu")
-    def _(query, key, value, query_offsets, key_offsets, key_index, max_query, max_key, scale):
-        out = segment_loop(
-            query,
-            _rows(key, key_index),
-            _rows(value, key_index),
-            query_offsets,
-            key_offsets,
-            max_query,
-            max_key,
-            scale,
-        )
+    def _(query, key, value, query_offsets, key_offsets, key_index, *numbers):
+        key, value = _rows(key, key_index), _rows(value, key_index)
+        repeats = query.shape[1] // key.shape[1]
+        out = torch.full(query.shape, torch.nan)
+        for q, k, weights in segments_of(query, key, query_offsets, key_offsets, *numbers):
+            out[q] = torch.einsum("hqk,khd->qhd", weights, value[k].repeat_interleave(repeats, 1))
         return out, torch.zeros(query.shape[1], query.shape[0])
 
     @packed_flash_backward.register_kernel("cpu")
-    def _(
-        grad, query, key, value, out, lse, query_offsets, key_offsets, key_index, max_query, max_key, scale
-    ):
-        inputs = [x.detach().requires_grad_() for x in (query, key, value)]
-        with torch.enable_grad():
-            q, k, v = inputs
-            again = segment_loop(
-                q,
-                _rows(k, key_index),
-                _rows(v, key_index),
-                query_offsets,
-                key_offsets,
-                max_query,
-                max_key,
-                scale,
-            )
-        assert torch.allclose(again, out)
-        return torch.autograd.grad(again, inputs, grad)
+    def _(grad, query, key, value, out, lse, query_offsets, key_offsets, key_index, *numbers):
+        gathered, values = _rows(key, key_index), _rows(value, key_index)
+        heads, repeats = key.shape[1], query.shape[1] // key.shape[1]
+        grad_q, grad_k, grad_v = (torch.full(x.shape, torch.nan) for x in (query, gathered, values))
+        for q, k, weights in segments_of(query, gathered, query_offsets, key_offsets, *numbers):
+            wide_k, wide_v = (x[k].repeat_interleave(repeats, 1) for x in (gathered, values))
+            through = torch.einsum("qhd,khd->hqk", grad[q], wide_v)
+            through -= (grad[q] * out[q]).sum(-1).t()[:, :, None]
+            scores = weights * through * numbers[-1]
+            grad_q[q] = torch.einsum("hqk,khd->qhd", scores, wide_k)
+            for total, wide in (
+                (grad_k, torch.einsum("hqk,qhd->khd", scores, query[q])),
+                (grad_v, torch.einsum("hqk,qhd->khd", weights, grad[q])),
+            ):
+                total[k] = wide.unflatten(1, (heads, repeats)).sum(2)
+        return grad_q, _sum_rows(grad_k, key, key_index), _sum_rows(grad_v, value, key_index)
 
     monkeypatch.setattr(
         trunk, "plan_attention", lambda segments, device, dtype: Varlen.build(segments, device)
