@@ -34,7 +34,7 @@ from verifiers.supervisor import Request, Supervisor, Task, TaskQueue
 __all__ = ["Request", "VerifierPool"]
 
 MIN_MEMORY_MB = 256
-"""A worker with sympy loaded needs about this much address space before it judges anything."""
+"""Room for a worker with its imports, a plug-in's sympy among them, before it judges anything."""
 
 
 class VerifierPool:

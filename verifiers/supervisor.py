@@ -24,6 +24,7 @@ _MAX_CHUNK = 32
 _MAX_CHUNK_CHARS = 1 << 20
 _READ_BYTES = 1 << 16
 _START_LIMIT_S = 120.0
+_LOAD_LIMIT_S = 60.0
 _MAX_FAILED_STARTS = 3
 # A request during which a worker dies is judged again, for the kill may have come from outside. SIGKILL
 # nearly always does (memory is limited otherwise), so it is forgiven more often than a crash.
@@ -149,7 +150,7 @@ class _Child:
         entry = "from verifiers.worker import main; main()"
         # Not multiprocessing: its spawned children import the parent's main module again, torch and all.
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-c", entry, str(timeout_s), str(memory_mb)],
+            [sys.executable, "-P", "-c", entry, str(timeout_s), str(memory_mb), str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
@@ -162,6 +163,7 @@ class _Child:
         self._stdout: IO[bytes] = self.process.stdout
         os.set_blocking(self._stdin.fileno(), False)
         self._buffer = b""
+        self.loaded: set[str] = set()  # names of the answer types that it has imported
 
     def send(self, message: Any, limit_s: float) -> None:
         """Write one line; raises `_WorkerDied` if the child does not read it within `limit_s` seconds."""
@@ -285,6 +287,11 @@ class Supervisor:
         try:
             if waiting:
                 child.send([task.fields() for task in chunk], max(self._timeout_s, 1.0))
+                if new := {task.type_name for task in chunk} - child.loaded:
+                    if next(child.messages(_LOAD_LIMIT_S), None) != READY:
+                        raise _WorkerDied
+                    child.loaded |= new
+                item_start = time.monotonic()
                 for outcome, extracted, detail, seconds, retiring in child.messages(self._timeout_s):
                     waiting.popleft().settle(Verdict(Outcome(outcome), extracted, detail, seconds))
                     item_start = time.monotonic()

@@ -1,22 +1,26 @@
 """The child side of the pool: read chunks of requests, judge each under limits, answer with one line each.
 
-Run as `python -c "from verifiers.worker import main; main()" TIMEOUT_S MEMORY_MB`. Requests come on stdin and
-verdicts go to stdout, both as lines of JSON: whatever happens here, the parent unpickles nothing.
+Run as `python -c "from verifiers.worker import main; main()" TIMEOUT_S MEMORY_MB PARENT_PID`. Requests come
+on stdin and verdicts go to stdout, both as lines of JSON: whatever comes back, the parent unpickles nothing.
+A line `READY` follows all that takes time but judges nothing: the start, and the import of an answer type.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import math
 import os
 import resource
+import signal
 import sys
 import threading
 from collections.abc import Iterator
 from queue import SimpleQueue
 from typing import Any, TextIO
 
+from verifiers import registry
 from verifiers.base import Outcome, Verdict, verify
 
 READY = "ready"
@@ -24,20 +28,30 @@ READY = "ready"
 _CPU_GRACE_S = 2
 """CPU seconds past the wall-clock limit after which the kernel kills a worker whose parent is gone."""
 
+_PR_SET_PDEATHSIG = 1
+"""prctl(2): the signal this process gets when its parent thread ends."""
+
 _MAX_WRITTEN_FILE_BYTES = 1 << 20
 
 
 def main() -> None:
     """Serve until stdin closes; then leave at once, even in the middle of a judgement."""
-    timeout_s, memory_mb = float(sys.argv[1]), int(sys.argv[2])
+    timeout_s, memory_mb, parent_pid = float(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    _die_with_parent(parent_pid)
     requests, replies = _take_over_stdio()
     lines = _lines_until_parent_leaves(requests)
-    import sympy  # noqa: F401  a cold import would count against the first request's deadline
-
+    _load({"auto"})
     _limit_process(memory_mb)
     _say(replies, READY)
+    loaded: set[str] = set()
     for line in lines:
-        for fields in json.loads(line):
+        chunk = json.loads(line)
+        # What a type imports is no answer's fault: the parent starts the clock when it hears READY.
+        if new := {fields[2] for fields in chunk} - loaded:
+            _load(new)
+            loaded |= new
+            _say(replies, READY)
+        for fields in chunk:
             _limit_cpu_of_next(timeout_s)
             verdict = _judge(*fields)
             # The allocator rarely gives back what one large answer took; a fresh worker starts small.
@@ -45,6 +59,24 @@ def main() -> None:
             _say(replies, [verdict.outcome, verdict.extracted, verdict.detail, verdict.seconds, retiring])
             if retiring:
                 return
+
+
+def _die_with_parent(parent_pid: int) -> None:
+    """Let Linux kill this process with the supervisor thread that started it, even in a call into C."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent_pid:  # it left before the call
+        os._exit(0)
+
+
+def _load(type_names: set[str]) -> None:
+    """Import what these answer types need, one judgement of the largest built-in one included."""
+    for name in type_names:
+        if name == "auto":
+            verify("\\boxed{\\sqrt{2}+x}", "x+\\sqrt{2}")
+        # A type that cannot be imported is told of by the verdict on its request.
+        with contextlib.suppress(Exception):
+            registry.get(name)
 
 
 def _judge(completion: str, answer: str, answer_type: str, extract: str, options: list[str]) -> Verdict:

@@ -19,6 +19,7 @@ from verifiers import Outcome, Verdict
 from verifiers.isolation import Request, VerifierPool
 
 MISBEHAVING = "hostile_types:Misbehaving"
+TIMEOUT_S = 1.5
 
 
 def request(given: str, answer: str = "say yes") -> Request:
@@ -49,7 +50,7 @@ def eventually(condition, within_s: float = 10.0) -> bool:
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[VerifierPool]:
-    with VerifierPool(num_workers=2, timeout_s=1.0, memory_mb=512) as shared:
+    with VerifierPool(num_workers=2, timeout_s=TIMEOUT_S, memory_mb=256) as shared:
         yield shared
 
 
@@ -66,19 +67,19 @@ def test_a_hung_answer_times_out_and_its_neighbours_do_not(pool: VerifierPool) -
     assert outcomes(verdicts) == (
         ["correct"] * 20 + ["timeout"] + ["correct"] * 20 + ["timeout"] + ["wrong"] * 20
     )
-    assert all(1.0 <= verdicts[i].seconds < 5 for i in (20, 41))
+    assert all(TIMEOUT_S <= verdicts[i].seconds < TIMEOUT_S + 5 for i in (20, 41))
     assert verdicts[20].correct is False
-    assert "within 1 s" in verdicts[20].detail
+    assert "within 1.5 s" in verdicts[20].detail
 
 
 def test_a_hungry_answer_is_an_error_and_its_memory_is_given_back(pool: VerifierPool) -> None:
-    verdicts = pool.map([request("say yes"), request("eat 4096"), request("eat 280"), request("say yes")])
+    verdicts = pool.map([request("say yes"), request("eat 4096"), request("eat 140"), request("say yes")])
     assert outcomes(verdicts) == ["correct", "error", "wrong", "correct"]
     assert "MemoryError" in verdicts[1].detail
 
     def small() -> bool:
         statuses = [Path(f"/proc/{pid}/status").read_text() for pid in pool.worker_pids()]
-        return all(int(s.partition("VmRSS:")[2].split()[0]) < 150 * 1024 for s in statuses)
+        return all(int(s.partition("VmRSS:")[2].split()[0]) < 100 * 1024 for s in statuses)
 
     assert eventually(small)
 
@@ -254,7 +255,7 @@ def test_no_worker_outlives_its_parent(ending: str) -> None:
     )
     pids = [int(word) for word in done.stdout.split()]
     assert len(pids) == 2, done.stderr
-    # The spinning one holds the interpreter's lock: only its CPU limit of timeout_s + 2 s ends it.
+    # The spinning one holds the interpreter's lock: only a signal from the kernel ends it.
     assert eventually(lambda: not any(alive(pid) for pid in pids), within_s=30)
 
 
