@@ -10,7 +10,7 @@ import random
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -278,8 +278,14 @@ def _steps(solution: str) -> int:
     return solution.count("<<") or max(len(lines), 1)
 
 
-def shown_examples(benchmark: Benchmark, path: str, num: int, seed: int) -> list[Problem]:
+def shown_examples(
+    benchmark: Benchmark, path: str, num: int, seed: int, *, apart_from: Iterable[Problem] = ()
+) -> list[Problem]:
     """``num`` problems with worked solutions for a few-shot prompt, drawn by ``seed``.
+
+    Args:
+        path: local file instead of the hub's ``shots_split``.
+        apart_from: problems that are evaluated; none of their questions is shown.
 
     Raises:
         UserError: the benchmark names no such split and no file is given, or there are too few solutions.
@@ -289,9 +295,13 @@ def shown_examples(benchmark: Benchmark, path: str, num: int, seed: int) -> list
             f"benchmark {benchmark.name!r} has no training split for examples: give a file with --shots-data"
         )
     found = load_benchmark(benchmark, path, split=benchmark.shots_split)
-    solved = [p for p in found.problems if p.solution]
+    asked = {normalised(p.question) for p in apart_from}
+    solved = [p for p in found.problems if p.solution and normalised(p.question) not in asked]
     if len(solved) < num:
-        raise UserError(f"{found.source} has {len(solved)} worked solutions, fewer than --shots {num}")
+        raise UserError(
+            f"{found.source} has {len(solved)} worked solutions of problems that are not evaluated, fewer "
+            f"than --shots {num}: give another file with --shots-data, or lower --shots"
+        )
     return random.Random(derive_seed(seed, "shots", benchmark.name)).sample(solved, num)
 
 

@@ -82,13 +82,10 @@ class CompletionLog:
         if path is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
+        if not replace_other:
+            refuse_other(path, header["resume_key"])
         begun = path.exists() and path.stat().st_size > 0
-        if begun and not _belongs(path, header):
-            if not replace_other:
-                raise UserError(
-                    f"{path} holds another evaluation (other model, problems or settings): "
-                    "choose another output folder, or delete the file"
-                )
+        if begun and not _belongs(path, header["resume_key"]):
             path.unlink()
             begun = False
         self._file = open(path, "a+b")  # noqa: SIM115 - closed by close()
@@ -122,11 +119,24 @@ class CompletionLog:
             self._file = None
 
 
-def _belongs(path: Path, header: Mapping[str, Any]) -> bool:
+def refuse_other(path: Path, resume_key: str) -> None:
+    """Refuse a file of completions that were made by something else.
+
+    Raises:
+        UserError: ``path`` is there and belongs to another evaluation, or is no file of completions.
+    """
+    if path.exists() and path.stat().st_size > 0 and not _belongs(path, resume_key):
+        raise UserError(
+            f"{path} holds another evaluation (other model, problems or settings): "
+            "choose another output folder, or replace it with --overwrite"
+        )
+
+
+def _belongs(path: Path, resume_key: str) -> bool:
     with open(path, encoding="utf-8", errors="replace") as file:
         first = file.readline()
     try:
-        return bool(json.loads(first).get("resume_key") == header["resume_key"])
+        return bool(json.loads(first).get("resume_key") == resume_key)
     except (json.JSONDecodeError, AttributeError):
         return False
 

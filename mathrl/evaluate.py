@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import time
@@ -76,6 +77,7 @@ def make_protocol(
     }
 
 
+@functools.cache  # what this process has imported does not change when the files do
 def verifiers_hash() -> str:
     """16 hex digits of the verifiers' source: verdicts of other verifiers are not compared."""
     spec = importlib.util.find_spec("verifiers")
@@ -84,6 +86,17 @@ def verifiers_hash() -> str:
         for path in sorted(Path(folder).rglob("*.py")):
             digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
+
+
+def resume_key(
+    protocol: Mapping[str, Any], seed: int, version: int, info: Mapping[str, Any] | None = None
+) -> str:
+    """16 hex digits that change with anything completions depend on: what an interrupted file goes on with.
+
+    The verifiers are left out: completions that are there already are judged by those of today.
+    """
+    made_by = {k: v for k, v in protocol.items() if k != "verifiers"}
+    return protocol_hash({"protocol": made_by, "seed": seed, "version": version, "info": dict(info or {})})
 
 
 def evaluate(
@@ -137,12 +150,7 @@ def evaluate(
         prompt=prompt,
         stop=stop,
     )
-    header = {
-        "name": name,
-        "resume_key": protocol_hash(
-            {"protocol": protocol, "seed": seed, "version": engine.version, "info": dict(info or {})}
-        ),
-    }
+    header = {"name": name, "resume_key": resume_key(protocol, seed, engine.version, info)}
     log = CompletionLog(out, header, replace_other=replace_other)
     sampler = _Sampler(engine, problems, scorer, log, stop, progress)
     sampler.total = len(problems) * (1 + num_samples)

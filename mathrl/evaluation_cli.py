@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -19,25 +17,18 @@ from mathrl.benchmark_sets import (
     shown_examples,
     table_of,
 )
-from mathrl.comparison import Difference, check_comparable, compare_evaluations
-from mathrl.contamination import find_contamination
+from mathrl.completions import read_evaluation
 from mathrl.data import load_problems
 from mathrl.data_source import read_file
 from mathrl.errors import UserError
-from mathrl.evaluate import Evaluation, evaluate, make_protocol, read_evaluation
-from mathrl.evaluation_page import Result, print_results, write_results
-from mathrl.few_shot import STOP, FewShotTemplate
+from mathrl.evaluation_page import print_results, write_results
 from mathrl.model_source import ModelSource, find_model
-from mathrl.policy import Policy
-from mathrl.progress import Progress
-from mathrl.prompts import PromptTemplate
 from mathrl.recipes import load_config
-from mathrl.rewards import RewardScorer
-from mathrl.rollout import make_engine
 from mathrl.summary import versions
 from mathrl.types import Problem
 
-_LEAST_TOKENS = 16  # a completion shorter than this cannot hold an answer
+EXIT_INTERRUPTED = 130
+_QUESTION_FIELDS = ("question", "problem", "input", "Body", "Question")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,62 +49,62 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-problems", type=int, default=0, metavar="N", help="a fixed sample; 0: all")
     parser.add_argument("--shots", type=int, default=0, metavar="N", help="worked examples in the prompt")
-    parser.add_argument("--shots-data", default="", metavar="FILE", help="where the examples come from")
+    parser.add_argument(
+        "--shots-data", action="append", default=[], metavar="[NAME=]FILE", help="where examples come from"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the samples and the examples")
     parser.add_argument(
         "--trained-on", action="append", default=[], metavar="FILE", help="training questions, for overlap"
     )
     parser.add_argument("--against", type=Path, metavar="DIR", help="earlier results to compare with")
     parser.add_argument(
+        "--reference", action="store_true", help="of a run: its reference, as it was before reinforcement"
+    )
+    parser.add_argument(
         "--out", type=Path, metavar="DIR", help="default: evaluations/MODEL, or RUN/benchmarks"
     )
-
-
-@dataclass(frozen=True)
-class Task:
-    """A benchmark that is ready to run."""
-
-    found: BenchmarkProblems
-    template: PromptTemplate
-    max_completion_tokens: int
-    before: Evaluation | None
-
-    @property
-    def name(self) -> str:
-        return self.found.benchmark.name
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace what --out holds of another model or other settings"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate; everything that can be wrong is told before anything is generated."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     if args.list:
         for row in table_of(known_benchmarks()):
-            console.print(
-                "  ".join([f"{row[0]:<15}", f"{row[1]:<36}", f"{row[2]:<8}", row[3]]), soft_wrap=True
-            )
+            console.print("  ".join([f"{row[0]:<15}", f"{row[1]:<36}", f"{row[2]:<8}", row[3]]))
         return 0
     check_numbers(args)
     benchmarks = _benchmarks(args)
-    files = _files(args.data, benchmarks)
-    source = find_model(args.model, args.adapter, args.overrides)
-    found = [load_benchmark(b, files.get(b.name, ""), max_problems=args.max_problems) for b in benchmarks]
-    examples = {
-        b.name: shown_examples(b, args.shots_data, args.shots, args.seed) if args.shots else []
-        for b in benchmarks
-    }
-    trained_on = _training_questions(args.trained_on, source)
+    files = _files("--data", args.data, benchmarks)
+    shots_files = _files("--shots-data", args.shots_data, benchmarks)
+    if shots_files and not args.shots:
+        raise UserError("--shots-data gives examples and --shots says how many; --shots is missing")
+    source = find_model(args.model, args.adapter, args.overrides, reference=args.reference)
     before = {b.name: read_evaluation(args.against / b.name) for b in benchmarks} if args.against else {}
-    policy = source.load()
-    tasks = [
-        _task(f, policy, source, examples[f.benchmark.name], before.get(f.benchmark.name), args)
-        for f in found
-    ]
-    out = args.out or (source.run / "benchmarks" if source.run else Path("evaluations") / source.name)
-    results = _evaluate(tasks, policy, source, args, out, trained_on, console)
+    found = [load_benchmark(b, files.get(b.name, ""), max_problems=args.max_problems) for b in benchmarks]
+    examples = {f.benchmark.name: _examples(f, shots_files, args) for f in found}
+    trained_on = _training_questions(args.trained_on, source)
+    out = args.out or _default_out(source)
+
+    from mathrl.evaluation_run import Plan, evaluate_benchmarks  # torch takes seconds: input is checked first
+
+    try:
+        results = evaluate_benchmarks(Plan(source, found, examples, before, trained_on, out, args), console)
+    except KeyboardInterrupt:
+        console.print(f"Interrupted; what was finished is in {out}. The same command goes on from there.")
+        return EXIT_INTERRUPTED
     page = write_results(out, source.name, results, versions())
     print_results(console, results)
     console.print(f"completions, numbers and page: {page}")
     return 0
+
+
+def _default_out(source: ModelSource) -> Path:
+    if source.run is None:
+        return Path("evaluations") / source.name
+    return source.run / ("benchmarks" if source.adapter else "benchmarks-reference")
 
 
 def check_numbers(args: argparse.Namespace) -> None:
@@ -142,22 +133,33 @@ def _benchmarks(args: argparse.Namespace) -> list[Benchmark]:
     return find_benchmarks(names)
 
 
-def _files(given: Sequence[str], benchmarks: Sequence[Benchmark]) -> dict[str, str]:
-    """Benchmark -> local file."""
-    files = {}
+def _files(option: str, given: Sequence[str], benchmarks: Sequence[Benchmark]) -> dict[str, str]:
+    """Benchmark -> local file, from values such as ``FILE`` (of the only benchmark) or ``NAME=FILE``."""
+    files: dict[str, str] = {}
     names = [b.name for b in benchmarks]
     for item in given:
         name, sign, path = item.partition("=")
-        if not sign:
+        if not sign or Path(item).is_file():  # a file may have "=" in its name
             name, path = names[0], item
             if len(names) > 1:
-                raise UserError(f"--data {item}: say which benchmark it is, as --data {names[0]}={item}")
+                raise UserError(f"{option} {item}: say which benchmark it is, as {option} {names[0]}={item}")
         if name not in names:
             raise UserError(
-                f"--data {item}: {name!r} is none of the benchmarks asked for ({', '.join(names)})"
+                f"{option} {item}: {name!r} is none of the benchmarks asked for ({', '.join(names)})"
             )
+        if name in files:
+            raise UserError(f"{option} gives {name!r} two files: {files[name]} and {path}")
         files[name] = path
     return files
+
+
+def _examples(found: BenchmarkProblems, files: dict[str, str], args: argparse.Namespace) -> Sequence[Problem]:
+    if not args.shots:
+        return ()
+    benchmark = found.benchmark
+    return shown_examples(
+        benchmark, files.get(benchmark.name, ""), args.shots, args.seed, apart_from=found.problems
+    )
 
 
 def _training_questions(files: Sequence[str], source: ModelSource) -> list[str]:
@@ -165,7 +167,7 @@ def _training_questions(files: Sequence[str], source: ModelSource) -> list[str]:
     questions = []
     for path in files:
         for number, row in enumerate(read_file(path), 1):
-            texts = [str(row[k]) for k in ("question", "problem", "input", "Body", "Question") if row.get(k)]
+            texts = [str(row[k]) for k in _QUESTION_FIELDS if row.get(k)]
             if not texts:
                 raise UserError(f"{path}, row {number}: no question (fields: {', '.join(row)})")
             questions.append(" ".join(texts))
@@ -173,124 +175,3 @@ def _training_questions(files: Sequence[str], source: ModelSource) -> list[str]:
         config = load_config(source.run / "config.toml")
         questions += [p.question for p in load_problems(config.data, "train", config.run.seed).problems]
     return questions
-
-
-def _task(
-    found: BenchmarkProblems,
-    policy: Policy,
-    source: ModelSource,
-    examples: list[Problem],
-    before: Evaluation | None,
-    args: argparse.Namespace,
-) -> Task:
-    """Prompt and length limit of a benchmark; prompts are held against the model's context here."""
-    benchmark, config, tokenizer = found.benchmark, source.config, policy.tokenizer
-    if examples:
-        template: PromptTemplate = FewShotTemplate(tokenizer, examples, extract=benchmark.extract)
-    else:
-        kind = config.model.prompt
-        if kind == "auto":
-            kind = "chat" if getattr(tokenizer, "chat_template", None) else "plain"
-        template = PromptTemplate(
-            tokenizer, kind, extract=benchmark.extract, system_prompt=config.model.system_prompt
-        )
-    longest, problem = max(((len(template.encode(p)), p) for p in found.problems), key=lambda pair: pair[0])
-    room = policy.model.get_base_model().config.max_position_embeddings - longest
-    limit = args.max_completion_tokens or min(benchmark.max_completion_tokens, room)
-    if limit > room or limit < _LEAST_TOKENS <= (args.max_completion_tokens or _LEAST_TOKENS):
-        raise UserError(
-            f"the prompt of {problem.id} has {longest} tokens and leaves {max(room, 0)} of the model's "
-            f"context of {longest + room}: too few for {max(limit, _LEAST_TOKENS)}; lower "
-            "--max-completion-tokens or --shots"
-        )
-    if before is not None:
-        protocol = _protocol(found, template, limit, args)
-        check_comparable(before.protocol, protocol, f"{args.against}", "this evaluation")
-    return Task(found, template, limit, before)
-
-
-def _protocol(
-    found: BenchmarkProblems, template: PromptTemplate, limit: int, args: argparse.Namespace
-) -> dict[str, Any]:
-    return make_protocol(
-        found.problems,
-        extract=found.benchmark.extract,
-        max_completion_tokens=limit,
-        num_samples=args.samples,
-        temperature=args.temperature,
-        top_p=args.top_p,
-        prompt=template.describe(),
-        stop=STOP if args.shots else "",
-    )
-
-
-def _evaluate(
-    tasks: Sequence[Task],
-    policy: Policy,
-    source: ModelSource,
-    args: argparse.Namespace,
-    out: Path,
-    trained_on: Sequence[str],
-    console: Console,
-) -> list[Result]:
-    """All benchmarks with one engine."""
-    templates = {task.name: task.template for task in tasks}
-    longest = max(len(task.template.encode(p)) for task in tasks for p in task.found.problems)
-    limits = {
-        "max_prompt_tokens": max(longest, 8),
-        "max_completion_tokens": max(task.max_completion_tokens for task in tasks),
-    }
-    config = source.config.model_copy(update={"rollout": source.config.rollout.model_copy(update=limits)})
-    engine, reason = make_engine(config, policy, lambda p: templates[p.id.partition("/")[0]].encode(p))
-    console.print(f"{source.name}: {reason}")
-    results = []
-    try:
-        engine.load(policy.adapter() if source.adapter else None, version=0)
-        for task in tasks:
-            scorer = RewardScorer(config.reward, task.found.benchmark.extract)
-            with Progress(console) as progress:
-                total = len(task.found.problems) * (1 + args.samples)
-                with progress.stage(task.name, total) as stage:
-                    evaluation = evaluate(
-                        engine,
-                        task.found.problems,
-                        scorer,
-                        max_completion_tokens=task.max_completion_tokens,
-                        num_samples=args.samples,
-                        temperature=args.temperature,
-                        top_p=args.top_p,
-                        seed=args.seed,
-                        name=task.name,
-                        prompt=task.template.describe(),
-                        stop=STOP if args.shots else "",
-                        info={
-                            "model": source.model,
-                            "adapter": str(source.adapter or ""),
-                            "dtype": _dtype(policy),
-                        },
-                        out=out / task.name / "completions.jsonl",
-                        progress=stage,
-                    )
-            scorer.close()
-            results.append(_result(task, evaluation, trained_on))
-    finally:
-        engine.close()
-    return results
-
-
-def _result(task: Task, evaluation: Evaluation, trained_on: Sequence[str]) -> Result:
-    overlap = find_contamination(task.found.problems, trained_on) if trained_on else None
-    difference: Difference | None = None
-    if task.before is not None:
-        difference = compare_evaluations(task.before, evaluation)
-    return Result(
-        evaluation,
-        before=task.before,
-        difference=difference,
-        benchmark=task.found.facts(),
-        contamination=overlap.facts(evaluation) if overlap else {},
-    )
-
-
-def _dtype(policy: Policy) -> str:
-    return str(policy.head_weight().dtype).removeprefix("torch.")

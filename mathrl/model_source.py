@@ -7,17 +7,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from typing import TYPE_CHECKING, Any
 
 from mathrl.config import Config
 from mathrl.errors import UserError
-from mathrl.policy import Policy
+from mathrl.hub import check_model
 from mathrl.recipes import load_config, resolve
 from mathrl.run_folder import RunFolder
 from mathrl.types import Adapter
+
+if TYPE_CHECKING:  # names are checked before torch is loaded, which takes seconds
+    from mathrl.policy import Policy
 
 _UNKNOWN = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias")
 
@@ -54,6 +54,8 @@ class ModelSource:
         Raises:
             UserError: model, tokenizer or adapter cannot be loaded, or they do not fit each other.
         """
+        from mathrl.policy import Policy
+
         policy = Policy.from_pretrained(self.model, self.config)
         if self.adapter is not None:
             try:
@@ -63,45 +65,51 @@ class ModelSource:
         return policy
 
 
-def find_model(model: str, adapter: str, overrides: Sequence[tuple[str, str]]) -> ModelSource:
+def find_model(
+    model: str, adapter: str, overrides: Sequence[tuple[str, str]], *, reference: bool = False
+) -> ModelSource:
     """``model`` may be a run folder (its reference with its adapter), a model folder or a hub name.
 
     Args:
         adapter: peft folder; empty: the run's, or none.
         overrides: ``--section.key value`` pairs of the recipe (model.prompt, model.dtype, rollout.engine …).
+        reference: of a run folder its reference alone, asked as the run asks.
 
     Raises:
-        UserError: no such folder, a run without an adapter, or an adapter of a kind that is not served.
+        UserError: no such folder or hub model, a run without an adapter, or an adapter of a kind that is not
+            served.
     """
-    path = Path(model)
+    path = Path(model).expanduser()
     run = path if (path / "config.toml").is_file() else None
-    table: dict[str, Any]
+    table: dict[str, Any] = {}
+    if reference and (run is None or adapter):
+        raise UserError(
+            f"--reference asks for the reference of a run without its adapter: {model} is no run folder"
+            if run is None
+            else "--reference and --adapter exclude each other"
+        )
     if run is not None:
         own = load_config(run / "config.toml")
         folder = RunFolder(run)
-        table = {
-            "model": own.model.model_dump(),
-            "rollout": own.rollout.model_dump(),
-            "lora": own.lora.model_dump(),
-        }
+        table = {"model": own.model.model_dump(), "rollout": own.rollout.model_dump()}
         model = own.model.path if own.sft.skip else str(folder.reference)
-        adapter = adapter or str(folder.adapter)
-        if not Path(adapter).is_dir():
+        adapter = "" if reference else adapter or str(folder.adapter)
+        if adapter and not Path(adapter).is_dir():
             raise UserError(
-                f"{run} has no adapter yet: train it to the end, or name a checkpoint's with --adapter"
+                f"{run} has no adapter yet: train it to the end, name a checkpoint's with --adapter, or "
+                "evaluate its reference with --reference"
             )
-    else:
-        if model.startswith((".", "/", "~")) and not path.is_dir():
-            raise UserError(f"there is no model folder {model}")
-        table = {}
-    source = Path(adapter) if adapter else None
+    elif path.is_dir():
+        model = str(path)
+    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+        base = _adapter_config(path).get("base_model_name_or_path") or "MODEL"
+        raise UserError(f"{path} is an adapter, not a model: mathrl eval {base} --adapter {path}")
+    check_model(model)
+    source = Path(adapter).expanduser() if adapter else None
     table.setdefault("model", {})["path"] = model
     table["sft"] = {"skip": True}
     table["update"] = {"fused_lora": False}
-    if source is not None:
-        table["lora"] = lora_settings(source)
-    else:
-        table["lora"] = {"rank": 1}
+    table["lora"] = lora_settings(source) if source else {"rank": 1}
     return ModelSource(model, source, resolve(table, "evaluation", overrides), run)
 
 
@@ -132,6 +140,9 @@ def read_adapter(folder: Path) -> Adapter:
     Raises:
         UserError: one of its two files is missing or damaged.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     tensors = folder / "adapter_model.safetensors"
     settings = _adapter_config(folder)
     try:

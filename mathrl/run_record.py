@@ -16,6 +16,9 @@ from mathrl.evaluation import Evaluation
 from mathrl.recipes import load_config
 from mathrl.run_folder import RunFolder
 
+MAIN_SET = "held_out"
+"""The problem set whose files are before.jsonl and after.jsonl; other sets have their name before these."""
+
 
 @dataclass(frozen=True)
 class RunRecord:
@@ -61,11 +64,9 @@ def read_run(run_dir: Path) -> RunRecord:
         raise UserError(f"{run_dir} is not a run folder: it has no config.toml")
     evaluations = {}
     for path in sorted(folder.evaluations.glob("*.jsonl")):
-        name, _, when = path.stem.rpartition("-")
-        if (
-            when in ("before", "after") and path.with_suffix(".json").exists()
-        ):  # an unfinished one has no numbers
-            evaluations[name, when] = read_evaluation(path)
+        name, _, when = path.stem.rpartition("_")
+        if when in ("before", "after") and path.with_suffix(".json").exists():  # one under way has no numbers
+            evaluations[name or MAIN_SET, when] = read_evaluation(path)
     try:
         summary = folder.read_summary() or {}
     except json.JSONDecodeError as error:

@@ -135,7 +135,8 @@ def _finish(folder: Path, steps: int, level: float) -> None:
         before = made_evaluation((0.35, 0.25, 0.02), seed=seed, name=name)
         after = made_evaluation((level + 0.2, level, 0.03), seed=seed + 1, name=name)
         for when, evaluation in (("before", before), ("after", after)):
-            path = folder / "evaluations" / f"{name}-{when}.jsonl"
+            file = f"{when}.jsonl" if name == "held_out" else f"{name}_{when}.jsonl"  # as the job names them
+            path = folder / "evaluations" / file
             path.parent.mkdir(exist_ok=True)
             write_evaluation(evaluation, path, {"resume_key": "made"})
         sets[name] = {

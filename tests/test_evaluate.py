@@ -163,6 +163,19 @@ def test_another_evaluation_is_not_mixed_into_a_file(tmp_path: Path, change: dic
         run(ScriptedEngine(SCRIPT, version=1), tmp_path / "e.jsonl")
 
 
+def test_completions_of_an_interrupted_evaluation_are_judged_by_the_verifiers_of_today(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(ScriptedEngine(SCRIPT), tmp_path / "e.jsonl")
+    monkeypatch.setattr("mathrl.evaluate.verifiers_hash", lambda: "other")
+    engine = ScriptedEngine(SCRIPT)
+    second = run(engine, tmp_path / "e.jsonl")
+    assert engine.sampled == []
+    assert (first.protocol["verifiers"] != "other", second.protocol["verifiers"]) == (True, "other")
+    with pytest.raises(UserError, match="differ in verifiers"):
+        compare_evaluations(first, second)
+
+
 def test_another_evaluation_is_replaced_where_that_is_asked_for(tmp_path: Path) -> None:
     run(ScriptedEngine(SCRIPT), tmp_path / "e.jsonl")
     again = ScriptedEngine(SCRIPT, version=1)

@@ -64,6 +64,7 @@ ORDER = [
         "preparation",
         "summary",
         "evaluation_cli",
+        "evaluation_run",
         "templates",
     },
     {"cli", "__main__"},

@@ -129,7 +129,7 @@ def test_a_step_that_was_made_twice_counts_once(made_run: Path) -> None:
 
 
 def test_evaluations_by_other_protocols_are_not_compared(made_run: Path) -> None:
-    path = made_run / "evaluations" / "held_out-after.jsonl"
+    path = made_run / "evaluations" / "after.jsonl"
     text = path.read_text()
     path.write_text(text.replace('"kind": "plain"', '"kind": "chat"', 1))
     _, page = page_of(made_run)
