@@ -13,7 +13,8 @@ MAX_TEXT_CHARS = 500
 _TEXT_COMMAND = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf)|mbox|operatorname)(?![A-Za-z])"
 )
-_NOT_LETTERS = re.compile(r"[\W_]+")
+# A point inside a number and a minus sign before one are part of the word: 3.5 is not 35, -5 is not 5.
+_NOT_LETTERS = re.compile(r"(?:(?!(?<=\d)\.(?=\d)|(?<![^\s(])-(?=\d))[\W_])+")
 _YES = frozenset({"yes", "true", "correct", "y", "t"})
 _NO = frozenset({"no", "false", "incorrect", "n", "f"})
 
@@ -50,7 +51,9 @@ class Boolean(AnswerType):
 
     def parse(self, text: str) -> bool:
         """True or False. Raises `ParseError` for any other word."""
-        word = normal_words(text[:MAX_TEXT_CHARS])
+        if len(text) > MAX_TEXT_CHARS:
+            raise ParseError(f"text of {len(text)} characters, at most {MAX_TEXT_CHARS} are read")
+        word = normal_words(text)
         if word in _YES:
             return True
         if word in _NO:

@@ -321,7 +321,8 @@ GAMING = [
     *refused("gaming", "[0,1)", box("[0,1]"), box("(0,1)"), box("[0,1) \\cup \\{1\\}"), box("[0,1.0000001)")),
     *refused("gaming", "x=5", box("x=-5"), box("x \\ne 5"), box("x>5"), box("0=0"), box("x=x")),
     *refused("gaming", "B", box("b_1"), box("A"), "I choose Bob", box("\\text{(E)}"), answer_type="choice"),
-    *refused("gaming", "9\\%", box("9"), box("90\\%"), box("0.9")),
+    *refused("gaming", "9\\%", box("90\\%"), box("0.9"), box("900"), box("0.09\\%"), box("9\\text{ kg}")),
+    *refused("gaming", "9", box("9\\%"), box("900\\%"), box("0.09")),
     *refused(
         "gaming",
         "7",

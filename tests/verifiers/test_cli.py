@@ -165,7 +165,7 @@ def test_audit_counts_agreement_by_type_and_names_each_disagreement(tmp_path: Pa
     assert "1/1 = 100.00 % [20.65, 100.00]" in table["choice"]
     assert table["all"].split()[1] == "6"
     assert "verdicts/s" in done.stdout
-    disagreements = [text for text in done.stdout.splitlines() if "expected" in text and "got" in text]
+    disagreements = [text for text in done.stdout.splitlines() if ": expected " in text]
     assert [text[0] for text in disagreements] == ["c", "d"]
     assert done.stdout.count("not counted:") == 3
 
