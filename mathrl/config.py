@@ -43,7 +43,7 @@ class ModelConfig(Section):
     num_heads: int = Field(4, ge=1, description="attention heads of a model built from scratch")
     num_kv_heads: int = Field(4, ge=1, description="key/value heads of a model built from scratch")
     intermediate_size: int = Field(384, ge=16, description="MLP width of a model built from scratch")
-    vocab_size: int = Field(1024, ge=300, description="tokens at most of a tokenizer built from scratch (BPE)")
+    vocab_size: int = Field(1024, ge=300, description="most tokens of a tokenizer built from scratch (BPE)")
     context_length: int = Field(512, ge=32, description="positions of a model built from scratch, tokens")
 
     @model_validator(mode="after")
@@ -89,8 +89,12 @@ class DataConfig(Section):
     eval_fraction: float = Field(
         0.1, gt=0.0, lt=1.0, description="share held out where there is no held-out split"
     )
+    skip_long_prompts: bool = Field(
+        False,
+        description="leave problems with too long a prompt out, and count them; else: refused",
+    )
     sft_fraction: float = Field(
-        0.0, ge=0.0, lt=1.0, description="share of the training problems kept for SFT alone; 0: both stages use all"
+        0.0, ge=0.0, lt=1.0, description="share of the training problems kept for SFT alone; 0: none is"
     )
     num_train_problems: int = Field(4000, ge=1, description="generated problems to train on (wordproblems)")
     min_steps: int = Field(1, ge=1, le=3, description="fewest steps of a generated problem (GRPO)")
@@ -213,7 +217,7 @@ class AlgorithmConfig(Section):
     trust_region_kl: float = Field(0.01, gt=0.0, description="delta: nats a token a TRPO step may move")
     cg_iterations: int = Field(10, ge=1, description="conjugate gradient iterations")
     cg_damping: float = Field(0.1, ge=0.0, description="added to the Fisher product")
-    line_search_steps: int = Field(10, ge=1, description="shrinkages (x 0.8) tried before the old weights are kept")
+    line_search_steps: int = Field(10, ge=1, description="shrinkages (x 0.8) before the old weights are kept")
     fisher_fraction: float = Field(
         1.0, gt=0.0, le=1.0, description="share of the completions in Fisher products"
     )

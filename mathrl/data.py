@@ -161,7 +161,7 @@ def load_demonstrations(config: Config, side: Side) -> ProblemSet:
     """Problems with worked solutions for the supervised stage: to train on, or held out.
 
     Generated ones follow the ``sft`` section and share no question with the reinforcement stage's. Others
-    come from ``sft.path``, or are the share ``data.sft_fraction`` of the training problems (all where it is 0).
+    come from ``sft.path``, or are the share ``data.sft_fraction`` of the training problems (all of them: 0).
 
     Raises:
         UserError: as ``load_problems``; or no problem has a worked solution.

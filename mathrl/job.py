@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import psutil
@@ -24,7 +25,7 @@ from mathrl.errors import UserError
 from mathrl.evaluate import Evaluation, evaluate
 from mathrl.export import export_adapter
 from mathrl.policy import Policy
-from mathrl.preparation import HELD_OUT, Plan, check_prompts, prepare
+from mathrl.preparation import HELD_OUT, Plan, prepare
 from mathrl.progress import Progress
 from mathrl.prompts import PromptTemplate, make_template
 from mathrl.report import write_report
@@ -74,21 +75,15 @@ def _announce(console: Console, plan: Plan) -> None:
     cfg = plan.config
     per_step = cfg.rollout.problems_per_step * cfg.rollout.group_size
     updates = cfg.update.num_epochs * cfg.update.num_minibatches
-    console.print(
+    say = partial(console.print, soft_wrap=True)
+    say(
         f"{cfg.recipe}: {plan.algorithm.name} on {plan.train.name} → {plan.folder.path}\n"
         f"  {cfg.rollout.problems_per_step} problems × {cfg.rollout.group_size} completions = {per_step} "
         f"completions a step, {updates} update{'s' * (updates > 1)} of "
         f"{per_step // cfg.update.num_minibatches} each; {cfg.train.num_steps} steps"
     )
     for problems in (plan.train, *plan.held_out.values()):
-        skipped = (
-            f", {len(problems.skipped)} skipped: no verifier reads their reference"
-            if problems.skipped
-            else ""
-        )
-        console.print(f"  {len(problems.problems)} problems: {problems.name}{skipped}")
-        for row in problems.skipped[:3]:
-            console.print(f"    {row}")
+        say(f"  {problems.describe()}")
 
 
 class Run:
@@ -110,7 +105,9 @@ class Run:
             except KeyboardInterrupt:
                 finished = False
         if not finished:
-            self.console.print(f"Interrupted; nothing is lost. Go on with: {self._resume_command()}")
+            self.console.print(
+                f"Interrupted; nothing is lost. Go on with: {self._resume_command()}", soft_wrap=True
+            )
             return EXIT_INTERRUPTED
         return 0
 
@@ -119,12 +116,10 @@ class Run:
         reference = self.reference()
         self.policy = Policy.from_pretrained(reference, cfg)
         self.template: PromptTemplate = make_template(cfg, self.policy.tokenizer)
-        if not cfg.model.path:
-            check_prompts(cfg, self.template, [self.plan.train, *self.plan.held_out.values()])
         self.engine: Engine
         self.engine, reason = make_engine(cfg, self.policy, self.template.encode)
         stack.callback(self.engine.close)
-        self.console.print(f"  engine: {self.engine.name} ({reason})")
+        self.console.print(f"  engine: {reason}", soft_wrap=True)
         self.scorer = RewardScorer(cfg.reward, extract_rule(cfg.data), make_reward_model(cfg.reward))
         stack.callback(self.scorer.close)
         self.engine.load(self.policy.adapter(), version=0)
@@ -272,7 +267,7 @@ class Run:
         report = write_report(self.folder.path)
         self.progress.close()
         print_summary(self.console, summary)
-        self.console.print(f"report: {report}\nadapter: {self.folder.adapter}")
+        self.console.print(f"report: {report}\nadapter: {self.folder.adapter}", soft_wrap=True)
 
     def _resume_command(self) -> str:
         return f"mathrl train {self.config.recipe} --resume (with the same options), or make train again"

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from mathrl.algorithms import Algorithm, resolve
 from mathrl.config import Config
-from mathrl.data import ProblemSet, Role, load_problems
+from mathrl.data import ProblemSet, Role, SkippedRow, load_demonstrations, load_problems
 from mathrl.errors import UserError
-from mathrl.policy.loading import load_tokenizer
+from mathrl.hub import check_model
+from mathrl.policy.loading import context_length, load_tokenizer
 from mathrl.prompts import PromptTemplate, make_template
 from mathrl.rewards import check_answer_type
 from mathrl.run_folder import RunFolder
+from mathrl.sft import base_tokenizer
+from mathrl.types import Problem
 
 HELD_OUT: Role = "held_out"
 SECOND_SET: Role = "held_out_templates"  # problems told in templates that were never trained on
@@ -51,19 +54,63 @@ def prepare(config: Config, *, resume: bool, overwrite: bool) -> Plan:
         if problems is not None:
             held_out[role] = problems
     if config.model.path:
-        template = make_template(config, load_tokenizer(config.model.path))
-        check_prompts(config, template, [train, *held_out.values()])
+        check_model(config.model.path)
+    template = make_template(config, _tokenizer(config, folder))
+    train = _fitting(config, template, train)
+    held_out = {
+        name: _fitting(config, template, problems, most=config.evaluate.num_problems)
+        for name, problems in held_out.items()
+    }
+    if len(train) < config.rollout.problems_per_step:
+        raise UserError(
+            f"a step needs {config.rollout.problems_per_step} different problems and {train.name} has "
+            f"{len(train)}: lower rollout.problems_per_step or load more problems"
+        )
     return Plan(config, algorithm, train, held_out, folder)
 
 
-def check_prompts(config: Config, template: PromptTemplate, sets: Sequence[ProblemSet]) -> None:
-    """Refuse prompts longer than ``rollout.max_prompt_tokens``."""
-    limit = config.rollout.max_prompt_tokens
-    for problems in sets:
-        for problem in problems.problems:
-            length = len(template.encode(problem))
-            if length > limit:
-                raise UserError(
-                    f"{problems.name}, problem {problem.id}: its prompt has {length} tokens, more than "
-                    f"rollout.max_prompt_tokens {limit}: raise the limit, or leave long problems out"
-                )
+def _tokenizer(config: Config, folder: RunFolder) -> Any:
+    """The tokenizer that prompts will have: the reference's, where it is not trained yet its base's."""
+    if config.sft.skip:
+        return load_tokenizer(config.model.path)
+    if folder.reference.is_dir():
+        return load_tokenizer(str(folder.reference))
+    return base_tokenizer(config, load_demonstrations(config, "train").problems)
+
+
+def _fitting(
+    config: Config, template: PromptTemplate, found: ProblemSet, most: int | None = None
+) -> ProblemSet:
+    """The first ``most`` problems (all: None), none with a prompt that is too long.
+
+    Raises:
+        UserError: a prompt is over ``rollout.max_prompt_tokens``, or so long that a completion leaves the
+            model's context, and ``data.skip_long_prompts`` is not set; or no problem is left.
+    """
+    limit, completion = config.rollout.max_prompt_tokens, config.rollout.max_completion_tokens
+    context = context_length(config.model.path) if config.model.path else config.model.context_length
+    kept: list[Problem] = []
+    skipped: list[SkippedRow] = []
+    for row, problem in enumerate(found.problems, 1):
+        if most is not None and len(kept) == most:
+            break
+        length = len(template.encode(problem))
+        if length <= limit and length + completion <= context:
+            kept.append(problem)
+            continue
+        if length > limit:
+            reason = f"its prompt has {length} tokens, more than rollout.max_prompt_tokens {limit}"
+        else:
+            reason = (
+                f"its prompt of {length} tokens and rollout.max_completion_tokens {completion} do not fit "
+                f"the model's context of {context} tokens"
+            )
+        if not config.data.skip_long_prompts:
+            raise UserError(
+                f"{found.name}, problem {problem.id}: {reason}: change the limit, or leave such problems out "
+                "with --data.skip_long_prompts"
+            )
+        skipped.append(SkippedRow(row, "prompt too long", problem.question))
+    if not kept:
+        raise UserError(f"no problem is left of {found.name}: every prompt is too long ({reason})")
+    return replace(found, problems=tuple(kept), skipped=(*found.skipped, *skipped))

@@ -32,6 +32,11 @@ def build_base(
         texts: what the tokenizer learns from; None: generated word problems.
     """
     tokenizer = build_tokenizer(wordproblems.corpus() if texts is None else texts, model.vocab_size)
+    return build_model(model, tokenizer, seed), tokenizer
+
+
+def build_model(model: ModelConfig, tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2ForCausalLM:
+    """A Qwen2-architecture model with random weights from ``seed`` for the tokenizer's ids."""
     tokenizer.model_max_length = model.context_length
     config = Qwen2Config(
         vocab_size=len(tokenizer),
@@ -49,4 +54,4 @@ def build_base(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "base model") % 2**63)
-        return Qwen2ForCausalLM(config), tokenizer
+        return Qwen2ForCausalLM(config)

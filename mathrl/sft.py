@@ -12,14 +12,15 @@ from typing import Any
 
 import torch
 
+from mathrl import wordproblems
 from mathrl.config import Config, SftConfig
 from mathrl.data import ProblemStream, load_demonstrations
 from mathrl.data_rows import GENERATED
 from mathrl.errors import NonFiniteError, UserError
-from mathrl.policy.loading import load_base, load_tokenizer, resolve_device, resolve_dtype
+from mathrl.policy.loading import load_base, load_tokenizer, resolve_device, resolve_dtype, without_bars
 from mathrl.prompts import PromptTemplate, make_template
 from mathrl.run_folder import atomic
-from mathrl.scratch import build_base
+from mathrl.scratch import build_model, build_tokenizer
 from mathrl.sft_loss import Example, SftLoss, encode_example
 from mathrl.types import Problem, derive_seed
 
@@ -62,12 +63,13 @@ def train_reference(
     """
     start = time.monotonic()
     train = load_demonstrations(config, "train")
-    model, tokenizer = _base(config, train.problems)
+    tokenizer = base_tokenizer(config, train.problems)
+    model = _base(config, tokenizer)
     template = make_template(config, tokenizer)
     held_out = load_demonstrations(config, "held_out").problems[:_MAX_HELD_OUT]
     stage = _Stage(config, model, template, train.problems, held_out, progress, on_metrics)
     stage.run(start)
-    with atomic(out_dir) as folder:
+    with atomic(out_dir) as folder, without_bars():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return SftResult(
@@ -205,22 +207,28 @@ class _Masters:
 
 
 def schedule(step: int, sft: SftConfig) -> float:
-    """Factor of the learning rate at a step counted from 0: linear warm-up, then cosine to 0 at max_train_steps."""
+    """Factor of the learning rate at a 0-based step: warm-up, then cosine to 0 at max_train_steps."""
     warmup = max(1, round(sft.warmup_fraction * sft.max_train_steps))
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, sft.max_train_steps - warmup)))
 
 
-def _base(config: Config, problems: Sequence[Problem]) -> tuple[Any, Any]:
-    """The model to train, its weights trainable, and its tokenizer."""
+def base_tokenizer(config: Config, demonstrations: Sequence[Problem]) -> Any:
+    """The tokenizer of the model at ``model.path``, or one built from the demonstrations' texts."""
+    if config.model.path:
+        return load_tokenizer(config.model.path)
+    if config.data.source == GENERATED and not config.data.path:
+        texts = wordproblems.corpus()
+    else:
+        texts = (f"Question: {p.question}\nAnswer: {p.solution}" for p in demonstrations)
+    return build_tokenizer(texts, config.model.vocab_size)
+
+
+def _base(config: Config, tokenizer: Any) -> Any:
+    """The model to train, its weights trainable."""
     device = resolve_device(config.run)
     dtype = resolve_dtype(config.model, device)
     if config.model.path:
-        model, tokenizer = load_base(config.model.path, device, dtype), load_tokenizer(config.model.path)
-        return model.requires_grad_(True), tokenizer
-    texts = None
-    if config.data.path or config.data.source != GENERATED:
-        texts = [f"Question: {p.question}\nAnswer: {p.solution}" for p in problems]
-    model, tokenizer = build_base(config.model, config.run.seed, texts)
-    return model.to(device, dtype).eval(), tokenizer
+        return load_base(config.model.path, device, dtype).requires_grad_(True)
+    return build_model(config.model, tokenizer, config.run.seed).to(device, dtype).eval()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from mathrl.config import Config, LoraSection, ModelConfig, RunConfig
 from mathrl.errors import UserError
@@ -64,6 +67,38 @@ def load_tokenizer(path: str) -> Any:
     return tokenizer
 
 
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """No progress bars of transformers inside: a local folder is read before a bar is."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def context_length(path: str) -> int:
+    """Positions that the causal LM at a folder or hub name reads; 2³¹ where its configuration does not say.
+
+    Raises:
+        UserError: no model there.
+    """
+    return getattr(_load_config(path), "max_position_embeddings", None) or 2**31
+
+
+def _load_config(path: str) -> Any:
+    if path.startswith((".", "/", "~")) and not Path(path).is_dir():
+        raise UserError(f"model.path {path!r} is no folder")
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"no causal LM could be loaded from model.path {path!r} ({_first_line(error)})"
+        ) from error
+
+
 def load_base(path: str, device: torch.device, dtype: torch.dtype) -> Any:
     """A frozen causal LM in evaluation mode.
 
@@ -72,12 +107,13 @@ def load_base(path: str, device: torch.device, dtype: torch.dtype) -> Any:
     """
     if not path:
         raise UserError("model.path is empty: name a model folder, or build one first with `mathrl sft`")
-    if path.startswith((".", "/", "~")) and not Path(path).is_dir():
-        raise UserError(f"model.path {path!r} is no folder")
+    config = _load_config(path)
     try:
-        config = AutoConfig.from_pretrained(path)
         implementation = "sdpa" if why_not_packed(config) else IMPLEMENTATION
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=implementation)
+        with without_bars() if Path(path).is_dir() else nullcontext():  # downloads keep theirs
+            model = AutoModelForCausalLM.from_pretrained(
+                path, dtype=dtype, attn_implementation=implementation
+            )
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"no causal LM could be loaded from model.path {path!r} ({_first_line(error)})"
