@@ -52,7 +52,7 @@ format: $(READY) ## format the code
 	$(BIN)/ruff format .
 
 bench-quickstart: $(READY) ## the quickstart with three seeds, and its table
-	$(BIN)/python -m benchmarks.quickstart $(ARGS)
+	$(BIN)/python benchmarks/quickstart.py $(ARGS)
 
 compare: $(READY) ## TRPO, PPO, GRPO and REINFORCE on one budget
 	$(BIN)/mathrl compare $(ARGS)
