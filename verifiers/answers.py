@@ -19,6 +19,17 @@ _TEXT_COMMAND = re.compile(r"\\(?:text|mbox|mathrm|textbf|textit|operatorname)[a
 # Blanks mean something only between digits: 1 4/5 is not 14/5.
 _OPERATOR = re.compile(r"[-+*/=^<>|!]")
 _BLANKS = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
+# What people write for the empty set, the real line and a value that is not there.
+_PHRASES = {
+    "no solution": "emptyset", "no solutions": "emptyset", "no real solution": "emptyset",
+    "no real solutions": "emptyset", "there is no solution": "emptyset", "there are no solutions": "emptyset",
+    "none": "emptyset", "empty set": "emptyset", "the empty set": "emptyset", "no value": "emptyset",
+    "no values": "emptyset", "no such value": "emptyset",
+    "all real numbers": "set R", "all reals": "set R", "the real numbers": "set R", "real numbers": "set R",
+    "all real x": "set R", "all real numbers x": "set R",
+    "does not exist": '"undefined"', "dne": '"undefined"', "undefined": '"undefined"',
+    "not defined": '"undefined"', "is undefined": '"undefined"',
+}  # fmt: skip
 _DECIMAL_COMMA = re.compile(r"[-+]?(?:0,\d+|\d+,(?:\d{1,2}|\d{4,}))")
 
 
@@ -42,7 +53,9 @@ def read(text: str) -> Answer:
     node: Node | None = None
     try:
         node = parse(text)
-        if _is_prose(node):
+        if words in _PHRASES:
+            node = Sym(_PHRASES[words])
+        elif _is_prose(node):
             node = None
         else:
             node = simplify(node)

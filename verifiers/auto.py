@@ -8,11 +8,14 @@ from typing import ClassVar
 from verifiers.answers import Answer, answers_equal, read
 from verifiers.base import AnswerType, ParseError
 from verifiers.choice import Choice
+from verifiers.grammar.clean import clean
 from verifiers.number import spelled_number
 from verifiers.plain import read_plain
 from verifiers.text import normal_words
 
 _CHOICE_REFERENCE = re.compile(r"\\text(?:bf|rm)?\{\s*\(?[A-J]\)?\s*\}|\(?[A-J]\)?", re.ASCII)
+
+_CHOICE_WITH_TEXT = re.compile(r"(?:\\text(?:bf|rm)?\{)?\s*(?:\([A-J]\)|[A-J][).:])")
 
 
 class Auto(AnswerType):
@@ -23,7 +26,14 @@ class Auto(AnswerType):
     def parse(self, text: str) -> Answer:
         """Read any answer. Raises `ParseError` where it is neither bounded mathematics nor words."""
         spelled = spelled_number(text)
-        return read(text if spelled is None else str(spelled))
+        try:
+            return read(text if spelled is None else str(spelled))
+        except ParseError:
+            # "(B) 42" is no mathematics, but it names a letter.
+            cleaned = clean(text)
+            if not _CHOICE_WITH_TEXT.match(cleaned):
+                raise
+            return Answer(cleaned, normal_words(cleaned), None, cleaned=cleaned)
 
     def equal(self, reference: Answer, given: Answer) -> bool:
         if answers_equal(reference, given):

@@ -7,6 +7,7 @@ Every rule first drops `<think>...</think>`; an unclosed `<think>` leaves no ans
   list reference accepts it, a single-valued one never does, so naming candidates does not pay.
 - `gsm8k`: the rest of the line after the last `####`, else after the last line that starts with `A:`.
 - `prose`: what follows the last "the answer is" (or "answer:"), to the end of its sentence.
+- `tag`: the last `<answer>...</answer>`.
 - `bare`: the whole text.
 - `auto`: `boxed`, else `gsm8k`, else `prose`, else the text's conclusion ("therefore ... is 3"), else the
   last formula of a short text, else the text if it is short.
@@ -23,9 +24,21 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from verifiers.prose import (
+    FORMULA,
+    MAX_BARE_CHARS,
+    MAX_BARE_WORDS,
+    NEGATION,
+    WORD,
+    conclusion,
+    prose,
+    short_sentence,
+    tidy,
+    value_named,
+)
+
 Rule = Callable[[str], str | None]
 
-MAX_BARE_CHARS = 4000
 MAX_DIFFERENT_BOXES = 10
 """More different boxes than this is naming candidates, not self-correction."""
 
@@ -47,12 +60,15 @@ _NEGATED_BEFORE = re.compile(
     re.IGNORECASE,
 )
 _NEGATED_AFTER = re.compile(
-    r"[\s$.,)\]\\]*(?:is|are|was|would be|cannot|can't)\s*"
+    r"[\s$.,)\]\\]*(?:text\{\s*)?(?:is|are|was|would be|cannot|can't)\s*"
     r"(?:n't|not|wrong|incorrect|false|be right|be correct)",
     re.IGNORECASE,
 )
 _CANDIDATE_AFTER = re.compile(
-    r"[\s$*)\]\\]*,?\s*(?:or|and/or)\s+(?:maybe\s+|perhaps\s+)?[$\\(]*\s*(-?\d[\d,./]*)"
+    r"[\s$*)\]\\]*[,.;]?\s{0,3}"
+    r"(?:or|and/or|alternatively,?|(?:but |or )?(?:it |this )?(?:could|might|may) also be)\s+"
+    r"(?:maybe\s+|perhaps\s+)?[$\\(]*\s*(-?\d[\d,./]*)",
+    re.IGNORECASE,
 )
 
 
@@ -141,7 +157,14 @@ def boxed(text: str) -> str | None:
     candidate = _CANDIDATE_AFTER.match(text, boxes[-1].end)
     if candidate and candidate[1].rstrip(".,") not in parts:
         parts.append(candidate[1].rstrip(".,"))
+    parts = [_SAID.sub("", part) or part for part in parts]
     return ", ".join(parts)
+
+
+# "\text{The answer is } 42" inside of a box.
+_SAID = re.compile(
+    r"^\\text\s*\{[^{}\d]{0,60}\b(?:answer|result|solution|value)\b[^{}\d]{0,40}(?:\bis\b|\bare\b|:|=)\s*\}\s*"
+)
 
 
 def _is_negated(text: str, box: _Box) -> bool:
@@ -149,7 +172,7 @@ def _is_negated(text: str, box: _Box) -> bool:
     return bool(_NEGATED_BEFORE.search(before) or _NEGATED_AFTER.match(text, box.end))
 
 
-_HASHES = re.compile(r"####[ \t]*([^\n]*)")
+_HASHES = re.compile(r"####[ \t]*\n?([^\n]*)")
 _A_LINE = re.compile(r"^[ \t]*A:[ \t]*([^\n]*)", re.MULTILINE)
 
 
@@ -159,82 +182,21 @@ def gsm8k(text: str) -> str | None:
         if mark in text:
             found = pattern.findall(text)
             if found:
-                return _tidy(found[-1]) or None
+                named = tidy(found[-1])
+                return (named if NEGATION.search(named) else value_named(named)) or None
     return None
 
 
-_ANCHOR = re.compile(
-    r"\b(?:(?:final\s+|correct\s+)?answer\s*(?:\b(?:is|are|would be|will be|must be)\b|=|:)|final answer\b)"
-    r"(?:\s*(?:equal to|therefore|thus|simply|exactly)\b)?[\s:*]*",
-    re.IGNORECASE,
-)
-_NOT = re.compile(r"(?:not|n't|never|neither)\b", re.IGNORECASE)
-_LATER_NOT = re.compile(r"[,;]\s*(?:and\s+)?not\b.*$", re.IGNORECASE | re.DOTALL)
+_TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
 
 
-def prose(text: str) -> str | None:
-    """What follows the last "the answer is", to the end of that sentence; "is not 42" names nothing."""
-    if "nswer" not in text and "NSWER" not in text:
+def tag(text: str) -> str | None:
+    """The content of the last `<answer>...</answer>`; None where a later one is still open."""
+    found = list(_TAG.finditer(text)) if "<answer>" in text else []
+    if not found or "<answer>" in text[found[-1].end() :]:
         return None
-    anchors = list(_ANCHOR.finditer(text))
-    for anchor in reversed(anchors):
-        sentence = _LATER_NOT.sub("", _first_sentence(text[anchor.end() : anchor.end() + MAX_BARE_CHARS]))
-        answer = _tidy(sentence)
-        if answer and not _NOT.match(answer):
-            return _value_named(answer)
-    return None
-
-
-_CONCLUSION = re.compile(r"\b(?:therefore|thus|hence|so|consequently)\b[,\s]", re.IGNORECASE)
-_COPULA = re.compile(r"\b(?:is|are|equals|equal to|becomes)\b\s*:?\s*", re.IGNORECASE)
-_NUMBER_IN_TEXT = re.compile(r"(?<![\w.\\])-?(?:\\?\$)?\d[\d,]*(?:\.\d+)?(?:/\d+)?(?:\\?%)?(?![\w^])")
-MAX_CONCLUSION_CHARS = 300
-
-
-def _value_named(sentence: str) -> str:
-    """The answer in a sentence of several words: what stands after its last "is", else its only number."""
-    words = _WORD.findall(_FORMULA.sub(" ", sentence))
-    if len(words) < 3 or "\\text" in sentence:
-        return sentence
-    copulas = list(_COPULA.finditer(sentence))
-    tail = _tidy(sentence[copulas[-1].end() :]) if copulas else ""
-    if (
-        any(char.isdigit() for char in tail)
-        or _FORMULA.search(tail)
-        or (tail and len(_WORD.findall(tail)) <= 2)
-    ):
-        if len(_WORD.findall(_FORMULA.sub(" ", tail))) < 3:
-            return tail
-        sentence = tail
-    formulas = list(_FORMULA.finditer(sentence))
-    numbers = _NUMBER_IN_TEXT.findall(_FORMULA.sub(" ", sentence))
-    if len(formulas) == 1 and not numbers:
-        return _tidy(formulas[0][0])
-    return numbers[0] if len(numbers) == 1 and not formulas else sentence
-
-
-def conclusion(text: str) -> str | None:
-    """What the last sentence that starts with "therefore" (thus, hence, so) names, if it ends the text."""
-    starts = list(_CONCLUSION.finditer(text[-MAX_CONCLUSION_CHARS:]))
-    if not starts:
-        return None
-    tail = text[-MAX_CONCLUSION_CHARS:][starts[-1].end() :]
-    sentence = _tidy(_first_sentence(tail))
-    if re.search(r"\bnot\b|n't\b", sentence):
-        return None
-    formulas = list(_FORMULA.finditer(sentence))
-    if formulas and not _COPULA.search(sentence[: formulas[-1].start()]):
-        return None
-    named = _value_named(sentence)
-    return None if named == sentence and len(_WORD.findall(_FORMULA.sub(" ", sentence))) >= 3 else named
-
-
-_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
-_FORMULA = re.compile(
-    r"\$\$(.+?)\$\$|(?<!\\)\$(?!\s*\d[\d,.]*\s+[a-z]{3})([^$\n]+?)(?<!\\)\$|\\\[(.+?)\\\]|\\\(([^\n]+?)\\\)",
-    re.DOTALL,
-)
-MAX_BARE_WORDS = 12
+    content = tidy(found[-1][1])
+    return (boxed(content) if "\\boxed" in content else prose(content) or value_named(content)) or None
 
 
 def bare(text: str) -> str | None:
@@ -247,84 +209,45 @@ def last_formula(text: str) -> str | None:
     text = text.strip()
     if not text or len(text) > MAX_BARE_CHARS:
         return None
-    formulas = list(_FORMULA.finditer(text))
+    formulas = list(FORMULA.finditer(text))
     if formulas:
-        outside = _FORMULA.sub(" ", text)
-        words = [w for w in _WORD.findall(outside) if w.lower() not in ("and", "or")]
+        outside = FORMULA.sub(" ", text)
+        words = [w for w in WORD.findall(outside) if w.lower() not in ("and", "or")]
         if words and not _short_unit(text[formulas[-1].end() :]):
             if len(formulas) > 1 and _joined(text[formulas[-2].end() : formulas[-1].start()]):
-                return _tidy(text[formulas[-2].start() : formulas[-1].end()])
-            return _tidy(formulas[-1][0])
-    elif "\n" in text or len(_WORD.findall(text)) > MAX_BARE_WORDS:
+                return tidy(text[formulas[-2].start() : formulas[-1].end()])
+            return tidy(formulas[-1][0])
+    elif "\n" in text or len(WORD.findall(text)) > MAX_BARE_WORDS:
         return None
-    return _tidy(text)
+    return tidy(text)
 
 
 def _short_unit(tail: str) -> bool:
     """Whether what follows the last formula can be its unit ("miles", "square feet")."""
-    return 0 < len(_WORD.findall(tail)) <= 2 and len(tail) < 30
-
-
-def _first_sentence(text: str) -> str:
-    """Text up to the first full stop, line end or sentence mark that is outside braces and formulas."""
-    depth = 0
-    in_formula = False
-    index = 0
-    while index < len(text):
-        char = text[index]
-        if char == "\\":
-            if text[index + 1 : index + 2] in ("(", "["):
-                in_formula = True
-            elif text[index + 1 : index + 2] in (")", "]"):
-                in_formula = False
-            index += 2
-            continue
-        if char == "$" and ("$" in text[index + 1 :] or in_formula):
-            in_formula = not in_formula
-        elif char == "{":
-            depth += 1
-        elif char == "}":
-            depth -= 1
-        elif depth <= 0 and not in_formula:
-            if char == "\n" and text[:index].strip():
-                return text[:index]
-            if char in ".!?" and (index + 1 == len(text) or text[index + 1] in " \n\t*\"'<" or char != "."):
-                # "5!" is a factorial, "5! " too: only a mark after a letter or a bracket ends a sentence.
-                is_factorial = char == "!" and text[:index].rstrip()[-1:].isalnum()
-                if not is_factorial:
-                    return text[:index]
-            if char == "<" and text.startswith(("<|", "</s>"), index):
-                return text[:index]
-        index += 1
-    return text
-
-
-_EDGE = re.compile(r"^[\s*_`\"']+|[\s*_`\"']+$")
-_END_TOKEN = re.compile(r"(?:<\|[^|<>]{1,40}\|>|</s>|<eos>|<end_of_turn>).*$", re.DOTALL)
-
-
-def _tidy(text: str) -> str:
-    """Without end-of-text marks, Markdown emphasis, quotes and a closing full stop."""
-    if "<" in text:
-        text = _END_TOKEN.sub("", text)
-    text = _EDGE.sub("", text)
-    if text[-1:] in (".", ",", ";", ":") and not text.endswith("\\,") and not text.endswith("\\;"):
-        text = _EDGE.sub("", text[:-1])
-    return text
+    return 0 < len(WORD.findall(tail)) <= 2 and len(tail) < 30
 
 
 def auto(text: str) -> str | None:
     r"""The first rule that finds something; an unclosed box is no answer, whatever else is there."""
     if "\\boxed" in text or "\\fbox" in text:
         return boxed(text)
-    for rule in (gsm8k, prose, conclusion, last_formula):
+    if "<answer>" in text:
+        return tag(text)
+    for rule in (gsm8k, prose, conclusion, short_sentence, last_formula):
         found = rule(text)
         if found is not None:
             return found
     return None
 
 
-_RULES: dict[str, Rule] = {"auto": auto, "boxed": boxed, "gsm8k": gsm8k, "prose": prose, "bare": bare}
+_RULES: dict[str, Rule] = {
+    "auto": auto,
+    "boxed": boxed,
+    "gsm8k": gsm8k,
+    "tag": tag,
+    "prose": prose,
+    "bare": bare,
+}
 
 
 def rule_names() -> list[str]:
@@ -367,5 +290,6 @@ def extract(completion: str, rule: str = "auto") -> str | None:
     Raises `ValueError` for an unknown rule.
     """
     function = _rule(rule)
-    text = without_thinking(completion)
+    # "\\b" that a string literal swallowed.
+    text = without_thinking(completion.replace("\x08oxed", "\\boxed"))
     return None if text is None else function(text)

@@ -11,7 +11,7 @@ MAX_DIGITS = 2000
 """A number with more digits than this is refused unread."""
 
 MIN_TOLERANT_DIGITS = 3
-"""A decimal reference with fewer significant digits than this is met by other decimals only exactly."""
+"""A decimal reference with fewer significant digits than this says too little to tell a rounding by."""
 
 _PLAIN = re.compile(
     r"([-+]?)(\\?\$|[€£¥])?([-+]?)(\d{1,3}(?:,\d{3})+|\d+)?(?:\.(\d*))?\s*(\\?%|\\?\$|[€£¥])?\.?", re.ASCII
@@ -54,12 +54,14 @@ def within_own_digits(reference: Fraction, decimals: int, given: Fraction, given
     """Whether a value rounds to a decimal reference: |given - reference| <= half a unit of its last digit.
 
     A reference with fewer than `MIN_TOLERANT_DIGITS` significant digits says too little to tell a rounding
-    from another number (0.54 is not 0.5): there only a value that no decimal writes exactly may round to it.
+    from another number (0.54 is not 0.5): there only a value that no decimal writes exactly may round to it,
+    or, from two digits on, a decimal with at least two places more (0.2902 is 0.29).
     """
-    if given_terminates and len(str(abs(reference.numerator) * 10**decimals // reference.denominator)) < (
-        MIN_TOLERANT_DIGITS
-    ):
-        return reference == given
+    significant = len(str(abs(reference.numerator) * 10**decimals // reference.denominator))
+    if given_terminates and significant < MIN_TOLERANT_DIGITS:
+        finer = (given * 10 ** (decimals + 1)).denominator > 1
+        if significant < MIN_TOLERANT_DIGITS - 1 or not finer:
+            return reference == given
     return abs(given - reference) * 2 * 10**decimals <= 1
 
 

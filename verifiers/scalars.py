@@ -6,7 +6,7 @@ import hashlib
 import random
 from fractions import Fraction
 
-from verifiers.evaluate import TooLarge, Undefined, free_symbols, rational
+from verifiers.evaluate import TooLarge, Undefined, children, free_symbols, rational
 from verifiers.grammar.nodes import Matrix, Node, Num, Op, Quantity, Sym
 from verifiers.numeric import GUARD_BITS, Numeric, constants_equal, has_unevaluated, measure
 from verifiers.plain import PlainNumber, same_plain, terminates, within_own_digits
@@ -30,6 +30,30 @@ def values_equal(left: Node, right: Node) -> bool:
     """Whether two expressions are the same number or function; the rules are in `evaluate`."""
     if left == right:
         return True
+    if _bare_logs(left) != _bare_logs(right) and _same_values(_base_ten(left), _base_ten(right)):
+        return True
+    return _same_values(left, right)
+
+
+def _bare_logs(node: object) -> bool:
+    """Whether log stands without a base: the natural one, or, where only one side has it, base 10."""
+    if isinstance(node, Op) and node.name == "log" and len(node.args) == 1:
+        return True
+    return any(_bare_logs(part) for part in children(node))
+
+
+def _base_ten(node: Node) -> Node:
+    if not isinstance(node, Op):
+        return node
+    args = tuple(_base_ten(arg) for arg in node.args)
+    return (
+        Op("log", (args[0], Num(Fraction(10))))
+        if node.name == "log" and len(args) == 1
+        else Op(node.name, args)
+    )
+
+
+def _same_values(left: Node, right: Node) -> bool:
     if infinity_sign(left) or infinity_sign(right):
         return infinity_sign(left) == infinity_sign(right)
     if has_unevaluated(left) != has_unevaluated(right):
