@@ -17,6 +17,9 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 
+# a script's own folder comes first on the path, and verifiers.py in this one would stand before the package
+sys.path.insert(0, str(ROOT))
+
 
 def describe(packages: Sequence[str] = ("torch", "transformers", "peft")) -> dict[str, Any]:
     """Where and from what a result comes; ``commit`` ends in ``+`` where files differ from it."""

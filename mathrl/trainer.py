@@ -19,6 +19,7 @@ from mathrl.errors import NonFiniteError, UserError
 from mathrl.policy import Policy
 from mathrl.rewards import RewardScorer, judged, rollout_metrics
 from mathrl.rollout.base import Engine
+from mathrl.sentinel import Sentinel
 from mathrl.types import Batch, Completion, Group, Problem, derive_seed
 from mathrl.update import Update
 
@@ -46,6 +47,7 @@ class Trainer:
     policy: Policy
     update: Update
     hooks: Hooks = field(default_factory=Hooks)
+    sentinel: Sentinel | None = None  # proves that new weights have reached the engine
     steps_done: int = 0
 
     def run(self) -> None:
@@ -84,6 +86,9 @@ class Trainer:
         policy.version = index + 1
         with clock("sync"):
             self.engine.load(policy.adapter(), version=policy.version)
+            metrics |= getattr(self.engine, "sync_metrics", {})
+            if self.sentinel:
+                metrics |= self.sentinel.check()
         return metrics | self._speed(metrics, clock), groups
 
     def _rollout(self, index: int, clock: Clock) -> tuple[list[Group], list[Group]]:

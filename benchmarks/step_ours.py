@@ -1,0 +1,191 @@
+"""Our side of step_time.py: the product's own Trainer, engine, verifiers and update."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from step_workload import PARITY_PROBLEMS, Work, reward
+
+from mathrl.algorithms import resolve
+from mathrl.data import ProblemStream
+from mathrl.objective import Meter, PolicyLoss
+from mathrl.policy import Policy
+from mathrl.rewards import RewardScorer
+from mathrl.rollout import make_engine
+from mathrl.sentinel import Sentinel
+from mathrl.trainer import Trainer
+from mathrl.types import Batch, Problem
+from mathrl.update import make_update
+
+# arm -> prompts shared, an own pass for the old log-probabilities, importance correction of the sampler
+ARMS = {
+    "same work": (False, True, True),
+    "on-policy": (False, False, False),
+    "shared prompts": (True, False, False),
+    "default": (True, False, True),
+}
+Emit = Callable[[str, dict[str, Any]], None]
+
+
+class TokenReward(RewardScorer):
+    """The product's scorer, its verdicts replaced by the reward that every trainer here uses."""
+
+    def score(self, groups: Any) -> Any:
+        scored = super().score(groups)
+        return [
+            replace(
+                group,
+                scores=tuple(
+                    replace(s, reward=reward(c.token_ids))
+                    for s, c in zip(group.scores, group.completions, strict=True)
+                ),
+            )
+            for group in scored
+        ]
+
+
+def run(work: Work, arms: list[str], warmup: int, steps: int, emit: Emit) -> None:
+    """One engine for all arms; each arm has a fresh policy, optimiser and trainer."""
+    w = work.workload
+    config = work.recipe()
+    cuda = w.device == "cuda"
+    policy = load_policy(work, config)
+    start = time.perf_counter()
+    engine, reason = make_engine(config, policy, lambda problem: work.prompts[int(problem.id)])
+    if engine.name == "vllm":
+        engine.eos_ids = ()  # type: ignore[attr-defined]  # every completion runs to its length
+    else:
+        engine._eos_ids = [policy.head_weight().shape[0]]  # type: ignore[attr-defined]
+    if w.mean_length:
+        _give_lengths(engine, work)
+    emit("engine", {"engine": reason, "start_s": time.perf_counter() - start})
+    scorer = TokenReward(config.reward, "gsm8k")
+    try:
+        for arm in arms:
+            share, old, correct = ARMS[arm]
+            config = work.recipe(share_prompts=share)
+            # one model object: the embedded engine samples from it; its adapter starts anew for every arm
+            policy = Policy(policy.model, policy.tokenizer, config.update, config.rollout.temperature)
+            load_adapter(policy, work)
+            if cuda:
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+            emit(arm, {"parity": parity(work, policy, config, correct)})
+            emit(arm, measure(work, policy, engine, scorer, config, old, correct, warmup, steps))
+    finally:
+        engine.close()
+        scorer.close()
+
+
+def load_policy(work: Work, config: Any) -> Policy:
+    """The policy with the workload's adapter; the first caller writes it, in peft's format."""
+    policy = Policy.from_pretrained(str(work.model), config)
+    if not (work.folder / "adapter").exists():
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for name, parameter in policy.model.named_parameters():
+                if "lora_B" in name:
+                    parameter.copy_(0.01 * torch.randn(parameter.shape, generator=generator))
+        policy.save_adapter(work.folder / "adapter")
+    return policy
+
+
+def load_adapter(policy: Policy, work: Work) -> None:
+    from safetensors.torch import load_file
+
+    from mathrl.types import Adapter
+
+    policy.load_adapter(Adapter({}, load_file(work.folder / "adapter" / "adapter_model.safetensors")))
+    policy.version = 0
+
+
+def _give_lengths(engine: Any, work: Work) -> None:
+    """Every completion ends at the workload's length: requests get their own limit."""
+    ask = engine._ask
+    known = {tuple(ids): lengths for ids, lengths in zip(work.prompts, work.lengths, strict=True)}
+
+    def asked(prompt: Any, parameters: Any, seeds: Any) -> list[str]:
+        lengths = known.get(tuple(prompt))
+        if lengths is None or parameters.max_tokens != work.workload.completion:
+            return ask(prompt, parameters, seeds)
+        keys = []
+        for seed, length in zip(seeds, lengths, strict=True):
+            own = parameters.clone()
+            own.max_tokens = length
+            keys += ask(prompt, own, [seed])
+        return keys
+
+    engine._ask = asked
+
+
+def parity(work: Work, policy: Policy, config: Any, correct: bool) -> dict[str, float]:
+    """Loss and gradient norm of the saved batch, old and sampling log-probabilities a given noise away."""
+    saved = work.batch()
+    rows, group = saved["mask"].shape[0], work.workload.group
+    batch = Batch(
+        prompts=tuple(torch.tensor(p) for p in work.prompts[:PARITY_PROBLEMS]),
+        group_ids=torch.arange(rows) // group,
+        completion_ids=saved["completion_ids"],
+        loss_mask=saved["mask"],
+        rewards=torch.zeros(rows),
+        truncated=torch.zeros(rows, dtype=torch.bool),
+    ).to(policy.device)
+    batch = policy.annotate(batch, old=True, reference=True)
+    old = batch.old_logprobs + saved["old_noise"].to(policy.device)
+    batch = batch.add(
+        old_logprobs=old,
+        sampling_logprobs=old - saved["sampling_noise"].to(policy.device),
+        advantages=saved["advantages"].to(policy.device)[:, None] * batch.loss_mask,
+    )
+    algorithm = resolve(config.algorithm, config.rollout, config.update)
+    loss = PolicyLoss(config, algorithm, correct=correct).backward(policy, batch, Meter())
+    gradients = [p.grad for p in policy.trainable_parameters()]
+    norm = torch.stack([g.norm() for g in gradients if g is not None]).norm()
+    for parameter in policy.trainable_parameters():
+        parameter.grad = None
+    return {"loss": float(loss), "grad_norm": float(norm)}
+
+
+def measure(
+    work: Work, policy: Policy, engine: Any, scorer: RewardScorer, config: Any, old: bool, correct: bool,
+    warmup: int, steps: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Seconds of every measured step by phase, by the trainer's own clock; tokens; memory."""
+    algorithm = resolve(config.algorithm, config.rollout, config.update)
+    if old:
+        algorithm = replace(
+            algorithm, updates_per_rollout=2
+        )  # asks for the pass; there is one update all the same
+    algorithm = replace(algorithm, correction=correct)
+    engine.sampling = replace(engine.sampling, logprobs=correct)
+    problems = [Problem(str(i), "", "7", "number") for i in range(work.workload.problems)]
+    engine.load(policy.adapter(), 0)
+    trainer = Trainer(
+        config, algorithm, ProblemStream(problems, 0), engine, scorer, policy,
+        make_update(config, algorithm, policy, engine_exact=engine.exact_logprobs),
+        sentinel=Sentinel(engine, policy, problems, config.rollout.max_sync_gap),
+    )  # fmt: skip
+    seconds: list[float] = []
+    phases: dict[str, list[float]] = {}
+    for index in range(warmup + steps):
+        start = time.perf_counter()
+        metrics, _ = trainer.step(index)
+        if policy.device.type == "cuda":
+            torch.cuda.synchronize()
+        if index >= warmup:
+            seconds.append(time.perf_counter() - start)
+            for name, value in metrics.items():
+                if name.startswith("time/") and name != "time/step_s":
+                    phases.setdefault(name.removeprefix("time/").removesuffix("_s"), []).append(value)
+    cuda = policy.device.type == "cuda"
+    return {
+        "seconds": seconds,
+        "phases": phases,
+        "tokens": int(metrics["tokens/sampled"]),
+        "peak_torch_gib": torch.cuda.max_memory_allocated() / 2**30 if cuda else None,
+        "metrics": {k: v for k, v in metrics.items() if k.startswith(("sync/", "policy/"))},
+    }

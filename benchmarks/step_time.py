@@ -1,0 +1,195 @@
+"""Seconds of a GRPO step beside TRL's GRPOTrainer: same machine, same run, fresh processes, same work.
+
+    python benchmarks/step_time.py [--case 0.5b | 1.5b | variable] [--steps 5] [--warmup 2] [--arms ...]
+    python benchmarks/step_time.py --cpu [--peer-site DIR]
+
+Model directory (random weights), prompt token ids, completion lengths, LoRA (all linear layers), KL
+coefficient, learning rate, dtype and reward are the same for all. First every arm computes loss and gradient
+norm of one saved batch; then it trains. Arms:
+
+  TRL default            TRL 1.16 as it comes, vLLM colocated (on the CPU: transformers' generation)
+  TRL tuned              no gradient checkpointing, importance correction and its old-logprob pass off
+  TRL tuned, corrected   no gradient checkpointing, with the correction
+  ours: same work        old and reference passes, correction, a copy of the prompt for every completion
+  ours: on-policy        old log-probabilities from the update's own forward, no correction
+  ours: shared prompts   as on-policy, a group's prompt computed once
+  ours: default          shared prompts, correction from the update's own forward: what a recipe gets
+
+``--peer-site`` is a folder with TRL (pip install --target DIR --no-deps trl==1.16.0), for its path alone.
+Phases are the trainers' own: rollout, verify, forward (old and reference passes), update, sync (for ours with
+the proof that the weights arrived). Tokens trained count prompt + completion of every completion for all arms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from record import describe, store
+from step_workload import WORKLOADS, Work, floor, model_flops, prepare, rates
+
+PHASES = ("rollout", "verify", "forward", "update", "sync")
+OURS = ("same work", "on-policy", "shared prompts", "default")
+PEERS = ("TRL default", "TRL tuned", "TRL tuned, corrected")
+
+
+def worker(args: argparse.Namespace) -> None:
+    """Inside a fresh process: one peer arm, or all of our arms with one engine."""
+
+    def emit(arm: str, result: dict[str, Any]) -> None:
+        print("RESULT " + json.dumps({"arm": arm, **result}), flush=True)
+
+    work = Work.load(args.folder)
+    if work.workload.device == "cpu":
+        torch.set_num_threads(args.threads)
+    if args.worker == "ours":
+        import step_ours
+
+        step_ours.run(work, args.arms, args.warmup, args.steps, emit)
+    elif args.worker == "prepare":
+        import step_ours
+
+        step_ours.load_policy(work, work.recipe())
+    else:
+        import step_trl
+
+        step_trl.run(work, args.worker, args.warmup, args.steps, emit)
+
+
+def spawn(name: str, arms: list[str], folder: Path, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Run a worker; its results by arm. A worker that fails leaves what it had told."""
+    command = [
+        sys.executable,
+        __file__,
+        "--worker",
+        name,
+        "--folder",
+        str(folder),
+        "--steps",
+        str(args.steps),
+    ]
+    command += ["--warmup", str(args.warmup), "--threads", str(args.threads)]
+    command += ["--arms", *(arms or OURS[:1])]
+    environment = dict(os.environ)
+    if args.peer_site and name != "ours":
+        environment["PYTHONPATH"] = os.pathsep.join([args.peer_site, environment.get("PYTHONPATH", "")])
+    found: dict[str, dict[str, Any]] = {}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("RESULT "):
+            result = json.loads(line.removeprefix("RESULT "))
+            found.setdefault(result.pop("arm"), {}).update(result)
+    if process.wait():
+        found.setdefault(name, {})["failed"] = process.returncode
+    return found
+
+
+def summarise(arms: dict[str, Any], work: Work, ceiling: dict[str, float]) -> None:
+    """Add medians, speeds, utilisation and the ratio to the floor to each arm."""
+    from transformers import AutoConfig
+
+    from mathrl.shapes import Shape
+
+    shape = Shape.of(AutoConfig.from_pretrained(work.model))
+    least = floor(work, shape, ceiling, 2 if work.workload.device == "cuda" else 4)
+    flops = model_flops(work, shape)
+    trained = sum(work.workload.prompt + n for row in work.lengths for n in row)
+    for arm in arms.values():
+        if "seconds" not in arm:
+            continue
+        step = median(arm["seconds"])
+        phase = {name: median(values) for name, values in arm["phases"].items()}
+        arm["median"] = {"step": step, **phase}
+        arm["generated_tokens_per_s"] = arm["tokens"] / phase["rollout"]
+        arm["trained_tokens_per_s"] = trained / phase["update"]
+        arm["update_flop_utilisation"] = flops["update"] / phase["update"] / ceiling["flop_per_s"]
+        arm["floor_ratio"] = step / least["step"]
+
+
+def table(arms: dict[str, Any]) -> str:
+    lines = [
+        "| arm | step s | rollout | verify | forward | update | sync | generated tok/s | trained tok/s "
+        "| update FLOP use | peak GiB | × floor | loss of the saved batch |",
+        "|---|" + "---|" * 12,
+    ]
+    for name, arm in arms.items():
+        if "engine" in arm:
+            continue
+        if "median" not in arm:
+            lines.append(f"| {name} | {'failed' if 'failed' in arm else ''} |" + " |" * 11)
+            continue
+        phases = " | ".join(f"{arm['median'].get(p, 0.0):.3f}" for p in PHASES)
+        peak = arm.get("peak_torch_gib")
+        lines.append(
+            f"| {name} | {arm['median']['step']:.3f} | {phases} | {arm['generated_tokens_per_s']:,.0f} | "
+            f"{arm['trained_tokens_per_s']:,.0f} | {arm['update_flop_utilisation']:.0%} | "
+            f"{'' if peak is None else f'{peak:.1f}'} | {arm['floor_ratio']:.1f} | "
+            f"{arm['parity']['loss']:.5f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--case", choices=sorted(WORKLOADS), default="0.5b")
+    parser.add_argument("--cpu", action="store_true", help="the quickstart's model on the CPU")
+    parser.add_argument("--arms", nargs="+", default=[*PEERS[:2], *OURS], choices=(*PEERS, *OURS))
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch (--cpu)")
+    parser.add_argument("--peer-site", default="")
+    parser.add_argument("--name", default="", help="of the stored result")
+    parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        worker(args)
+        return
+    case = "cpu" if args.cpu else args.case
+    workload = WORKLOADS[case]
+    os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")  # the same sampler for all
+    arms: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as scratch:
+        folder = Path(scratch)
+        prepare(workload, folder)
+        ceiling = rates(workload.device)
+        if workload.device == "cuda":
+            torch.cuda.empty_cache()
+        spawn("prepare", [], folder, args)
+        work = Work.load(folder)
+        device = torch.cuda.get_device_name() if workload.device == "cuda" else "cpu"
+        result = describe(("torch", "transformers", "peft", "trl", "vllm")) | {
+            "device": device,
+            "workload": workload.__dict__,
+            "ceilings": ceiling,
+        }
+        name = args.name or f"step_time_{case.replace('.', '_')}"
+
+        def keep(found: dict[str, Any], prefix: str = "") -> None:
+            arms.update({prefix + arm: value for arm, value in found.items()})
+            summarise(arms, work, ceiling)
+            store(name, result | {"arms": arms})
+            print(table(arms), flush=True)
+
+        ours = [arm for arm in OURS if arm in args.arms]
+        if ours:
+            keep(spawn("ours", ours, folder, args), "ours: ")
+        for peer in PEERS:
+            if peer in args.arms:
+                keep(spawn(peer, [], folder, args))
+        print(f"stored benchmarks/results/{name}.json", flush=True)
+
+
+if __name__ == "__main__":
+    main()

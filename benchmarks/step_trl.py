@@ -1,0 +1,232 @@
+"""TRL's side of step_time.py: GRPOTrainer with the same model, token ids, lengths and adapter."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from step_workload import PARITY_PROBLEMS, Work, reward
+
+# arm -> settings beyond those that the workload fixes
+ARMS: dict[str, dict[str, Any]] = {
+    "TRL default": {},
+    "TRL tuned": {"gradient_checkpointing": False, "vllm_importance_sampling_correction": False},
+    "TRL tuned, corrected": {"gradient_checkpointing": False},
+}
+Emit = Callable[[str, dict[str, Any]], None]
+
+
+def run(work: Work, arm: str, warmup: int, steps: int, emit: Emit) -> None:
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    start = time.perf_counter()
+    trainer = make_trainer(work, ARMS[arm], warmup + steps)
+    emit(arm, {"start_s": time.perf_counter() - start})
+    emit(arm, {"parity": parity(work, trainer)})
+    cuda = work.workload.device == "cuda"
+    if cuda:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    clock = Clock(trainer, cuda)
+    trainer.train()
+    emit(
+        arm,
+        clock.result(warmup)
+        | {"peak_torch_gib": torch.cuda.max_memory_allocated() / 2**30 if cuda else None},
+    )
+
+
+def make_trainer(work: Work, settings: dict[str, Any], steps: int) -> Any:
+    from datasets import Dataset
+    from peft import LoraConfig, set_peft_model_state_dict
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import GRPOConfig, GRPOTrainer
+
+    w = work.workload
+    cuda = w.device == "cuda"
+    own: dict[str, Any] = (
+        {"use_vllm": True, "vllm_mode": "colocate"} if cuda else {"use_cpu": True, "bf16": False}
+    )
+    own["generation_kwargs"] = {"ignore_eos": True} if cuda else {"min_new_tokens": w.completion}
+    if not cuda:
+        settings = {k: v for k, v in settings.items() if not k.startswith("vllm")}
+    arguments = GRPOConfig(
+        output_dir=str(work.folder / "trl"),
+        per_device_train_batch_size=w.peer_batch,
+        gradient_accumulation_steps=w.sequences // w.peer_batch,
+        num_generations=w.group,
+        max_completion_length=w.completion,
+        beta=w.kl_coef,
+        learning_rate=w.learning_rate,
+        lr_scheduler_type="constant",
+        loss_type="grpo",
+        max_steps=steps,
+        shuffle_dataset=False,
+        logging_steps=10**6,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        **own,
+        **settings,
+    )
+    model = AutoModelForCausalLM.from_pretrained(work.model, dtype=torch.bfloat16 if cuda else torch.float32)
+    lora = LoraConfig(
+        r=w.rank, lora_alpha=2 * w.rank, target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.0
+    )
+    trainer = GRPOTrainer(
+        model=model,
+        reward_funcs=lambda completion_ids, **_: [reward(ids) for ids in completion_ids],
+        args=arguments,
+        train_dataset=Dataset.from_dict({"prompt": [str(i) for i in range(w.problems)]}),
+        processing_class=AutoTokenizer.from_pretrained(work.model, padding_side="left"),
+        peft_config=lora,
+    )
+    tensors = load_file(work.folder / "adapter" / "adapter_model.safetensors")
+    unknown = set_peft_model_state_dict(trainer.model, tensors).unexpected_keys
+    assert not unknown, unknown
+    trainer._tokenize_prompts = lambda prompts: ([work.prompts[int(p)] for p in prompts], None, {})
+    if w.mean_length:
+        _give_lengths(trainer, work)
+    return trainer
+
+
+def _give_lengths(trainer: Any, work: Work) -> None:
+    """Every completion ends at the workload's length."""
+    llm = trainer.vllm_generation.llm
+    generate = llm.generate
+    known = {tuple(ids): lengths for ids, lengths in zip(work.prompts, work.lengths, strict=True)}
+
+    def generated(prompts: Any, sampling_params: Any, **rest: Any) -> Any:
+        seen: dict[tuple[int, ...], int] = defaultdict(int)
+        own = []
+        for prompt in prompts:
+            key = tuple(prompt["prompt_token_ids"])
+            parameters = sampling_params.clone()
+            parameters.max_tokens = known[key][seen[key]]
+            seen[key] += 1
+            own.append(parameters)
+        return generate(prompts, sampling_params=own, **rest)
+
+    llm.generate = generated
+
+
+def parity(work: Work, trainer: Any) -> dict[str, float]:
+    """Loss and gradient norm of the saved batch, as step_ours.parity."""
+    saved, device = work.batch(), trainer.accelerator.device
+    saved = {name: tensor.to(device) for name, tensor in saved.items()}
+    mask = saved["mask"].long()
+    prompts = torch.tensor(work.prompts[:PARITY_PROBLEMS], device=device).repeat_interleave(
+        work.workload.group, 0
+    )
+    ids = torch.cat([prompts, saved["completion_ids"]], 1)
+    attention = torch.cat([torch.ones_like(prompts), mask], 1)
+    model, width = trainer.model, mask.shape[1]
+    model.train()
+    with torch.no_grad():
+        current = trainer._get_per_token_logps_and_entropies(model, ids, attention, width)[0]
+        with model.disable_adapter():
+            reference = trainer._get_per_token_logps_and_entropies(model, ids, attention, width)[0]
+    old = current + saved["old_noise"]
+    inputs = {
+        "prompt_ids": prompts,
+        "prompt_mask": torch.ones_like(prompts),
+        "completion_ids": saved["completion_ids"],
+        "completion_mask": mask,
+        "advantages": saved["advantages"],
+        "old_per_token_logps": old,
+        "ref_per_token_logps": reference,
+        "num_items_in_batch": mask.sum(),
+    }
+    if trainer.use_vllm and trainer.vllm_importance_sampling_correction:
+        inputs["importance_sampling_ratio"] = saved["sampling_noise"].exp().clamp(max=2.0)
+        inputs["sampling_per_token_logps"] = old - saved["sampling_noise"]
+    trainer.current_gradient_accumulation_steps = 1
+    loss = trainer._compute_loss(model, inputs)
+    loss.backward()
+    gradients = [p.grad.float().norm() for p in model.parameters() if p.grad is not None]
+    model.zero_grad(set_to_none=True)
+    trainer._metrics["train"].clear()
+    return {"loss": float(loss), "grad_norm": float(torch.stack(gradients).norm())}
+
+
+class Clock:
+    """Seconds of TRL's steps and phases: its own functions, timed from outside."""
+
+    def __init__(self, trainer: Any, cuda: bool) -> None:
+        from transformers import TrainerCallback
+
+        self.cuda, self.seconds, self.phases = cuda, [], defaultdict(list)
+        self.now: dict[str, float] = defaultdict(float)
+        self.tokens = 0
+        self.last = 0.0
+        if trainer.use_vllm:
+            self._wrap(trainer.vllm_generation, "generate", "rollout")
+            self._wrap(trainer.vllm_generation, "sync_weights", "sync")
+        else:
+            self._wrap(trainer, "_generate_single_turn", "rollout")
+        self._wrap(trainer, "_calculate_rewards", "verify")
+        self._wrap(trainer, "_generate_and_score_completions", "prepare")
+        score = trainer._calculate_rewards
+
+        def counted(inputs: Any, prompts: Any, completions: Any, ids: Any) -> Any:
+            self.tokens = sum(map(len, ids))
+            return score(inputs, prompts, completions, ids)
+
+        trainer._calculate_rewards = counted
+        clock = self
+
+        class Steps(TrainerCallback):
+            def on_step_begin(self, *_: Any, **__: Any) -> None:
+                clock.begin()
+
+            def on_step_end(self, *_: Any, **__: Any) -> None:
+                clock.end()
+
+        trainer.add_callback(Steps())
+
+    def _time(self) -> float:
+        if self.cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def _wrap(self, owner: Any, name: str, phase: str) -> None:
+        inner = getattr(owner, name)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = self._time()
+            try:
+                return inner(*args, **kwargs)
+            finally:
+                self.now[phase] += self._time() - start
+
+        setattr(owner, name, timed)
+
+    def begin(self) -> None:
+        self.now.clear()
+        self.last = self._time()
+
+    def end(self) -> None:
+        total = self._time() - self.last
+        now = self.now
+        rollout, verify, sync = now["rollout"], now["verify"], now["sync"]
+        parts = {
+            "rollout": rollout,
+            "verify": verify,
+            "forward": now["prepare"] - rollout - verify - sync,
+            "update": total - now["prepare"],
+            "sync": sync,
+        }
+        self.seconds.append(total)
+        for name, value in parts.items():
+            self.phases[name].append(value)
+
+    def result(self, warmup: int) -> dict[str, Any]:
+        return {
+            "seconds": self.seconds[warmup:],
+            "phases": {name: values[warmup:] for name, values in self.phases.items()},
+            "tokens": self.tokens,
+        }
