@@ -169,15 +169,21 @@ def stacked_chart(
 
 
 def interval_rows(
-    rows: Sequence[IntervalRow], *, caption: str, low: float = 0.0, high: float = 1.0
+    rows: Sequence[IntervalRow], *, caption: str, low: float = 0.0, high: float = 1.0, signed: bool = False
 ) -> Markup:
-    """Values with their intervals on one horizontal axis, a row each; plain HTML, as wide as the page."""
+    """Values with their intervals on one horizontal axis, a row each; plain HTML, as wide as the page.
+
+    ``signed``: the values are differences; 0 is marked, and the axis says + and −.
+    """
 
     def place(value: float) -> float:
         return 100 * (min(max(value, low), high) - low) / (high - low)
 
     marks = ticks(low, high, 4)
-    grid = "".join(f'<i class="grid" style="left:{place(t):.2f}%"></i>' for t in marks)
+    grid = "".join(
+        f'<i class="grid{" zero" if signed and t == 0 else ""}" style="left:{place(t):.2f}%"></i>'
+        for t in marks
+    )
     out = []
     for row in rows:
         lanes = "".join(
@@ -197,10 +203,44 @@ def interval_rows(
             f'title="{escape(spoken)}">{label}<span class="track">{grid}{lanes}</span>'
             f'<span class="told">{escape(told)}</span></div>'
         )
-    axis = "".join(f'<span style="left:{place(t):.2f}%">{axis_percent(t)}</span>' for t in marks)
+    axis = "".join(
+        f'<span style="left:{place(t):.2f}%">{"+" if signed and t > 0 else ""}{axis_percent(t)}</span>'
+        for t in marks
+    )
     foot = f'<div class="row axis" aria-hidden="true"><i></i><span class="track">{axis}</span><i></i></div>'
     return Markup(
         f'<div class="intervals" role="list" aria-label="{escape(caption)}">{"".join(out)}{foot}</div>'
+    )
+
+
+def share_bars(
+    title: str, rows: Sequence[tuple[str, Sequence[tuple[str, float, str]]]], *, note: str = ""
+) -> Markup:
+    """A figure of horizontal bars, each parted into shares of 1.
+
+    ``rows``: (label, parts), a part being (name, share, colour class); parts of 0 are left out.
+    """
+    names: dict[str, str] = {}
+    bars = []
+    for label, parts in rows:
+        seen = [(name, share, colour) for name, share, colour in parts if share > 0]
+        names |= {name: colour for name, _, colour in seen}
+        told = ", ".join(f"{name} {percent(share)}" for name, share, _ in seen)
+        pieces = "".join(
+            f'<i class="{colour}" style="width:{100 * share:.2f}%" '
+            f'title="{escape(f"{name} {percent(share)}")}"></i>'
+            for name, share, colour in seen
+        )
+        spoken = escape(f"{label}: {told}")
+        bars.append(
+            f'<div class="bar"><span>{escape(label)}</span>'
+            f'<span class="parts" role="img" aria-label="{spoken}">{pieces}</span></div>'
+        )
+    legend = "".join(f'<span><i class="key {c}"></i>{escape(n)}</span>' for n, c in names.items())
+    note = f'<p class="note">{escape(note)}</p>' if note else ""
+    return Markup(
+        f'<figure class="chart shares"><figcaption>{escape(title)}</figcaption>'
+        f'<div class="legend">{legend}</div>{"".join(bars)}{note}</figure>'
     )
 
 
@@ -236,8 +276,9 @@ class _Frame:
             marks = [2.0**i for i in range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)]
         for tick in marks:
             if tick == int(tick):
+                told = f"{tick / 1000:g}k" if abs(tick) >= 10_000 else str(int(tick))
                 out.append(
-                    f'<text x="{self.x(tick):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{int(tick)}</text>'
+                    f'<text x="{self.x(tick):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{told}</text>'
                 )
         unit = (
             f'<text class="unit" x="{LEFT - 16}" y="{HEIGHT - 8}" text-anchor="end">{escape(x_label)}</text>'

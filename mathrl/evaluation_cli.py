@@ -6,8 +6,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from mathrl.benchmark_sets import (
     Benchmark,
     BenchmarkProblems,
@@ -23,6 +21,7 @@ from mathrl.data_source import read_file
 from mathrl.errors import UserError
 from mathrl.evaluation_page import print_results, write_results
 from mathrl.model_source import ModelSource, find_model
+from mathrl.progress import make_console
 from mathrl.recipes import load_config
 from mathrl.summary import versions
 from mathrl.types import Problem
@@ -70,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate; everything that can be wrong is told before anything is generated."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = make_console()
     if args.list:
         for row in table_of(known_benchmarks()):
             console.print("  ".join([f"{row[0]:<15}", f"{row[1]:<36}", f"{row[2]:<8}", row[3]]))

@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from mathrl import pages
-from mathrl.charts import IntervalRow, Point, Series, interval_rows, line_chart
+from mathrl.charts import IntervalRow, Point, Series, interval_rows, line_chart, share_bars
 from mathrl.comparison import Difference
 from mathrl.evaluation import Estimate, Evaluation, Judged, Slice
 from mathrl.pages import duration, percent
-from mathrl.report import VERDICTS, direction, failures, slice_rows
+from mathrl.report import KEY_NAMES, VERDICTS, direction, failures, slice_rows
 from mathrl.run_folder import write_json, write_text
 from mathrl.statistics import Interval, holm, sample_size_paired
 
@@ -115,6 +115,7 @@ def render(title: str, results: Sequence[Result], versions: Mapping[str, str]) -
         title=f"{title}: evaluation",
         subtitle=f"{len(results)} benchmark{'s' * (len(results) != 1)}, {total:,} completions",
         overview=_overview(results),
+        differences=_differences(results, adjusted),
         compared=any(r.difference for r in results),
         sections=[_section(r, adjusted.get(r.name)) for r in results],
         data=data,
@@ -134,6 +135,24 @@ def _overview(results: Sequence[Result]) -> Markup:
     return interval_rows(rows, caption="Greedy accuracy by benchmark")
 
 
+def _differences(results: Sequence[Result], adjusted: Mapping[str, float]) -> Markup:
+    """The paired difference of each benchmark around 0; empty where nothing is compared."""
+    tested = [(r, r.difference) for r in results if r.difference]
+    if not tested:
+        return Markup("")
+    rows = [
+        IntervalRow(
+            r.name,
+            f"p {pages.p_value(adjusted[r.name])}",
+            [Point("difference", d.value, d.ci95, "after")],
+            f"{100 * d.value:+.1f} points",
+        )
+        for r, d in tested
+    ]
+    reach = max(0.05, *(abs(edge) for _, d in tested for edge in d.ci95))
+    return interval_rows(rows, caption="Paired difference by benchmark", low=-reach, high=reach, signed=True)
+
+
 def _section(r: Result, adjusted: float | None) -> dict[str, Any]:
     e = r.evaluation
     seconds = sum(e.seconds.values())
@@ -150,8 +169,11 @@ def _section(r: Result, adjusted: float | None) -> dict[str, Any]:
         "failures": failures(e),
         "difference": _difference(r, adjusted),
         "warnings": _warnings(r),
-        "curves": _curves(e),
-        "slices": [{"title": key.replace("_", " "), "rows": _slices(r, key)} for key in [*e.keys, "length"]],
+        "curves": [*_curves(e), _verdicts(r)],
+        "slices": [
+            {"title": KEY_NAMES.get(key, f"By {key.replace('_', ' ')}"), "rows": _slices(r, key)}
+            for key in [*e.keys, "length"]
+        ],
         "benchmark": [(k, str(v)) for k, v in r.benchmark.items() if v not in ("", 0, {})],
         "protocol": pages.shown({**e.protocol, "protocol hash": e.protocol_hash, "seed": e.seed, **e.info}),
     }
@@ -254,6 +276,24 @@ def _curves(e: Evaluation) -> list[Markup]:
     ]
 
 
+def _verdicts(r: Result) -> Markup:
+    """How greedy completions and samples were judged, as shares."""
+    e = r.evaluation
+    given = [("greedy", e.outcomes), ("samples", e.sample_outcomes)]
+    if r.before is not None:
+        given.insert(0, ("before", r.before.outcomes))
+    rows = [
+        (
+            name,
+            [(word, counts.get(o, 0) / sum(counts.values()), o) for o, word in pages.OUTCOME_WORDS.items()],
+        )
+        for name, counts in given
+        if counts
+    ]
+    cut = percent(e.truncated / e.n) if e.n else "none"
+    return share_bars("Verdicts", rows, note=f"{cut} of the greedy completions ended at the length limit.")
+
+
 def _slices(r: Result, key: str) -> Markup:
     if r.before is not None and key != "length":
         return slice_rows(key, r.before, r.evaluation)
@@ -285,6 +325,7 @@ def browse_data(results: Sequence[Result]) -> tuple[dict[str, Any], int]:
 def _browse_set(r: Result, cut: int) -> dict[str, Any]:
     right = set(r.difference.newly_right) if r.difference else set()
     wrong = set(r.difference.newly_wrong) if r.difference else set()
+    before = {b.problem.id: b.greedy for b in r.before.records} if r.before else {}
 
     def row(c: Judged) -> list[Any]:
         text = (
@@ -300,7 +341,7 @@ def _browse_set(r: Result, cut: int) -> dict[str, Any]:
         kinds = [f"{key}: {p.meta[key]}" for key in r.evaluation.keys if p.meta.get(key) is not None]
         change = "right" if p.id in right else "wrong" if p.id in wrong else ""
         question = "\n".join([p.question, *p.options])
-        problems.append(
-            [p.id, question, p.answer, kinds, change, [row(c) for c in (record.greedy, *record.samples)]]
-        )
+        completions = [row(c) for c in (record.greedy, *record.samples)]
+        was = [row(before[p.id])] if change else []
+        problems.append([p.id, question, p.answer, kinds, change, completions, *was])
     return {"name": r.name, "problems": problems}

@@ -8,8 +8,6 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-
 from mathrl.benchmark_sets import find_benchmarks
 from mathrl.comparison import compare_evaluations
 from mathrl.completions import judged_records, read_evaluation, write_evaluation
@@ -18,6 +16,7 @@ from mathrl.errors import UserError
 from mathrl.evaluate import make_protocol, record_of, score
 from mathrl.evaluation import Evaluation, protocol_hash
 from mathrl.evaluation_page import Result, print_results, write_results
+from mathrl.progress import make_console
 from mathrl.rewards import RewardScorer, check_answer_type
 from mathrl.saved_completions import SavedFile, read_saved
 from mathrl.summary import versions
@@ -42,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Judge a file, write the results beside it, print them."""
-    console = Console(highlight=False)
+    console = make_console()
     benchmark = find_benchmarks([args.benchmark])[0] if args.benchmark else None
     if args.answer_type:
         check_answer_type(args.answer_type)

@@ -13,12 +13,22 @@ from rich.progress import Progress as Bars
 
 _LINE_EVERY_S = 10.0  # between plain lines: a log file of an hour has some hundred of them
 
+_FILE_WIDTH = 160
+
 _NUMBERS = (  # metric, how it is shown
     ("reward/mean", "reward {:.3f}"),
     ("held_out/accuracy", "held-out {:.1%}"),
     ("policy/kl_ref", "KL {:.4f}"),
     ("tokens/per_s", "{:,.0f} tok/s"),
 )
+
+
+def make_console() -> Console:
+    """The console of a command; a file or pipe gets whole lines, however long."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _FILE_WIDTH
+    return console
 
 
 class Progress:

@@ -127,7 +127,7 @@ def _progress(run: RunRecord) -> dict[str, int]:
 
 def _result(run: RunRecord) -> dict[str, Any]:
     summary, rollout = run.summary, run.config.rollout
-    sets = {"held_out": summary, **summary.get("other_sets", {})}
+    sets = run.sets
     difference = summary["difference"]
     low, high = (100 * v for v in difference["ci95"])
     rows = [

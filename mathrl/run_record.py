@@ -43,6 +43,11 @@ class RunRecord:
     def metrics(self) -> set[str]:
         return {name for row in self.rows for name in row}
 
+    @property
+    def sets(self) -> dict[str, Mapping[str, Any]]:
+        """Problem set -> before, after and difference of its summary; empty before the run has finished."""
+        return {MAIN_SET: self.summary, **self.summary.get("other_sets", {})} if self.summary else {}
+
     def column(self, metric: str) -> list[float]:
         """A metric over the steps; NaN where a step lacks it."""
         return [row.get(metric, math.nan) for row in self.rows]

@@ -234,14 +234,14 @@ def other_charts(run: RunRecord) -> list[Markup]:
     return [c for c in charts if c]
 
 
-def compare_runs(chart: Chart, runs: Sequence[RunRecord]) -> Markup:
+def compare_runs(chart: Chart, runs: Sequence[RunRecord], names: Sequence[str]) -> Markup:
     """The chart's first metric of several runs; smoothed where the chart of one run is."""
     metric = chart.metrics[0][0]
     series = []
-    for i, run in enumerate(runs):
+    for i, (run, name) in enumerate(zip(runs, names, strict=True)):
         steps, values = run.present(metric)
         if values:
             values = smoothed(values) if chart.smooth else values
-            series.append(Series(run.name, steps, values, colour=f"c{i % 8}"))
+            series.append(Series(name, steps, values, colour=f"c{i % 8}"))
     note = chart.note.replace("; bold: smoothed", ", smoothed")
     return line_chart(chart.title, series, note=note, y_range=(chart.low, chart.high), show=chart.show)

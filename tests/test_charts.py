@@ -22,6 +22,7 @@ from mathrl.charts import (
     Series,
     interval_rows,
     line_chart,
+    share_bars,
     stacked_chart,
     ticks,
 )
@@ -117,3 +118,20 @@ def test_intervals_stand_where_their_values_are() -> None:
 )
 def test_numbers_have_three_digits(value: float, text: str) -> None:
     assert number(value) == text
+
+
+def test_shares_fill_their_bar() -> None:
+    parts = [("right", 0.25, "correct"), ("never", 0.0, "error"), ("wr<ong", 0.75, "wrong")]
+    html = share_bars("Verdicts", [("greedy", parts)])
+    widths = [float(w) for w in re.findall(r"width:([\d.]+)%", html)]
+    assert widths == [25.0, 75.0]
+    assert "greedy: right 25.0\u2009%, wr&lt;ong 75.0\u2009%" in html
+    assert "never" not in html
+
+
+def test_a_difference_stands_around_zero() -> None:
+    rows = [IntervalRow("set", "", [Point("difference", 0.1, Interval(-0.1, 0.3), "after")], "+10.0 points")]
+    html = interval_rows(rows, caption="c", low=-0.4, high=0.4, signed=True)
+    assert 'class="grid zero" style="left:50.00%"' in html
+    assert 'class="mean after" style="left:62.50%"' in html
+    assert "+20\u2009%" in html

@@ -53,10 +53,10 @@
     draw();
   };
 
-  const completion = ([outcome, text, extracted, tokens, truncated, detail], index) => {
+  const completion = ([outcome, text, extracted, tokens, truncated, detail], title) => {
     const article = element("article");
     const header = element("header");
-    header.append(element("span", "", index ? `sample ${index}` : "greedy"), element("span", `chip ${outcome}`, data.outcomes[outcome] || outcome));
+    header.append(element("span", "", title), element("span", `chip ${outcome}`, data.outcomes[outcome] || outcome));
     const told = [extracted === null ? "no answer read" : `read: ${extracted}`, `${tokens} tokens`];
     if (truncated) told.push("cut off");
     if (detail) told.push(detail);
@@ -67,14 +67,15 @@
   const draw = () => {
     const pages = Math.max(1, Math.ceil(found.length / PER_PAGE));
     items.replaceChildren(...found.slice(page * PER_PAGE, (page + 1) * PER_PAGE).map(([set, problem, kept]) => {
-      const [id, question, answer, meta, change] = problem;
+      const [id, question, answer, meta, change, , before] = problem;
       const item = element("div", "item"), chips = element("div", "chips");
       chips.append(element("small", "", `${set.name === id.split("/")[0] ? "" : `${set.name} `}${id}`));
       meta.forEach((kind) => chips.append(element("span", "chip plain", kind)));
       if (change) chips.append(element("span", `chip ${change === "right" ? "good" : "bad"}`, `newly ${change}`));
       const strip = element("div", "strip");
       strip.tabIndex = 0;
-      strip.append(...kept.map(([c, i]) => completion(c, i)));
+      if (before) strip.append(completion(before, "greedy before"));
+      strip.append(...kept.map(([c, i]) => completion(c, i ? `sample ${i}` : before ? "greedy now" : "greedy")));
       const reference = element("p", "note", "Reference answer: ");
       reference.append(element("b", "", answer));
       item.append(chips, element("p", "q", question), reference, strip);

@@ -1,5 +1,5 @@
 // A cursor on every chart: pointer, touch or arrow keys show the values at one place.
-document.querySelectorAll("figure.chart").forEach((figure) => {
+document.querySelectorAll("figure[data-chart]").forEach((figure) => {
   const data = JSON.parse(figure.dataset.chart);
   const [left, right, , bottom, width, height, low, high] = data.frame;
   const svg = figure.querySelector("svg");
