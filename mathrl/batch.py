@@ -54,12 +54,12 @@ def micro_batches(batch: Batch, max_tokens: int) -> Iterator[Tensor]:
     """
     order = torch.argsort(batch.group_ids, stable=True)
     places = torch.arange(1, batch.loss_mask.shape[1] + 1, device=batch.loss_mask.device)
-    lengths = (batch.loss_mask * places).amax(dim=1)  # up to the last token that trains
+    lengths = (batch.loss_mask * places).amax(dim=1).tolist()  # up to the last token that trains
+    groups = batch.group_ids.tolist()
     chosen: list[int] = []
     used, group = 0, -1
     for row in order.tolist():
-        own_group = int(batch.group_ids[row])
-        cost = int(lengths[row])
+        own_group, cost = groups[row], lengths[row]
         prompt = len(batch.prompts[own_group])
         if chosen and used + cost + (prompt if own_group != group else 0) > max_tokens:
             yield torch.tensor(chosen)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from mathrl.algorithms import Algorithm
-from mathrl.batch import micro_batches
 from mathrl.config import Config
 from mathrl.distributed import max_ranks, sum_ranks
 from mathrl.errors import NonFiniteError
@@ -30,6 +29,7 @@ from mathrl.losses import (
     kl_k3,
     truncated_weights,
 )
+from mathrl.micro_batching import MicroBatches
 from mathrl.types import Batch, TokenOutputs
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class PolicyLoss:
 
     def __init__(self, config: Config, algorithm: Algorithm, *, correct: bool):
         self.config, self.algorithm, self.correct = config, algorithm, correct
+        self.micro_batches = MicroBatches(config.update.micro_batch_tokens)
         self.kl = KlController(algorithm.kl_coef, algorithm.kl_target)
 
     def rows(self, batch: Batch, outputs: TokenOutputs, totals: Totals) -> RowLosses:
@@ -104,24 +105,28 @@ class PolicyLoss:
     def backward(self, policy: Policy, batch: Batch, meter: Meter, totals: Totals | None = None) -> Tensor:
         """Add the gradient to the adapter's, a micro-batch at a time; this rank's share of the loss, float64.
 
-        ``totals`` None: those of the batch over all ranks.
+        ``totals`` None: those of the batch over all ranks. A micro-batch that runs out of memory is halved;
+        the result is the same.
 
         Raises:
             NonFiniteError: naming the rows of ``batch`` whose loss is not finite.
+            UserError: not even one completion fits in memory.
         """
-        totals = totals or global_totals(batch)
+        whole = totals or global_totals(batch)
         loss = torch.zeros((), dtype=torch.float64, device=batch.loss_mask.device)
-        for rows in micro_batches(batch, self.config.update.micro_batch_tokens):
-            part = batch.rows(rows)
+
+        def add(rows: Tensor, part: Batch) -> None:
             outputs = policy.logprobs(part, entropy=True, temperature=self.config.rollout.temperature)
-            losses, sums = self.rows(part, outputs, totals)
+            losses, sums = self.rows(part, outputs, whole)
             total = losses.sum()
             if not torch.isfinite(total):
                 bad = (~losses.isfinite()).nonzero().flatten().tolist()
                 raise NonFiniteError("the loss is not finite", [int(rows[r]) for r in bad])
             total.backward()
             meter.add(sums)
-            loss += total.detach()
+            loss.add_(total.detach())
+
+        self.micro_batches.run(batch, add, policy.trainable_parameters())
         return loss
 
 

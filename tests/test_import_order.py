@@ -22,6 +22,7 @@ ORDER = [
         "prompts",
         "rewards",
         "batch",
+        "micro_batching",
         "distributed",
         "algorithms",
         "reward_model",

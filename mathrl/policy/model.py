@@ -17,9 +17,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from torch.nn import Parameter
 
-from mathrl.batch import micro_batches
 from mathrl.config import Config, UpdateConfig
 from mathrl.errors import UserError
+from mathrl.micro_batching import MicroBatches
 from mathrl.policy.loading import ADAPTER, load_policy_parts
 from mathrl.policy.logprobs import token_logprobs
 from mathrl.policy.lora import fuse
@@ -53,6 +53,7 @@ class Policy:
         self.version = 0  # updates so far; the update adds one
         self.value_model: Callable[[Batch], Tensor] | None = None  # (B, T) values of a batch
         self._lora_layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
+        self._micro_batches: dict[int, MicroBatches] = {}  # by the tokens asked for: what fitted
         self._dropout = model.peft_config[ADAPTER].lora_dropout > 0
         if update.fused_lora:
             fuse(model)
@@ -155,8 +156,8 @@ class Policy:
         found = {
             n: torch.zeros(shape, dtype=torch.float32, device=self.device) for n, w in wanted.items() if w
         }
-        for rows in micro_batches(batch, micro_batch_tokens) if found else ():
-            part = batch.rows(rows)
+
+        def fill(rows: Tensor, part: Batch) -> None:
             rows, width = rows.to(self.device), part.loss_mask.shape[1]
             if old:
                 found["old_logprobs"][rows, :width] = self.logprobs(part).logprobs.float()
@@ -164,6 +165,10 @@ class Policy:
                 found["ref_logprobs"][rows, :width] = self.logprobs(part, reference=True).logprobs.float()
             if values and self.value_model is not None:
                 found["values"][rows, :width] = self.value_model(part).float()
+
+        if found:
+            parts = self._micro_batches.setdefault(micro_batch_tokens, MicroBatches(micro_batch_tokens))
+            parts.run(batch, fill)
         return batch.add(**{name: tensor.to(batch.loss_mask.device) for name, tensor in found.items()})
 
     @contextmanager
