@@ -30,6 +30,8 @@ _PHRASES = {
     "does not exist": '"undefined"', "dne": '"undefined"', "undefined": '"undefined"',
     "not defined": '"undefined"', "is undefined": '"undefined"',
 }  # fmt: skip
+_ARTICLE = re.compile(r"^(?:an?|the) (?=\w{2})")
+_AND = re.compile(r" and ")
 _DECIMAL_COMMA = re.compile(r"[-+]?(?:0,\d+|\d+,(?:\d{1,2}|\d{4,}))")
 
 
@@ -110,7 +112,7 @@ def _same_words(reference: Answer, given: Answer) -> bool:
         _OPERATOR.search(given.cleaned)
     ):
         return False
-    ours, theirs = reference.words, given.words
+    ours, theirs = (_ARTICLE.sub("", _AND.sub(" ", side.words)) for side in (reference, given))
     return ours == theirs or ours.replace(" ", "") == theirs.replace(" ", "")
 
 

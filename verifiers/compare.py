@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import TypeGuard
 
 from verifiers.grammar.nodes import (
     Builder,
@@ -19,8 +20,8 @@ from verifiers.grammar.nodes import (
     SetOp,
     Sym,
 )
-from verifiers.matrices import matrix_value
-from verifiers.realsets import is_set_like, real_set, sets_equal
+from verifiers.matrices import matrix_value, unit_vector_sum
+from verifiers.realsets import is_set_like, real_set, sets_equal, substitute
 from verifiers.relations import labelled, labels_agree, reduce_chain, relations_equal
 from verifiers.scalars import scalars_equal, values_equal
 
@@ -47,11 +48,26 @@ def simplify(node: Node) -> Node:
                 items.extend(simple.items)
             else:
                 items.append(simple)
+        rows = [item.items for item in items if isinstance(item, Group) and item.brackets == "[]"]
+        if node.brackets == "[]" and len(rows) == len(items) > 0 and len({len(row) for row in rows}) == 1:
+            return Matrix(tuple(rows))
         return Group(node.brackets, tuple(items))
     if isinstance(node, Op) and _has_choice(node):
         return Group("", both_signs(node))
+    vector = unit_vector_sum(node)
+    if vector is not None:
+        return vector
+    if isinstance(node, Op) and node.name == "mul" and _is_point_label(node.args[0]):
+        point = node.args[-1]
+        if len(node.args) == 2 and isinstance(point, Group) and point.brackets == "()":
+            return simplify(point)
     matrix = matrix_value(node)
     return node if matrix is None else matrix
+
+
+def _is_point_label(node: Node) -> bool:
+    """The P of P(1, 2)."""
+    return isinstance(node, Sym) and len(node.name) == 1 and node.name.isupper()
 
 
 def _is_finite_set(node: Node) -> bool:
@@ -112,6 +128,8 @@ def _same_sets(reference: Node, given: Node) -> bool:
             return True
         if _names_differ(reference, given):
             return False
+    if isinstance(reference, SetOp) and reference.name == "union" and _are_intervals(given):
+        given = SetOp("union", given.items)
     ours, theirs = real_set(_without_membership(reference)), real_set(_without_membership(given))
     if ours is not None and theirs is not None:
         return sets_equal(ours, theirs)
@@ -126,6 +144,15 @@ def _same_sets(reference: Node, given: Node) -> bool:
             reference.conditions, given.conditions
         )
     return False
+
+
+def _are_intervals(node: Node) -> TypeGuard[Group]:
+    """(1, 2), (3, 4) where a union is asked for."""
+    return (
+        isinstance(node, Group)
+        and node.brackets in _BARE
+        and all(isinstance(item, Group) and len(item.items) == 2 for item in node.items)
+    )
 
 
 def _names_differ(reference: Rel, given: Rel) -> bool:
@@ -144,6 +171,7 @@ def _same_relations(reference: Node, given: Node) -> bool:
     ours, theirs = labelled(reference), labelled(given)
     if isinstance(reference, Rel) and isinstance(given, Rel):
         if ours and theirs:
+            theirs = _same_argument(ours[0], theirs)
             if labels_agree(ours[0], theirs[0]):
                 return same(ours[1], theirs[1]) or relations_equal(reference, given)
             if isinstance(ours[0], Group) or isinstance(theirs[0], Group):
@@ -158,6 +186,21 @@ def _same_relations(reference: Node, given: Node) -> bool:
             return _same_labelled([labelled(item) for item in reference.items], _pairs(theirs))
         return same(reference, theirs[1])
     return False
+
+
+def _same_argument(reference: Node, given: tuple[Node, Node]) -> tuple[Node, Node]:
+    """f(t) = t^2 as f(x) = x^2 where the reference names f(x)."""
+    name, value = given
+    if isinstance(reference, Op) and isinstance(name, Op) and reference.name == name.name == "mul":
+        old, new = name.args[-1], reference.args[-1]
+        if (
+            name.args[:-1] == reference.args[:-1]
+            and isinstance(old, Sym)
+            and isinstance(new, Sym)
+            and old != new
+        ):
+            return Op("mul", (*name.args[:-1], new)), substitute(value, old.name, new)
+    return given
 
 
 def _pairs(labelled_tuple: tuple[Node, Node]) -> list[tuple[Node, Node] | None]:
@@ -199,7 +242,7 @@ def _strip_labels(items: Sequence[Node]) -> tuple[list[Node], bool]:
 def _same_groups(reference: Node, given: Node) -> bool:
     if not isinstance(reference, Group) or not isinstance(given, Group):
         group, other = (reference, given) if isinstance(reference, Group) else (given, reference)
-        if isinstance(group, Group) and isinstance(other, Matrix) and group.brackets in _TUPLE:
+        if isinstance(group, Group) and isinstance(other, Matrix) and group.brackets in (*_TUPLE, "[]"):
             flat = [cell for row in other.rows for cell in row]
             vector = len(other.rows) == 1 or len(other.rows[0]) == 1
             ours, theirs = (group.items, flat) if isinstance(reference, Group) else (flat, group.items)
@@ -279,6 +322,8 @@ def _same_ratios(reference: Node, given: Node) -> bool:
                 return ours == theirs
             # Without am or pm the clock's face decides; 20:34 can only be 8:34 pm.
             return ours == theirs or (min(ours, theirs) < 720 and abs(ours - theirs) == 720)
+        if (ours is None) != (theirs is None) and _padded(reference if theirs is None else given):
+            return False
         if reference.suffix or given.suffix or len(reference.parts) != len(given.parts):
             return False
         first = zip(reference.parts, given.parts, strict=True)
@@ -293,6 +338,11 @@ def _same_ratios(reference: Node, given: Node) -> bool:
     ):
         return False
     return values_equal(Op("div", ratio.parts), other)
+
+
+def _padded(ratio: Ratio) -> bool:
+    """3:05 can only be a time; 3:5 and 6:30 may be ratios."""
+    return ratio.digits[-1].startswith("0")
 
 
 def _minutes(time: Ratio) -> int | None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 from verifiers.base import ParseError
-from verifiers.grammar.nodes import Matrix, Node, Op
+from verifiers.evaluate import children
+from verifiers.grammar.nodes import Group, Matrix, Node, Num, Op, Sym
+from verifiers.realsets import substitute
 
 MAX_PRODUCT_CELLS = 4000
 
@@ -28,6 +32,33 @@ def matrix_value(node: Node) -> Matrix | None:
             return None
         result = combined
     return result if isinstance(result, Matrix) else None
+
+
+def unit_vector_sum(node: Node) -> Group | None:
+    """3i + 4j (and k) as the vector <3, 4>: known by a bold or hatted i, or by i beside j; else None."""
+    if not isinstance(node, Op) or node.name not in ("add", "neg", "mul"):
+        return None
+    names = _names(node)
+    if "vector i" not in names and not {"i", "j"} <= names:
+        return None
+    units = ("i", "j", "k") if "k" in names else ("i", "j")
+    components: list[Node] = []
+    for unit in units:
+        value: Node = node
+        for other in units:
+            number = Num(Fraction(int(other == unit)))
+            value = substitute(value, other, number)
+            if other == "i":
+                value = substitute(value, "vector i", number)
+        components.append(value)
+    return Group("langlerangle", tuple(components))
+
+
+def _names(node: object) -> frozenset[str]:
+    """All symbols of a tree, i among them."""
+    if isinstance(node, Sym):
+        return frozenset({node.name})
+    return frozenset().union(*(_names(part) for part in children(node)))
 
 
 def _each(node: Node, function: object) -> Matrix | None:

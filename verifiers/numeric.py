@@ -28,6 +28,9 @@ _FUNCTIONS = {
 }  # fmt: skip
 
 
+_MAY_LEAVE_REALS = frozenset({"root", "pow", "log", "ln", "arcsin", "arccos", "arcsec", "arccsc", "arccosh"})
+
+
 def _context() -> Any:
     """One mpmath context a thread: its precision is state, which the library's global one would share."""
     if not hasattr(_local, "mp"):
@@ -162,6 +165,7 @@ class Numeric:
         self.mp = _context()
         self.mp.prec = bits
         self.env = env or {}
+        self.left_reals = False  # whether a root, power or logarithm of real numbers was not real
 
     def value(self, node: Node) -> Any:
         """An mpmath number. Raises `Undefined` and `TooLarge`."""
@@ -178,6 +182,8 @@ class Numeric:
         if isinstance(node, Op):
             try:
                 result = self.operation(node)
+                if node.name in _MAY_LEAVE_REALS and not self.left_reals and not self.is_real(result):
+                    self.left_reals = all(self.is_real(self.value(arg)) for arg in node.args)
             except (ZeroDivisionError, ValueError, OverflowError):
                 raise Undefined("a value that is not defined") from None
             if not mp.isfinite(result):

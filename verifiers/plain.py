@@ -57,12 +57,13 @@ def within_own_digits(reference: Fraction, decimals: int, given: Fraction, given
     from another number (0.54 is not 0.5): there only a value that no decimal writes exactly may round to it,
     or, from two digits on, a decimal with at least two places more (0.2902 is 0.29).
     """
-    significant = len(str(abs(reference.numerator) * 10**decimals // reference.denominator))
+    unit = Fraction(10) ** -decimals
+    significant = len(str(int(abs(reference) / unit)))
     if given_terminates and significant < MIN_TOLERANT_DIGITS:
-        finer = (given * 10 ** (decimals + 1)).denominator > 1
+        finer = (given / unit * 10).denominator > 1
         if significant < MIN_TOLERANT_DIGITS - 1 or not finer:
             return reference == given
-    return abs(given - reference) * 2 * 10**decimals <= 1
+    return abs(given - reference) * 2 <= unit
 
 
 def terminates(value: Fraction) -> bool:

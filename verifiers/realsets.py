@@ -279,9 +279,12 @@ def is_name(node: Node) -> bool:
     if isinstance(node, Sym):
         return node.name not in ("pi", "e", "i", "oo") and not node.name.startswith("set ")
     if isinstance(node, Op):
-        if node.name == "mul" and isinstance(node.args[0], Sym):
-            applied = node.args[0].name in _FUNCTION_NAMES
-            return is_name(node.args[0]) and all(
+        head = node.args[0]
+        if isinstance(head, Op) and head.name == "pow" and head.args[1] == Num(Fraction(-1)):
+            head = head.args[0]  # f^{-1}(x)
+        if node.name == "mul" and isinstance(head, Sym):
+            applied = head.name.rstrip("'") in _FUNCTION_NAMES
+            return is_name(head) and all(
                 is_name(arg) or (applied and isinstance(arg, Num | Group)) for arg in node.args[1:]
             )
         if node.name in ("div", "abs"):

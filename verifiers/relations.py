@@ -34,6 +34,9 @@ def reduce_chain(rel: Rel) -> Node:
     label = sides[0] if is_name(sides[0]) else None
     if label is not None and len(sides) > 1:
         sides, ops = sides[1:], rel.ops[1:]
+        # AB = BC = 5 names the value twice.
+        while len(sides) > 1 and ops[0] == "=" and is_name(sides[0]):
+            sides, ops = sides[1:], ops[1:]
     else:
         ops = rel.ops
         if free_symbols(sides[0]) and len(sides) == 2 and rel.ops == ("approx",):

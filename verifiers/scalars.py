@@ -15,6 +15,7 @@ from verifiers.units import convert
 NUM_POINTS = 3
 _UNIT_LETTERS = frozenset("msghLlNJWVAKdCF")
 _INTEGER_POINT_BITS = 61
+_CONSTANTS_OF_INTEGRATION = (Sym("c"), Sym("K"), Sym("k"), Sym("C_1"), Sym("c_1"))
 
 
 def infinity_sign(node: Node) -> int:
@@ -104,8 +105,8 @@ def _functions(left: Node, right: Node, names: list[str]) -> bool:
             continue
         if abs(a - b) <= max(abs(a), abs(b), 1) * numeric.mp.mpf(2) ** (-int(needed) + 32):
             compared += 1
-        elif positive or (numeric.is_real(a) and numeric.is_real(b)):
-            # Off the positive axis two forms may lie on different branches where neither is real.
+        elif positive or not numeric.left_reals:
+            # Off the positive axis only points count at which every part of both sides is real.
             return False
     return compared > 0
 
@@ -171,7 +172,7 @@ def decimal_literal(node: Node) -> Num | None:
             exponent, value = rational(power.args[1]), rational(node)
             if value is not None and exponent is not None and exponent.denominator == 1:
                 places = inner.decimals - int(exponent)
-                return Num(value, places) if 0 < places < 1000 else None
+                return Num(value, places) if -1000 < places < 1000 else None
     return None
 
 
@@ -186,6 +187,7 @@ def scalars_equal(reference: Node, given: Node) -> bool:
 
 
 def _exact_or_rounded(reference: Node, given: Node) -> bool:
+    given = _same_constant(reference, given)
     if values_equal(reference, given):
         return True
     stated = decimal_literal(reference)
@@ -205,12 +207,24 @@ def _exact_or_rounded(reference: Node, given: Node) -> bool:
 def _rounds_to(stated: Num, given: Node) -> bool:
     """Whether an irrational constant rounds to the stated decimal."""
     places = stated.decimals or 0
-    numeric = Numeric(128 + 4 * places + stated.value.numerator.bit_length())
+    numeric = Numeric(128 + 4 * abs(places) + stated.value.numerator.bit_length())
     value = numeric.value(given)
     if not numeric.is_real(value):
         return False
     target = numeric.mp.mpf(stated.value.numerator) / stated.value.denominator
     return bool(abs(value.real - target) * 2 * numeric.mp.mpf(10) ** places <= 1)
+
+
+def _same_constant(reference: Node, given: Node) -> Node:
+    """The given antiderivative with its constant of integration named as the reference's is."""
+    if not isinstance(reference, Op) or reference.name != "add" or Sym("C") not in reference.args:
+        return given
+    if not isinstance(given, Op) or given.name != "add" or "C" in free_symbols(given):
+        return given
+    others = [arg for arg in given.args if arg in _CONSTANTS_OF_INTEGRATION]
+    if len(others) != 1 or others[0].name in free_symbols(reference):
+        return given
+    return Op("add", tuple(Sym("C") if arg in others else arg for arg in given.args))
 
 
 def _with_unit_letters(node: Node) -> Quantity | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import TypeGuard
 
 from verifiers.base import ParseError
 from verifiers.grammar.lexer import END, Token
@@ -54,6 +55,20 @@ def literal(text: str) -> Num:
         places = len(decimals) - int(exponent)
         return Num(value, places if decimals and places > 0 else None)
     return Num(value, len(decimals) if decimals else None)
+
+
+def _is_d(node: Node) -> bool:
+    """The d, or d^2, of a derivative."""
+    base = node.args[0] if isinstance(node, Op) and node.name == "pow" else node
+    return base in (Sym("d"), Sym("partial"))
+
+
+def _is_differential(node: Node) -> TypeGuard[Op]:
+    """dx, dx^2 or d^2y."""
+    if not isinstance(node, Op) or node.name != "mul" or not _is_d(node.args[0]):
+        return False
+    last = node.args[-1]
+    return isinstance(last, Sym) or (isinstance(last, Op) and last.name == "pow")
 
 
 class AtomParser:
@@ -368,7 +383,7 @@ class AtomParser:
     def command(self, token: Token) -> Node:
         name = token.value
         if name in ("frac", "dfrac", "tfrac", "cfrac"):
-            return Op("div", (self.argument(), self.argument()))
+            return self.fraction()
         if name in ("binom", "dbinom", "tbinom"):
             return Op("binom", (self.argument(), self.argument()))
         if name == "sqrt":
@@ -393,6 +408,23 @@ class AtomParser:
         if name in ("boxed", "fbox", "cancel", "underline"):
             return self.argument()
         raise ParseError(f"cannot read \\{name} here")
+
+    def fraction(self) -> Node:
+        r"""A quotient; `\frac{d}{dx} f` is an unevaluated derivative, `\frac{dy}{dx}` a name."""
+        top, bottom = self.argument(), self.argument()
+        differentials = [
+            isinstance(part, Op)
+            and part.name == "mul"
+            and _is_d(part.args[0])
+            and isinstance(part.args[-1], Sym)
+            for part in (top, bottom)
+        ]
+        if differentials[1] and _is_d(top):
+            return Big("derivative", (bottom, self.term()))
+        if all(differentials):
+            names = ["".join(getattr(arg, "name", "^") for arg in part.args) for part in (top, bottom)]  # type: ignore[union-attr]
+            return Sym("/".join(names))
+        return Op("div", (top, bottom))
 
     def root(self) -> Node:
         index: Node = Num(Fraction(2))

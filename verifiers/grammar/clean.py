@@ -42,6 +42,7 @@ _SPACES = re.compile(
 )
 _SWALLOWED = re.compile(r"([\x0c\x08])(?=rac\b|rac\{|box|egin\{|oxed\{|inom)")
 _DOUBLED = re.compile(r"\\\\(?=[A-Za-z]{2,}|[{}%$])")
+_REVERSED = re.compile(r"([\[\]])([^\[\]()]*[,;][^\[\]()]*)([\[\]])")
 _WRAPPED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _TRAILING = re.compile(r"(?:\s|(?<!\\)[.,;:]|\\\\)+$")
 
@@ -72,6 +73,12 @@ def _to_ascii(text: str) -> str:
     return "".join(kept).translate(_TABLE)
 
 
+def _usual_brackets(interval: re.Match[str]) -> str:
+    """]0, 1[ as (0, 1), and [0, 1[ as [0, 1)."""
+    opening, inner, closing = interval.groups()
+    return f"{'(' if opening == ']' else '['}{inner}{')' if closing == '[' else ']'}"
+
+
 def clean(text: str) -> str:
     """Plain text of the answer: no wrappers, no spacing commands, Unicode mathematics as LaTeX.
 
@@ -87,6 +94,8 @@ def clean(text: str) -> str:
         text = _DOUBLED.sub(r"\\", text)
     if any(ord(char) < 32 and char not in "\n\t\r" for char in text):
         raise ParseError("control characters in the answer")
+    if "[" in text and (text.count("[") != text.count("]") or text.find("]") < text.find("[")):
+        text = _REVERSED.sub(_usual_brackets, text)
     if "\\" in text:
         text = _SPACES.sub(" ", text)
     text = text.strip().strip("`*").strip()

@@ -58,6 +58,7 @@ _PLAIN_OPERATORS = frozenset("+-*/^_!()[]{}|,;:=<>&%'$@#\"")
 _CONNECTIVE = re.compile(r"\s*(?:,|;|and/or\b|and\b|or\b)\s*")
 _TRAILING_IF = re.compile(r"(.*?)\s*,\s*", re.DOTALL)
 _NOON = re.compile(r"([AaPp])\.? ?[Mm]\b\.?")
+_LETTER_NUMERAL = re.compile(r"(\d*[A-Z][A-Z\d]{0,30})_(?:\{(\d\d)\}|(\d\d))(?!\d)", re.ASCII)
 _REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*(?:\{(\d+)\}|(\d))", re.ASCII)
 
 
@@ -108,6 +109,8 @@ class _Lexer:
             if char in " \t\n\r~":
                 self.index += 1
                 self.spaced = True
+            elif "_" in text and self.letter_numeral():
+                continue
             elif char.isdigit() or (char == "." and text[self.index + 1 : self.index + 2].isdigit()):
                 self.number()
             elif char == "\\":
@@ -126,6 +129,19 @@ class _Lexer:
             else:
                 raise ParseError(f"unreadable character {char!r}")
         return [*self.tokens, END]
+
+    def letter_numeral(self) -> bool:
+        """A numeral with letters for digits, as 2A_{16}; its base is in its subscript."""
+        match = _LETTER_NUMERAL.match(self.text, self.index)
+        if match is None or not 11 <= (base := int(match[2] or match[3])) <= 36:
+            return False
+        digits = match[1]
+        # A_{12} and AB_{12} are names.
+        if len(digits) < 2 or (digits.isalpha() and base != 16) or int(max(digits), 36) >= base:
+            return False
+        self.add("num", str(int(digits, base)))
+        self.index = match.end()
+        return True
 
     def number(self) -> None:
         text = self.text

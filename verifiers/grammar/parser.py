@@ -24,7 +24,9 @@ _RELATIONS = frozenset({"=", "!=", "<", "<=", ">", ">=", "approx", "in", "notin"
 _SET_OPERATIONS = {"cup": "union", "cap": "intersection", "setminus": "difference"}
 _SEPARATORS = frozenset({",", ";", "and", "or", "\\\\"})
 _SIGNS = frozenset({"+", "-", "pm", "mp"})
-_TIME_SUFFIX = {"am": "am", "pm": "pm", "a.m.": "am", "p.m.": "pm", "a.m": "am", "p.m": "pm"}
+_TIME_SUFFIX = {"am": "am", "pm": "pm", "a.m.": "am", "p.m.": "pm", "a.m": "am", "p.m": "pm",
+                "noon": "pm", "midnight": "am"}  # fmt: skip
+_SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 
 
 class Parser(AtomParser):
@@ -32,6 +34,9 @@ class Parser(AtomParser):
 
     def answer(self) -> Node:
         """The whole text as one answer. Raises `ParseError` when something is left over."""
+        # "= 42" and "\\approx 42" break off a chain at its start.
+        if self.token.kind == "op" and self.token.value in ("=", "approx"):
+            self.advance()
         node = self.listing()
         if self.token.kind != "end":
             raise ParseError(f"cannot read {self.token.value!r} here")
@@ -134,6 +139,12 @@ class Parser(AtomParser):
                 words.append({"$": "dollar", "pounds": "pound_sterling"}.get(token.value, token.value))
             else:
                 break
+        scale, _, rest = " ".join(words).partition(" ")
+        value = node.value if isinstance(node, Quantity) else node
+        if scale.lower() in _SCALES and isinstance(value, Num):
+            scaled = Num(value.value * _SCALES[scale.lower()])
+            node = Quantity(scaled, node.unit) if isinstance(node, Quantity) else scaled
+            words = [rest] if rest else []
         if not words:
             return node
         unit = normal_unit(" ".join(words))
