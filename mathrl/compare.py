@@ -74,12 +74,12 @@ def run(args: argparse.Namespace) -> int:
 def _kind(path: Path) -> str:
     if (path / "config.toml").is_file():
         return "run"
-    if (path / "eval.json").is_file():
+    if _completion_files(path):
         return "results"
     if not path.is_dir():
         raise UserError(f"there is no folder {path}")
     raise UserError(
-        f"{path} is neither a run (config.toml) nor a result of mathrl eval or mathrl judge (eval.json)"
+        f"{path} is neither a run (config.toml) nor a result of mathrl eval or judge (completions.jsonl)"
     )
 
 
@@ -113,8 +113,12 @@ def compare_results(paths: Sequence[Path]) -> list[Result]:
 
 def evaluations_in(folder: Path) -> dict[str, Evaluation]:
     """Benchmark -> evaluation, of a folder that mathrl eval or mathrl judge wrote."""
-    files = sorted(folder.glob("*/completions.jsonl")) or [folder / "completions.jsonl"]
-    return {evaluation.name: evaluation for evaluation in map(read_evaluation, files)}
+    return {evaluation.name: evaluation for evaluation in map(read_evaluation, _completion_files(folder))}
+
+
+def _completion_files(folder: Path) -> list[Path]:
+    own = folder / "completions.jsonl"
+    return [own] if own.is_file() else sorted(folder.glob("*/completions.jsonl"))
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

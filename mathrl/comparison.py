@@ -66,6 +66,11 @@ def check_comparable(
         UserError: in what, with both values.
     """
     differ = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
+    if differ == ["verifiers"]:
+        raise UserError(
+            f"{before_name} and {after_name} cannot be compared, for their verdicts are by other versions of "
+            "the verifiers; judge the older completions again with mathrl judge, and compare with its result"
+        )
     if differ:
         told = ", ".join(f"{k} ({before.get(k)} against {after.get(k)})" for k in differ)
         raise UserError(

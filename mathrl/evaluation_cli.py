@@ -72,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
     console = make_console()
     if args.list:
         for row in table_of(known_benchmarks()):
-            console.print("  ".join([f"{row[0]:<15}", f"{row[1]:<36}", f"{row[2]:<8}", row[3]]))
+            line = "  ".join([f"{row[0]:<15}", f"{row[1]:<36}", f"{row[2]:<8}", row[3]])
+            console.print(line, soft_wrap=True)
         return 0
     check_numbers(args)
     benchmarks = _benchmarks(args)

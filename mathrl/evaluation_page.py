@@ -23,6 +23,7 @@ from mathrl.statistics import Interval, holm, sample_size_paired
 
 MAX_PAGE_BYTES = 24_000_000  # of completions in the page; beyond, long texts are cut and the page says so
 _SHORTEST_CUT = 200
+_RARE = ("unparsed", "timeout", "error")  # outcomes the console shows where there are any
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,9 @@ def print_results(console: Console, results: Sequence[Result]) -> None:
     compared = any(r.difference for r in results)
     header = ["benchmark", "n", "greedy"]
     header += [f"mean@{k}", f"pass@{k}", f"maj@{k}"] if k else []
-    header += ["truncated", "no answer"] + (["difference", "p (Holm)"] if compared else [])
+    failed = ["no_answer", *(o for o in _RARE if any(r.evaluation.outcomes.get(o) for r in results))]
+    header += ["truncated", *(pages.verdict_words(o) for o in failed)]
+    header += ["difference", "p (Holm)"] if compared else []
     for name in header:
         table.add_column(name, justify="left" if name == "benchmark" else "right")
     adjusted = adjusted_p_values(results)
@@ -84,7 +87,7 @@ def print_results(console: Console, results: Sequence[Result]) -> None:
             measures = (e.pass_at_k, e.maj_at_k)
             cells.append(_with_interval(Estimate(e.mean_at_k or 0.0, e.mean_at_k_ci95 or Interval(0, 1))))
             cells += [percent(m[e.k].value) if e.k else "" for m in measures]
-        cells += [percent(e.truncated / e.n), percent(e.outcomes.get("no_answer", 0) / e.n)]
+        cells += [percent(e.truncated / e.n), *(percent(e.outcomes.get(o, 0) / e.n) for o in failed)]
         if compared and r.difference:
             d = r.difference
             cells.append(f"{100 * d.value:+.1f} [{100 * d.ci95.low:+.1f}, {100 * d.ci95.high:+.1f}]")

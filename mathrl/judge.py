@@ -109,8 +109,11 @@ def judge(
         saved.name,
         kept,
         protocol,
-        skipped=len(records) - len(kept),
+        version=saved.header.get("version", 0),
+        seed=saved.header.get("seed", 0),
+        skipped=len(records) - len(kept) + saved.header.get("skipped", 0),
         seconds={"verify": time.perf_counter() - start},
+        info=saved.header.get("info", {}),
     )
 
 

@@ -14,6 +14,7 @@ from rich.progress import Progress as Bars
 _LINE_EVERY_S = 10.0  # between plain lines: a log file of an hour has some hundred of them
 
 _FILE_WIDTH = 160
+_FIRST_GUESS = 0.02  # share of the work before which the time left is anybody's guess
 
 _NUMBERS = (  # metric, how it is shown
     ("reward/mean", "reward {:.3f}"),
@@ -129,7 +130,7 @@ class Stage:
 
     def _left(self) -> str:
         worked = self.done - (self.first_done or 0)
-        if not worked:
+        if worked <= 0 or worked < _FIRST_GUESS * (self.total - (self.first_done or 0)):
             return ""
         seconds = (time.monotonic() - self.start) / worked * (self.total - self.done)
         return f"{int(seconds) // 60}:{int(seconds) % 60:02d} left"

@@ -30,12 +30,16 @@ class Saved:
 
 @dataclass(frozen=True)
 class SavedFile:
-    """All of a file. ``protocol`` is empty where another tool wrote it."""
+    """All of a file. ``header`` is empty where another tool wrote it."""
 
     name: str
     problems: tuple[Saved, ...]
-    protocol: Mapping[str, Any]
+    header: Mapping[str, Any]
     origin: str
+
+    @property
+    def protocol(self) -> Mapping[str, Any]:
+        return dict(self.header.get("protocol", {}))
 
 
 def read_saved(path: Path, benchmark: Benchmark | None = None) -> SavedFile:
@@ -55,29 +59,37 @@ def read_saved(path: Path, benchmark: Benchmark | None = None) -> SavedFile:
         raise UserError(f"{path} is empty")
     first = rows[0][1]
     if first.get("kind") == "header":
-        return SavedFile(
-            first.get("name", path.stem), tuple(_own(rows[1:])), first.get("protocol", {}), "mathrl"
-        )
+        return SavedFile(first.get("name", path.stem), tuple(_own(path, rows[1:])), first, "mathrl")
     row = benchmark or Benchmark(name=path.stem)
     if "resps" in first and "doc" in first:
         return SavedFile(row.name, tuple(_harness(path, rows, row)), {}, "lm-evaluation-harness")
     return SavedFile(row.name, tuple(_plain(path, rows, row)), {}, "question, answer, completion")
 
 
-def _own(rows: Sequence[tuple[int, dict[str, Any]]]) -> Iterator[Saved]:
+def _own(path: Path, rows: Sequence[tuple[int, dict[str, Any]]]) -> Iterator[Saved]:
     found: dict[str, Saved] = {}
-    for _, row in rows:
+    for number, row in rows:
+        _need(path, number, row, "problem_id", "question", "answer", "completion", "kind", "num_tokens")
         saved = found.setdefault(row["problem_id"], Saved(problem_of(row)))
         ids = (0,) * max(row["num_tokens"], 1)
-        completion = Completion(ids, row["completion"], row["finish_reason"])
+        completion = Completion(ids, row["completion"], row.get("finish_reason", "stop"))
         saved.add(completion, row.get("outcome"), first=row["kind"] != SAMPLE)
+    if not found:
+        raise UserError(f"{path} holds no completion yet")
     yield from found.values()
+
+
+def _need(path: Path, number: int, row: Mapping[str, Any], *names: str) -> None:
+    missing = [name for name in names if name not in row]
+    if missing:
+        raise UserError(f"{path}, line {number}: no field {missing[0]!r} (fields: {', '.join(row)})")
 
 
 def _harness(path: Path, rows: Sequence[tuple[int, dict[str, Any]]], benchmark: Benchmark) -> Iterator[Saved]:
     """One line a document and filter; the responses before any filter are the same in all of them."""
     seen = set()
     for number, row in rows:
+        _need(path, number, row, "doc_id", "doc", "target", "resps")
         if row["doc_id"] in seen:
             continue
         seen.add(row["doc_id"])
@@ -87,6 +99,11 @@ def _harness(path: Path, rows: Sequence[tuple[int, dict[str, Any]]], benchmark: 
         saved = Saved(_problem(path, number, document, benchmark, row["doc_id"]))
         for response in row["resps"]:
             for text in response if isinstance(response, list) else [response]:
+                if not isinstance(text, str):
+                    raise UserError(
+                        f"{path}, line {number}: its responses are no texts; only samples of generate_until "
+                        "tasks can be judged"
+                    )
                 saved.add(_completion(text))
         yield saved
 

@@ -12,7 +12,7 @@ from mathrl.cli import main
 from mathrl.comparison import compare_evaluations
 from mathrl.completions import write_evaluation
 from mathrl.evaluation_page import Result, write_results
-from mathrl.run_comparison import differing_settings, run_names, seed_groups, paired_tests
+from mathrl.run_comparison import differing_settings, paired_tests, run_names, seed_groups
 from mathrl.run_record import RunRecord, read_run
 from mathrl.statistics import holm
 
