@@ -31,6 +31,15 @@ MAX_BITS = 120_000
 MAX_FACTORIAL = 5000
 MAX_WORK_BITS = 4_000_000
 
+_NUM_ARGS = {"log": (1, 2), "mod": (2, 2)} | {
+    name: (number, number)
+    for number, names in (
+        (1, ("neg", "fact", "fact2", "abs", "floor", "ceil", "sgn", "ln")),
+        (2, ("div", "pow", "root", "binom")),
+    )
+    for name in names
+}
+
 Env = Mapping[str, Fraction]
 
 
@@ -69,6 +78,9 @@ class Rational:
             if value is None:
                 return None
             values.append(value)
+        fewest, most = _NUM_ARGS.get(node.name, (1, len(values)))
+        if not fewest <= len(values) <= most:
+            return None
         result: Fraction | None = handler(*values)
         return None if result is None else self.charge(result)
 

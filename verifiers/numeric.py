@@ -28,6 +28,10 @@ _FUNCTIONS = {
 }  # fmt: skip
 
 
+MAX_GAMMA_PRECISION = 1200
+MAX_GAMMA_BITS = 16
+"""Factorials and binomials of larger numbers are evaluated exactly or not at all."""
+
 _MAY_LEAVE_REALS = frozenset({"root", "pow", "log", "ln", "arcsin", "arccos", "arcsec", "arccsc", "arccosh"})
 
 
@@ -231,6 +235,10 @@ class Numeric:
             return mp.log(args[0]) / (mp.log(args[1]) if len(args) > 1 else 1)
         if name in ("max", "min"):
             return max(args) if name == "max" else min(args)
+        if name in ("fact", "binom") and (
+            mp.prec > MAX_GAMMA_PRECISION or max(mp.mag(arg) for arg in args) > MAX_GAMMA_BITS
+        ):
+            raise TooLarge("a factorial too large to compare")
         if name == "fact":
             return mp.gamma(args[0] + 1)
         if name == "binom":
