@@ -23,6 +23,7 @@ from mathrl.run_folder import atomic
 from mathrl.scratch import build_model, build_tokenizer
 from mathrl.sft_loss import Example, SftLoss, encode_example
 from mathrl.types import Problem, derive_seed
+from mathrl.wordproblems import is_drill
 
 OnMetrics = Callable[[int, dict[str, float]], None]
 
@@ -155,7 +156,9 @@ class _Stage:
 
     def _next(self, direct_fraction: float) -> Example:
         problem = self.stream.take(1)[0]
-        example = encode_example(self.template, problem, direct=self.rng.random() < direct_fraction)
+        # a drill answered without its working would teach nothing
+        direct = self.rng.random() < direct_fraction and not is_drill(problem)
+        example = encode_example(self.template, problem, direct=direct)
         if example.num_tokens > self.context:
             raise UserError(
                 f"{problem.id} has {example.num_tokens} tokens with its worked solution and the model reads "

@@ -33,6 +33,7 @@ MAX_FACTOR = 3
 
 _NAMES = ("Anna", "Ben", "Clara", "David", "Ella", "Frank", "Grace", "Henry", "Ivy", "Jack", "Kate", "Leo")
 _THINGS = ("apples", "books", "cards", "coins", "cookies", "eggs", "marbles", "pencils", "shells", "stickers")
+_DRILL = "drill"  # where a story names its template
 _DRILL_WORDS = {"+": "add {n}", "-": "subtract {n}", "*": "multiply by {n}", "/": "divide by {n}"}
 
 
@@ -237,8 +238,13 @@ def generate_drills(num: int, seed: int, *, max_steps: int = 3, max_operand: int
         start, chain = _chain(rng, 1 + index % max_steps, max_operand)
         words = [_DRILL_WORDS[op].format(n=operand) for op, operand in chain]
         question = f"Start with {start}, {' and '.join(words)}. What is the number at the end?"
-        drills.append(_problem("drill", question, start, chain))
+        drills.append(_problem(_DRILL, question, start, chain))
     return drills
+
+
+def is_drill(problem: Problem) -> bool:
+    """Whether a problem comes from ``generate_drills``."""
+    return problem.meta.get("template") == _DRILL
 
 
 def side_of(problem: Problem) -> Side:
