@@ -205,8 +205,20 @@ def load_benchmark(
     return BenchmarkProblems(benchmark, tuple(problems), tuple(skipped), duplicates, source)
 
 
+_LAYOUT = re.compile(
+    r"\[asy\].*?\[/asy\]|\\(?:left|right|displaystyle|textstyle|quad|qquad|big|text|mathrm|mbox)(?![a-zA-Z])",
+    re.DOTALL,
+)
+_FRACTION = re.compile(r"\\[dt]frac(?![a-zA-Z])")
+
+
 def normalised(text: str) -> str:
-    """Words and numbers alone, in lower case: what is left when spacing and punctuation differ."""
+    """Words and numbers alone, in lower case: what is left when spacing, punctuation and layout differ.
+
+    Commands of LaTeX that change the looks alone go as well, and drawings; digits are not parted by commas.
+    """
+    text = _FRACTION.sub(r"\\frac", _LAYOUT.sub(" ", text))
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
     return " ".join(re.findall(r"[^\W_]+", text.casefold()))
 
 

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
+
 from mathrl.benchmark_sets import (
     Benchmark,
     BenchmarkProblems,
@@ -16,7 +18,7 @@ from mathrl.benchmark_sets import (
     table_of,
 )
 from mathrl.completions import read_evaluation
-from mathrl.data import load_problems
+from mathrl.data import load_demonstrations, load_problems
 from mathrl.data_source import read_file
 from mathrl.errors import UserError
 from mathrl.evaluation_page import print_results, write_results
@@ -27,7 +29,7 @@ from mathrl.summary import versions
 from mathrl.types import Problem
 
 EXIT_INTERRUPTED = 130
-_QUESTION_FIELDS = ("question", "problem", "input", "Body", "Question")
+_QUESTION_FIELDS = (("Body", "Question"), ("question",), ("problem",), ("prompt",), ("input",))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     before = {b.name: read_evaluation(args.against / b.name) for b in benchmarks} if args.against else {}
     found = [load_benchmark(b, files.get(b.name, ""), max_problems=args.max_problems) for b in benchmarks]
     examples = {f.benchmark.name: _examples(f, shots_files, args) for f in found}
-    trained_on = _training_questions(args.trained_on, source)
+    trained_on = _training_questions(args, source, console)
     out = args.out or _default_out(source)
 
     from mathrl.evaluation_run import Plan, evaluate_benchmarks  # torch takes seconds: input is checked first
@@ -162,16 +164,36 @@ def _examples(found: BenchmarkProblems, files: dict[str, str], args: argparse.Na
     )
 
 
-def _training_questions(files: Sequence[str], source: ModelSource) -> list[str]:
-    """Questions trained on: of the files, and of the run that is evaluated."""
-    questions = []
-    for path in files:
-        for number, row in enumerate(read_file(path), 1):
-            texts = [str(row[k]) for k in _QUESTION_FIELDS if row.get(k)]
-            if not texts:
-                raise UserError(f"{path}, row {number}: no question (fields: {', '.join(row)})")
-            questions.append(" ".join(texts))
+def _training_questions(args: argparse.Namespace, source: ModelSource, console: Console) -> list[str]:
+    """Questions trained on: of the files, and of both stages of the run that is evaluated."""
+    questions = [question for path in args.trained_on for question in questions_of(path)]
     if source.run is not None:
         config = load_config(source.run / "config.toml")
-        questions += [p.question for p in load_problems(config.data, "train", config.run.seed).problems]
+        try:
+            found = [load_problems(config.data, "train", config.run.seed)]
+            if not config.sft.skip:
+                found.append(load_demonstrations(config, "train"))
+            questions += [p.question for problems in found for p in problems.problems]
+        except UserError as error:  # its data may have been elsewhere: no reason not to evaluate
+            console.print(
+                f"overlap with the run's training questions is not checked: {error}", soft_wrap=True
+            )
+    return questions
+
+
+def questions_of(path: str) -> list[str]:
+    """The questions of a file of training problems.
+
+    Raises:
+        UserError: it cannot be read, or a row has none of the usual fields.
+    """
+    questions = []
+    for number, row in enumerate(read_file(path), 1):
+        names = next((n for n in _QUESTION_FIELDS if all(row.get(name) for name in n)), None)
+        if names is None:
+            raise UserError(
+                f"{path}, row {number}: no question, which is the field question, problem, prompt or input, "
+                f"or Body and Question (fields: {', '.join(row)})"
+            )
+        questions.append(" ".join(str(row[name]) for name in names))
     return questions
