@@ -25,6 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from verifiers.prose import (
+    CANDIDATE_AFTER,
     FORMULA,
     MAX_BARE_CHARS,
     MAX_BARE_WORDS,
@@ -62,12 +63,6 @@ _NEGATED_BEFORE = re.compile(
 _NEGATED_AFTER = re.compile(
     r"[\s$.,)\]\\]*(?:text\{\s*)?(?:is|are|was|would be|cannot|can't)\s*"
     r"(?:n't|not|wrong|incorrect|false|be right|be correct)",
-    re.IGNORECASE,
-)
-_CANDIDATE_AFTER = re.compile(
-    r"[\s$*)\]\\]*[,.;]?\s{0,3}"
-    r"(?:or|and/or|alternatively,?|(?:but |or )?(?:it |this )?(?:could|might|may) also be)\s+"
-    r"(?:maybe\s+|perhaps\s+)?[$\\(]*\s*(-?\d[\d,./]*)",
     re.IGNORECASE,
 )
 
@@ -154,9 +149,9 @@ def boxed(text: str) -> str | None:
             break
         if earlier.content not in parts:
             parts.insert(0, earlier.content)
-    candidate = _CANDIDATE_AFTER.match(text, boxes[-1].end)
-    if candidate and candidate[1].rstrip(".,") not in parts:
-        parts.append(candidate[1].rstrip(".,"))
+    candidate = CANDIDATE_AFTER.match(text, boxes[-1].end)
+    if candidate and candidate[1] not in parts:
+        parts.append(candidate[1])
     parts = [_SAID.sub("", part) or part for part in parts]
     return ", ".join(parts)
 

@@ -27,10 +27,17 @@ _NOUN = r"(?:answer|(?<=correct )(?:option|choice)|(?<=final )(?:result|solution
 _ANCHOR = re.compile(
     rf"(?:\b(?:final\s+|correct\s+)?{_NOUN}(?:\s+choice)?[ \t]{{0,3}}\*{{0,3}}\s{{0,3}}"
     r"(?:\b(?:is|are|would be|will be|must be)\b|=|:)"
-    r"|\bfinal answer\b|^[^\w\n]{0,9}(?:final )?answer[^\w\n]{0,9}\n)"
+    r"|\bfinal answer\b|答案[是为：:]|^[^\w\n]{0,9}(?:final )?answer[^\w\n]{0,9}\n)"
     r"(?:\s*(?:equal to|therefore|thus|simply|exactly)\b)?[\s:*]*",
     re.IGNORECASE | re.MULTILINE,
 )
+CANDIDATE_AFTER = re.compile(
+    r"[\s$*)\]\\]*[,.;]?\s{0,3}"
+    r"(?:or|and/or|alternatively,?|(?:but |or )?(?:it |this )?(?:could|might|may) also be)\s+"
+    r"(?:maybe\s+|perhaps\s+)?[$\\(]*\s*(-?\d[\d,./]*(?<![.,]))",
+    re.IGNORECASE,
+)
+"""Another candidate that is offered after an answer."""
 _NOT = re.compile(r"(?:not|n't|never|neither)\b", re.IGNORECASE)
 NEGATION = re.compile(r"\b(?:not|never|neither|nor|cannot)\b|n't\b", re.IGNORECASE)
 _LATER_NOT = re.compile(r"[,;]\s*(?:and\s+)?not\b.*$", re.IGNORECASE | re.DOTALL)
@@ -47,14 +54,18 @@ _COPULA = re.compile(r"\b(?:is|are|equals|equal to|becomes)\b\s*:?\s*", re.IGNOR
 
 def prose(text: str) -> str | None:
     """What follows the last "the answer is", to the end of that sentence; "is not 42" names nothing."""
-    if "nswer" not in text and "NSWER" not in text and "correct" not in text and "inal" not in text:
+    if not any(word in text for word in ("nswer", "NSWER", "correct", "inal", "答案")):
         return None
     anchors = list(_ANCHOR.finditer(text))
     for anchor in reversed(anchors):
-        sentence = _LATER_NOT.sub("", first_sentence(text[anchor.end() : anchor.end() + MAX_BARE_CHARS]))
-        answer = tidy(sentence)
+        rest = text[anchor.end() : anchor.end() + MAX_BARE_CHARS]
+        sentence = first_sentence(rest)
+        answer = tidy(_LATER_NOT.sub("", sentence))
         if answer and not _NOT.match(answer):
-            return value_named(_without_remarks(answer))
+            named = value_named(_without_remarks(answer))
+            # "The answer is 42. Or 43." names two.
+            other = CANDIDATE_AFTER.match(rest, len(sentence))
+            return named if other is None or other[1] == named else f"{named}, {other[1]}"
     return None
 
 
@@ -171,6 +182,6 @@ def tidy(text: str) -> str:
     if "<" in text:
         text = _END_TOKEN.sub("", text)
     text = _EDGE.sub("", text)
-    if text[-1:] in (".", ",", ";", ":") and not text.endswith("\\,") and not text.endswith("\\;"):
+    if text[-1:] in (".", ",", ";", ":", "。") and not text.endswith("\\,") and not text.endswith("\\;"):
         text = _EDGE.sub("", text[:-1])
     return text

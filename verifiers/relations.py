@@ -24,6 +24,8 @@ def reduce_chain(rel: Rel) -> Node:
     `43 = 42` and `x = 3 = 4` raise `Inconsistent`. What stands after an approximation sign must be the value
     rounded to the digits that are written, and the exact value counts.
     """
+    if rel.ops == ("equiv",) and is_name(rel.sides[0]):
+        return Rel(rel.sides, ("=",))
     if any(op not in ("=", "approx") for op in rel.ops):
         return rel
     sides = list(rel.sides)

@@ -178,6 +178,8 @@ def decimal_literal(node: Node) -> Num | None:
 
 def scalars_equal(reference: Node, given: Node) -> bool:
     """Whether a given value is the reference; a decimal reference allows rounding to its own digits."""
+    if isinstance(reference, Op) and reference.name == "pmod":
+        return _congruent(reference, given)
     if isinstance(reference, Quantity) or isinstance(given, Quantity):
         return _quantities_equal(reference, given)
     if free_symbols(given) == {"m"} and not free_symbols(reference):
@@ -213,6 +215,22 @@ def _rounds_to(stated: Num, given: Node) -> bool:
         return False
     target = numeric.mp.mpf(stated.value.numerator) / stated.value.denominator
     return bool(abs(value.real - target) * 2 * numeric.mp.mpf(10) ** places <= 1)
+
+
+def _congruent(reference: Op, given: Node) -> bool:
+    """Residues of one modulus; a missing modulus is forgiven where the residue is the same number."""
+    if not isinstance(given, Op) or given.name != "pmod":
+        return values_equal(reference.args[0], given)
+    if not values_equal(reference.args[1], given.args[1]):
+        return False
+    try:
+        ours, modulus = rational(reference.args[0]), rational(reference.args[1])
+        theirs = rational(given.args[0])
+    except (TooLarge, Undefined):
+        return False
+    if ours is None or theirs is None or not modulus:
+        return values_equal(reference.args[0], given.args[0])
+    return (ours - theirs) % modulus == 0
 
 
 def _same_constant(reference: Node, given: Node) -> Node:

@@ -141,8 +141,9 @@ class Parser(AtomParser):
                 break
         scale, _, rest = " ".join(words).partition(" ")
         value = node.value if isinstance(node, Quantity) else node
-        if scale.lower() in _SCALES and isinstance(value, Num):
-            scaled = Num(value.value * _SCALES[scale.lower()])
+        factor = 1000 if scale == "k" else _SCALES.get(scale.lower())
+        if factor is not None and isinstance(value, Num):
+            scaled = Num(value.value * factor)
             node = Quantity(scaled, node.unit) if isinstance(node, Quantity) else scaled
             words = [rest] if rest else []
         if not words:
@@ -230,10 +231,13 @@ class Parser(AtomParser):
                 raise ParseError("two numbers side by side")
             self.advance()
             right = Op("div", (right, self.power()))
-        if whole and len(factors) == 1 and isinstance(right, Op) and right.name == "div":
-            top, bottom = right.args
+        # In 33\frac13\% and 22\frac12^\circ the sign belongs to the whole mixed number.
+        part = right.value if isinstance(right, Quantity) else right
+        if whole and len(factors) == 1 and isinstance(part, Op) and part.name == "div":
+            top, bottom = part.args
             if isinstance(top, Num) and isinstance(bottom, Num) and 0 < top.value < bottom.value:
-                factors[-1] = Op("add", (left, right))
+                mixed = Op("add", (left, part))
+                factors[-1] = Quantity(mixed, right.unit) if isinstance(right, Quantity) else mixed
                 return
         if is_number:
             raise ParseError("two numbers side by side")
