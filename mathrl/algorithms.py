@@ -130,13 +130,17 @@ class Algorithm:
         return torch.where(batch.loss_mask, kl_coef * kl, 0.0).to(batch.rewards.dtype)
 
     def reward_metrics(self, batch: Batch, kl_coef: float) -> dict[str, float]:
-        """Means a completion of what the algorithm itself adds to the rewards."""
-        metrics = {}
+        """Means a completion, over all ranks, of what the algorithm itself adds to the rewards."""
+        added = {}
         if self.overlong_buffer:
-            metrics["reward/overlong"] = float(self.overlong(batch).mean())
+            added["reward/overlong"] = self.overlong(batch)
         if self.kl_place == "reward" and kl_coef > 0:
-            metrics["reward/kl"] = -float(self.kl_penalty(batch, kl_coef).sum(1).mean())
-        return metrics
+            added["reward/kl"] = -self.kl_penalty(batch, kl_coef).sum(1)
+        if not added:
+            return {}
+        sums = torch.stack([torch.ones_like(batch.rewards), *added.values()]).sum(1)
+        count, *totals = sum_ranks(sums.double()).tolist()
+        return {name: total / count for name, total in zip(added, totals, strict=True)}
 
     def _whitened(self, advantages: Tensor, mask: Tensor) -> Tensor:
         return whiten(advantages, mask, sum_ranks) if self.whiten_advantages else advantages
