@@ -22,7 +22,7 @@ from mathrl.data import DatasetRow, SkippedRow, make_problem
 from mathrl.data_rows import UnusableRow
 from mathrl.data_source import Row, read_file, read_hub
 from mathrl.errors import UserError, did_you_mean
-from mathrl.rewards import check_answer_type, check_reference
+from mathrl.rewards import check_answer_type, check_extract_rule, check_reference
 from mathrl.types import Problem, derive_seed
 
 
@@ -153,6 +153,7 @@ def _parse(text: str, where: str) -> dict[str, Benchmark]:
         except re.error as error:
             raise UserError(f"{where}, [{name}]: answer_pattern is no regular expression: {error}") from None
         check_answer_type(rows[name].answer_type)
+        check_extract_rule(rows[name].extract)
     return rows
 
 

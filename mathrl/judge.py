@@ -17,7 +17,7 @@ from mathrl.evaluate import make_protocol, record_of, score
 from mathrl.evaluation import Evaluation, protocol_hash
 from mathrl.evaluation_page import Result, print_results, write_results
 from mathrl.progress import make_console
-from mathrl.rewards import RewardScorer, check_answer_type
+from mathrl.rewards import RewardScorer, check_answer_type, check_extract_rule
 from mathrl.saved_completions import SavedFile, read_saved
 from mathrl.summary import versions
 from mathrl.types import Group
@@ -45,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
     benchmark = find_benchmarks([args.benchmark])[0] if args.benchmark else None
     if args.answer_type:
         check_answer_type(args.answer_type)
+    if args.extract:
+        check_extract_rule(args.extract)
     if not 1 <= args.jobs <= 64:
         raise UserError(f"--jobs must lie between 1 and 64, got {args.jobs}")
     if not args.timeout_s > 0:

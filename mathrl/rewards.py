@@ -40,6 +40,14 @@ def extract_answer(text: str, rule: str) -> str | None:
     return extract(text, rule)
 
 
+def check_extract_rule(name: str) -> None:
+    """Raise UserError, with near names, where there is no extraction rule of this name."""
+    try:
+        extract("", name)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
 def check_answer_type(name: str) -> None:
     """Raise UserError, with near names, where no verifier of this name is registered."""
     try:
