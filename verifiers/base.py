@@ -77,11 +77,11 @@ def parse_reference(answer: str, answer_type: str = "auto") -> Any:
     Raises `ParseError` when the reference cannot be read, `ValueError` for an unknown answer type.
     """
     from verifiers import registry
-    from verifiers.extract import auto, boxed
+    from verifiers.extract import auto, boxed, gsm8k
 
     kind = registry.get(answer_type)
     # Data sets hold bare answers; some hold the sentence or the whole solution that ends in one.
-    stated = boxed(answer) or answer
+    stated = boxed(answer) or (gsm8k(answer) if "####" in answer else None) or answer
     try:
         return kind.parse(stated)
     except ParseError:
@@ -131,7 +131,7 @@ def verify(
     if extracted is None:
         return verdict(Outcome.NO_ANSWER)
     try:
-        given = kind.parse(option_letter(extracted, options) if options else extracted)
+        given = kind.parse(option_letter(extracted, options, answer) if options else extracted)
     except ParseError as error:
         # A reference is read more patiently than an answer; its very text is right all the same.
         same_text = extracted.strip() == answer.strip()

@@ -43,10 +43,20 @@ class Choice(AnswerType):
         return reference == given
 
 
-def option_letter(text: str, options: Sequence[str]) -> str:
-    """The letter of the one option with this text (case and punctuation aside), else the text itself."""
-    words = normal_words(text)
-    matches = [
-        index for index, option in enumerate(options) if option == text or normal_words(option) == words
-    ]
-    return chr(ord("A") + matches[0]) if words and len(matches) == 1 else text
+def option_letter(text: str, options: Sequence[str], preferred: str = "") -> str:
+    """The letter of the option with this text, or failing that with its words, else the text itself.
+
+    Where several options read alike, `preferred` (the reference's letter) is taken if it is among them, and
+    none otherwise.
+    """
+    for normal in (str.strip, _bare_text, normal_words):
+        wanted = normal(text)
+        matches = [chr(ord("A") + i) for i, option in enumerate(options) if normal(option) == wanted]
+        if wanted and (len(matches) == 1 or preferred in matches):
+            return preferred if preferred in matches else matches[0]
+    return text
+
+
+def _bare_text(text: str) -> str:
+    """Without the option's letter, blanks, dollar signs and a closing full stop."""
+    return re.sub(r"^\s*[(\[]?[A-J][)\].:](?=\s*\S)|[\s$]|\.$", "", text).casefold()

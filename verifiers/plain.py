@@ -47,7 +47,12 @@ def read_plain(text: str) -> PlainNumber | None:
         value = -value
     mark = before or after or ""
     mark = CURRENCIES.get(mark, "%" if "%" in mark else "")
-    return PlainNumber(value, len(fraction) if fraction else None, mark)
+    return PlainNumber(value, stated_decimals(fraction or ""), mark)
+
+
+def stated_decimals(fraction: str) -> int | None:
+    """Digits after the point that say how exact a number is; "18.0" is how programs write the integer 18."""
+    return None if fraction in ("", "0") else len(fraction)
 
 
 def within_own_digits(reference: Fraction, decimals: int, given: Fraction, given_terminates: bool) -> bool:

@@ -21,6 +21,7 @@ from verifiers.grammar.nodes import (
 )
 from verifiers.grammar.tables import environment
 from verifiers.grammar.vocabulary import words
+from verifiers.plain import stated_decimals
 from verifiers.text import normal_words
 
 _CLOSING = {"(": (")", "]"), "[": ("]", ")"), "\\{": ("\\}",), "langle": ("rangle",)}
@@ -54,7 +55,7 @@ def literal(text: str) -> Num:
         value *= Fraction(10) ** int(exponent)
         places = len(decimals) - int(exponent)
         return Num(value, places if decimals and places > 0 else None)
-    return Num(value, len(decimals) if decimals else None)
+    return Num(value, stated_decimals(decimals))
 
 
 def _is_d(node: Node) -> bool:
