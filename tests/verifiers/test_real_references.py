@@ -11,11 +11,6 @@ import pytest
 
 from verifiers import Outcome, verify
 
-_FOLDER = os.environ.get("MATHRL_DATA_DIR", "")
-pytestmark = pytest.mark.skipif(
-    not _FOLDER, reason="real data sets are read from MATHRL_DATA_DIR; it is unset"
-)
-
 
 def rows(folder: Path, *names: str) -> Iterator[dict]:
     for name in names:
