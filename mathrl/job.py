@@ -34,6 +34,7 @@ from mathrl.rewards import RewardScorer
 from mathrl.rollout import make_engine
 from mathrl.rollout.base import Engine
 from mathrl.run_folder import write_json
+from mathrl.sentinel import Sentinel
 from mathrl.sft import train_reference
 from mathrl.summary import build_summary, print_summary
 from mathrl.tracking import Tracker
@@ -180,6 +181,7 @@ class Run:
             self.policy,
             make_update(cfg, self.plan.algorithm, self.policy, engine_exact=self.engine.exact_logprobs),
             Hooks(self._after_step, self._should_stop),
+            Sentinel(self.engine, self.policy, self.plan.train.problems, cfg.rollout.max_sync_gap),
         )
         self.best = {"accuracy_low": -1.0, "step": 0, "worse": 0}
         self.tokens_sampled = 0

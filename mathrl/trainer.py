@@ -15,6 +15,7 @@ from mathrl.batch import collate
 from mathrl.clock import Clock
 from mathrl.config import Config
 from mathrl.data import ProblemStream
+from mathrl.dry_run import dry_step
 from mathrl.errors import NonFiniteError, UserError
 from mathrl.policy import Policy
 from mathrl.rewards import RewardScorer, judged, rollout_metrics
@@ -51,7 +52,14 @@ class Trainer:
     steps_done: int = 0
 
     def run(self) -> None:
-        """Step until the recipe's last step, its time limit, or a hook says stop."""
+        """Step until the recipe's last step, its time limit, or a hook says stop.
+
+        On a GPU the longest possible micro-batch comes first; what does not fit fails at once.
+        """
+        if self.policy.device.type == "cuda" and self.steps_done < self.config.train.num_steps:
+            dry_step(self.config, self.algorithm, self.policy, self.update)
+        if self.sentinel:
+            self.sentinel.check()  # what later moves of the policy are measured from
         deadline = time.monotonic() + (self.config.train.max_seconds or float("inf"))
         while self.steps_done < self.config.train.num_steps and time.monotonic() < deadline:
             metrics, groups = self.step(self.steps_done)

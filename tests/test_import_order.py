@@ -35,6 +35,7 @@ ORDER = [
         "value_update",
         "trust_region_update",
         "update",
+        "dry_run",
         "evaluate",
         "evaluation",
         "comparison",
