@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from mathrl.errors import UserError, did_you_mean
+from mathrl.hub import on_hub
 
 Row = Mapping[str, Any]
 
 _FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
-_HUB_TIMEOUT_S = 5.0
 
 
 def read_file(path: str | Path) -> list[Row]:
@@ -59,7 +59,7 @@ def read_hub(
         UserError: out of reach and there is no copy; or data set, configuration or split is unknown.
     """
     datasets = _datasets()
-    reachable = _reachable(name)
+    reachable = on_hub("data set", name)
     was_offline = datasets.config.HF_HUB_OFFLINE
     # Without this, an unreachable hub is tried again for 20 to 30 seconds before the local copy is looked at.
     datasets.config.HF_HUB_OFFLINE = was_offline or not reachable
@@ -81,7 +81,7 @@ def read_hub(
 
 def hub_splits(name: str, config: str) -> list[str]:
     """The splits of a data set on the hub; empty where they cannot be known."""
-    if not _reachable(name):
+    if not on_hub("data set", name):
         return []
     datasets = _datasets()
     try:
@@ -98,25 +98,6 @@ def get_field(row: Row, name: str, where: str) -> Any:
             f"{where} has no field {name!r}: {did_you_mean(name, there)} (fields: {', '.join(there)})"
         )
     return row[name]
-
-
-def _reachable(name: str) -> bool:
-    """Whether the hub answers; UserError where it answers that there is no such data set."""
-    import httpx
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
-
-    try:
-        HfApi().dataset_info(name, timeout=_HUB_TIMEOUT_S)
-    except RepositoryNotFoundError:
-        raise UserError(
-            f"there is no data set {name!r} on the hub, or it needs a login: check the name"
-        ) from None
-    except HFValidationError:
-        raise UserError(f"{name!r} is neither a known data set nor a name on the hub") from None
-    except (httpx.HTTPError, OfflineModeIsEnabled, OSError):
-        return False
-    return True
 
 
 def _near(path: Path) -> str:

@@ -1,8 +1,9 @@
-"""Whether a model that is named can be had: a folder here, a copy of the hub's here, or the hub itself."""
+"""What the hub has, asked with a short time limit: whether a model or a data set can be had at all."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal
 
 from mathrl.errors import UserError, did_you_mean
 
@@ -26,25 +27,50 @@ def check_model(name: str) -> None:
     if path.is_file() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"there is no model folder {name}{_near(path)}")
 
-    import httpx
-    from huggingface_hub import HfApi, constants, try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
+    from huggingface_hub import constants, try_to_load_from_cache
 
-    try:
-        HfApi().model_info(name, timeout=_TIMEOUT_S)
-    except RepositoryNotFoundError:
-        raise UserError(
-            f"there is no model {name!r} on the hub, or it needs a login: check the name"
-        ) from None
-    except HFValidationError:
-        raise UserError(f"{name!r} is neither a folder nor a name on the hub{_near(path)}") from None
-    except (httpx.HTTPError, OfflineModeIsEnabled, OSError):
+    if not on_hub("model", name, near=_near(path)):
         if not isinstance(try_to_load_from_cache(name, "config.json"), str):
             raise UserError(
                 f"model {name!r} is not on this machine and the hub cannot be reached: connect, or name a "
                 "local folder"
-            ) from None
+            )
         constants.HF_HUB_OFFLINE = True
+
+
+def on_hub(kind: Literal["model", "data set"], name: str, *, near: str = "") -> bool:
+    """Whether the hub answers that it has ``name``; False where it cannot be reached.
+
+    Args:
+        near: tail of the message where ``name`` cannot be a name on the hub.
+
+    Raises:
+        UserError: it answers that there is no such name, or the name is not of the hub's form.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    # the HTTP client's own error: which client it is depends on the hub library's version
+    unreachable: Any = HfHubHTTPError.__bases__[0]
+    api = HfApi()
+    ask = api.model_info if kind == "model" else api.dataset_info
+    try:
+        ask(name, timeout=_TIMEOUT_S)
+    except RepositoryNotFoundError:
+        raise UserError(
+            f"there is no {kind} {name!r} on the hub, or it needs a login: check the name"
+        ) from None
+    except HFValidationError:
+        here = "a folder" if kind == "model" else "a known data set"
+        raise UserError(f"{name!r} is neither {here} nor a name on the hub{near}") from None
+    except (unreachable, OfflineModeIsEnabled, OSError):
+        return False
+    return True
 
 
 def _near(path: Path) -> str:
