@@ -6,12 +6,13 @@ backward: however the rows are cut into micro-batches, the losses and gradients 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from mathrl.algorithms import Algorithm
 from mathrl.config import Config
@@ -129,6 +130,14 @@ class PolicyLoss:
         self.micro_batches.run(batch, add, policy.trainable_parameters())
         return loss
 
+    def rows_to_blame(self, policy: Policy, batch: Batch) -> list[int]:
+        """Rows of ``batch`` whose own gradient is not finite."""
+        return rows_to_blame(
+            batch,
+            policy.trainable_parameters(),
+            lambda own, totals: self.backward(policy, own, Meter(), totals),
+        )
+
 
 @contextmanager
 def naming_rows(rows: Tensor) -> Iterator[None]:
@@ -137,6 +146,30 @@ def naming_rows(rows: Tensor) -> Iterator[None]:
         yield
     except NonFiniteError as error:
         raise NonFiniteError(str(error), [int(rows[r]) for r in error.rows]) from error
+
+
+def rows_to_blame(
+    batch: Batch, parameters: Sequence[Parameter], backward: Callable[[Batch, Totals], object]
+) -> list[int]:
+    """Rows whose own gradient is not finite; leaves no gradients behind.
+
+    Takes a backward a row, so it is for a run that is about to stop. ``backward`` adds a batch's gradients to
+    those of ``parameters``.
+    """
+    bad = []
+    for row in range(batch.num_completions):
+        _forget_gradients(parameters)
+        own = batch.rows([row])
+        backward(own, Totals.of(own.loss_mask))
+        if not all(p.grad is None or bool(p.grad.isfinite().all()) for p in parameters):
+            bad.append(row)
+    _forget_gradients(parameters)
+    return bad
+
+
+def _forget_gradients(parameters: Sequence[Parameter]) -> None:
+    for parameter in parameters:
+        parameter.grad = None
 
 
 def global_totals(batch: Batch) -> Totals:

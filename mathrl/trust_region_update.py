@@ -126,7 +126,7 @@ class TrustRegion:
         for parameter in self.parameters:
             parameter.grad = None
         if not math.isfinite(float(gradient.norm())):
-            raise NonFiniteError("the gradient is not finite", range(batch.num_completions))
+            raise NonFiniteError("the gradient is not finite", self.loss.rows_to_blame(policy, batch))
         return gradient
 
     def _sample(self, batch: Batch) -> Batch:

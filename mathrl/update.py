@@ -16,7 +16,6 @@ from mathrl.batch import minibatches
 from mathrl.config import Config
 from mathrl.distributed import sum_gradients, sum_ranks
 from mathrl.errors import NonFiniteError
-from mathrl.losses import Totals
 from mathrl.objective import Meter, PolicyLoss, naming_rows
 from mathrl.policy.value import ValueModel
 from mathrl.trust_region_update import TrustRegion
@@ -147,19 +146,6 @@ class FirstOrder:
         sum_gradients(self.parameters)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.update.max_grad_norm))
         if not math.isfinite(norm):
-            bad = self._rows_to_blame(policy, batch)
-            self.optimizer.zero_grad(set_to_none=True)
-            raise NonFiniteError("the gradient is not finite", bad)
+            raise NonFiniteError("the gradient is not finite", self.loss.rows_to_blame(policy, batch))
         self.optimizer.step()
         return {"policy/loss": float(sum_ranks(loss)), "policy/grad_norm": norm}
-
-    def _rows_to_blame(self, policy: Policy, batch: Batch) -> list[int]:
-        """Rows whose own gradient is not finite; one backward each, paid only when a run is about to stop."""
-        bad = []
-        for row in range(batch.num_completions):
-            self.optimizer.zero_grad(set_to_none=True)
-            own = batch.rows([row])
-            self.loss.backward(policy, own, Meter(), Totals.of(own.loss_mask))
-            if not all(p.grad is None or bool(p.grad.isfinite().all()) for p in self.parameters):
-                bad.append(row)
-        return bad

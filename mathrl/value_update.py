@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mathrl.batch import micro_batches, minibatches
+from mathrl.batch import minibatches
 from mathrl.config import Config
 from mathrl.distributed import sum_gradients, sum_ranks
 from mathrl.errors import NonFiniteError
-from mathrl.losses import token_mean, value_loss
-from mathrl.objective import global_totals, naming_rows
+from mathrl.losses import Totals, token_mean, value_loss
+from mathrl.micro_batching import MicroBatches
+from mathrl.objective import global_totals, naming_rows, rows_to_blame
 from mathrl.policy.value import ValueModel
 from mathrl.types import Batch, derive_seed
 
@@ -24,6 +25,7 @@ class ValueUpdate:
     def __init__(self, config: Config, model: ValueModel):
         self.config, self.model = config, model
         self.num_calls = 0
+        self.micro_batches = MicroBatches(config.update.micro_batch_tokens)
         self.optimizer = torch.optim.AdamW(
             model.parameters, lr=config.algorithm.value_learning_rate, weight_decay=0.0
         )
@@ -55,13 +57,21 @@ class ValueUpdate:
 
     def _step(self, batch: Batch) -> dict[str, float]:
         """One optimiser step on the clipped squared error, its mean over the minibatch's tokens."""
-        assert batch.values is not None
-        assert batch.returns is not None
-        totals = global_totals(batch)
-        loss = torch.zeros((), dtype=torch.float64, device=batch.loss_mask.device)
         self.optimizer.zero_grad(set_to_none=True)
-        for rows in micro_batches(batch, self.config.update.micro_batch_tokens):
-            part = batch.rows(rows)
+        loss = self._backward(batch, global_totals(batch))
+        sum_gradients(self.model.parameters)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters, self.config.update.max_grad_norm)
+        if not math.isfinite(float(norm)):
+            bad = rows_to_blame(batch, self.model.parameters, self._backward)
+            raise NonFiniteError("the value model's gradient is not finite", bad)
+        self.optimizer.step()
+        return {"value/loss": float(sum_ranks(loss)), "value/grad_norm": float(norm)}
+
+    def _backward(self, batch: Batch, totals: Totals) -> Tensor:
+        """Add the gradient, a micro-batch at a time; this rank's share of the loss, float64."""
+        loss = torch.zeros((), dtype=torch.float64, device=batch.loss_mask.device)
+
+        def add(rows: Tensor, part: Batch) -> None:
             assert part.values is not None
             assert part.returns is not None
             values = self.model(part)
@@ -71,13 +81,10 @@ class ValueUpdate:
                 bad = rows[(~row_losses.isfinite()).cpu()].tolist()
                 raise NonFiniteError("the value loss is not finite", bad)
             row_losses.sum().backward()
-            loss += row_losses.detach().sum()
-        sum_gradients(self.model.parameters)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters, self.config.update.max_grad_norm)
-        if not math.isfinite(float(norm)):
-            raise NonFiniteError("the value model's gradient is not finite", range(batch.num_completions))
-        self.optimizer.step()
-        return {"value/loss": float(sum_ranks(loss)), "value/grad_norm": float(norm)}
+            loss.add_(row_losses.detach().sum())
+
+        self.micro_batches.run(batch, add, self.model.parameters)
+        return loss
 
     def state_dict(self) -> dict[str, Any]:
         return {
