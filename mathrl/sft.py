@@ -103,6 +103,7 @@ class _Stage:
         self.stream = ProblemStream(problems, seed)
         self.rng = random.Random(seed)
         self.pending: Example | None = None
+        self.encoded: dict[tuple[str, bool], Example] = {}
         self.held_out = [encode_example(template, p) for p in held_out]
         self.context: int = getattr(model.config, "max_position_embeddings", 0) or 2**31
         self.step, self.tokens, self.reached_target = 0, 0, False
@@ -158,7 +159,10 @@ class _Stage:
         problem = self.stream.take(1)[0]
         # a drill answered without its working would teach nothing
         direct = self.rng.random() < direct_fraction and not is_drill(problem)
-        example = encode_example(self.template, problem, direct=direct)
+        example = self.encoded.get((problem.id, direct))  # epochs after the first need no tokenizer
+        if example is None:
+            example = encode_example(self.template, problem, direct=direct)
+            self.encoded[problem.id, direct] = example
         if example.num_tokens > self.context:
             raise UserError(
                 f"{problem.id} has {example.num_tokens} tokens with its worked solution and the model reads "
