@@ -3,9 +3,9 @@
 What it guards against: a judgement that runs too long (the parent keeps the wall clock and kills the worker),
 that takes too much memory (an address-space limit in the worker), that overflows the C stack or otherwise
 takes its process down, and workers killed from outside (their requests are judged again). A killed worker is
-replaced; the requests queued behind the guilty one go back to the head of the queue and lose nothing. Workers
-leave when their parent leaves, however it died. An answer type that prints, or that writes large files,
-disturbs nobody.
+replaced by one that was started when the judgement began to take long, so that little time is lost; the
+requests queued behind the guilty one go back to the head of the queue and lose nothing. Workers leave when
+their parent leaves, however it died. An answer type that prints, or that writes large files, disturbs nobody.
 
 What it does not guard against: malicious plug-in code. A worker runs with the user's rights, may read files
 and use the network; no model text is ever executed, so only code the user installed could. The easy majority

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import select
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import Any
 
 from verifiers.base import Outcome, Verdict
+from verifiers.child import Child, WorkerDied
 from verifiers.worker import READY
 
 _MAX_CHUNK = 32
 _MAX_CHUNK_CHARS = 1 << 20
-_READ_BYTES = 1 << 16
 _START_LIMIT_S = 120.0
 _LOAD_LIMIT_S = 60.0
+_SLOW_S = 0.25
 _MAX_FAILED_STARTS = 3
 # A request during which a worker dies is judged again, for the kill may have come from outside. SIGKILL
 # nearly always does (memory is limited otherwise), so it is forgiven more often than a crash.
@@ -135,91 +131,6 @@ class TaskQueue:
             task.settle(self.closed_verdict)
 
 
-class _WorkerDied(Exception):
-    """The child's end of a pipe is closed."""
-
-
-class _Child:
-    """One worker process and its two pipes; messages are lines of JSON."""
-
-    def __init__(self, timeout_s: float, memory_mb: int) -> None:
-        # The parent's import path goes along, so that answer types are found wherever the parent found them.
-        # A fixed hash seed makes sympy's orderings, and so every verdict, the same in all workers and runs.
-        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-        environment = os.environ | {"PYTHONPATH": path, "PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1"}
-        entry = "from verifiers.worker import main; main()"
-        # Not multiprocessing: its spawned children import the parent's main module again, torch and all.
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-c", entry, str(timeout_s), str(memory_mb), str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            bufsize=0,
-            start_new_session=True,
-        )
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self._stdin: IO[bytes] = self.process.stdin
-        self._stdout: IO[bytes] = self.process.stdout
-        os.set_blocking(self._stdin.fileno(), False)
-        self._buffer = b""
-        self.loaded: set[str] = set()  # names of the answer types that it has imported
-
-    def send(self, message: Any, limit_s: float) -> None:
-        """Write one line; raises `_WorkerDied` if the child does not read it within `limit_s` seconds."""
-        data = memoryview(json.dumps(message).encode("ascii") + b"\n")
-        deadline = time.monotonic() + limit_s
-        while data:
-            if not _wait(self._stdin, select.POLLOUT, deadline):
-                raise _WorkerDied
-            try:
-                data = data[os.write(self._stdin.fileno(), data) :]
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                raise _WorkerDied from error
-
-    def messages(self, limit_s: float) -> Iterator[Any]:
-        """What the child says, until it has been silent for `limit_s`; raises `_WorkerDied` at its end."""
-        deadline = time.monotonic() + limit_s
-        while True:
-            line, newline, rest = self._buffer.partition(b"\n")
-            if newline:
-                self._buffer = rest
-                try:
-                    message = json.loads(line)
-                except ValueError as error:
-                    raise _WorkerDied from error
-                yield message
-                deadline = time.monotonic() + limit_s
-                continue
-            if not _wait(self._stdout, select.POLLIN, deadline):
-                return
-            data = os.read(self._stdout.fileno(), _READ_BYTES)
-            if not data:
-                raise _WorkerDied
-            self._buffer += data
-
-    def await_exit(self) -> None:
-        """Let a child whose pipe is closed end by itself, a moment later: its exit code tells the cause."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(timeout=1.0)
-
-    def kill(self) -> None:
-        """Kill the process and whatever it may have started."""
-        if self.process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-
-    def reap(self) -> int:
-        """Make sure it is dead; returns the exit code, negative for the signal that ended it."""
-        self.kill()
-        code = self.process.wait()
-        self._stdin.close()
-        self._stdout.close()
-        return code
-
-
 class Supervisor:
     """A thread that feeds one child process, keeps its clock, and replaces it when it dies."""
 
@@ -227,7 +138,8 @@ class Supervisor:
         self._queue = queue
         self._timeout_s = timeout_s
         self._memory_mb = memory_mb
-        self._child: _Child | None = None
+        self._child: Child | None = None
+        self._successor: Child | None = None  # started as soon as the child may have to be killed
         self._lock = threading.Lock()  # held to start, kill and reap, so that a reused pid is never killed
         self.thread = threading.Thread(target=self._run, name="verifier-pool", daemon=True)
 
@@ -240,8 +152,9 @@ class Supervisor:
     def kill(self) -> None:
         """Kill the child; safe from any thread. The supervisor notices and acts."""
         with self._lock:
-            if self._child is not None:
-                self._child.kill()
+            for child in (self._child, self._successor):
+                if child is not None:
+                    child.kill()
 
     def _run(self) -> None:
         failed_starts = 0
@@ -253,6 +166,15 @@ class Supervisor:
             else:
                 self._judge(self._child, self._queue.take())
         self._reap()
+        with self._lock:
+            if self._successor is not None:
+                self._successor.reap()
+
+    def _prepare_successor(self) -> None:
+        """Start the next child while this one may be hanging, so that replacing it takes no time."""
+        with self._lock, contextlib.suppress(OSError):
+            if self._successor is None and not self._queue.closed:
+                self._successor = Child(self._timeout_s, self._memory_mb)
 
     def _start(self) -> bool:
         """Start a child and wait until it has imported what it needs; False if it failed of itself."""
@@ -260,7 +182,8 @@ class Supervisor:
             with self._lock:
                 if self._queue.closed:
                     return True
-                child = self._child = _Child(self._timeout_s, self._memory_mb)
+                child = self._child = self._successor or Child(self._timeout_s, self._memory_mb)
+                self._successor = None
         except OSError as error:
             print(f"verifier pool: cannot start a worker process: {error}", file=sys.stderr)
             return False
@@ -269,7 +192,7 @@ class Supervisor:
                 return True
             self._reap()
             return False
-        except _WorkerDied:
+        except WorkerDied:
             child.await_exit()
             # Killed from outside while starting is no failure; the next attempt may be left alone.
             return self._reap() == -signal.SIGKILL
@@ -279,7 +202,7 @@ class Supervisor:
             child, self._child = self._child, None
             return 0 if child is None else child.reap()
 
-    def _judge(self, child: _Child, chunk: list[Task]) -> None:
+    def _judge(self, child: Child, chunk: list[Task]) -> None:
         """Have a chunk judged. A death is charged to the task at work; the others go back to the queue."""
         waiting = deque(chunk)
         died = retiring = False
@@ -289,15 +212,17 @@ class Supervisor:
                 child.send([task.fields() for task in chunk], max(self._timeout_s, 1.0))
                 if new := {task.type_name for task in chunk} - child.loaded:
                     if next(child.messages(_LOAD_LIMIT_S), None) != READY:
-                        raise _WorkerDied
+                        raise WorkerDied
                     child.loaded |= new
                 item_start = time.monotonic()
-                for outcome, extracted, detail, seconds, retiring in child.messages(self._timeout_s):
+                for outcome, extracted, detail, seconds, retiring in child.messages(
+                    self._timeout_s, _SLOW_S, self._prepare_successor
+                ):
                     waiting.popleft().settle(Verdict(Outcome(outcome), extracted, detail, seconds))
                     item_start = time.monotonic()
                     if retiring or not waiting:
                         break
-        except _WorkerDied:
+        except WorkerDied:
             died = True
             child.await_exit()
         if not (waiting or retiring or died):
@@ -328,10 +253,3 @@ class Supervisor:
         cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         deaths = task.sigkills + task.crashes
         return Verdict(Outcome.ERROR, detail=f"{deaths} worker processes ended while judging this ({cause})")
-
-
-def _wait(pipe: IO[bytes], event: int, deadline: float) -> bool:
-    """Whether the pipe is ready (or broken) before the deadline; unlike select, for any file number."""
-    poller = select.poll()
-    poller.register(pipe, event)
-    return bool(poller.poll(max(0.0, deadline - time.monotonic()) * 1000))
