@@ -50,9 +50,11 @@ class Update(Protocol):
 def make_update(config: Config, algorithm: Algorithm, policy: Policy, *, engine_exact: bool = True) -> Update:
     """The algorithm's update rule on the policy's adapter, with a value model where it needs one.
 
-    ``engine_exact``: the engine's logprobs are the trainer's own, so by default nothing is corrected.
+    ``engine_exact``: the engine's logprobs are the trainer's own, so by default nothing is corrected, unless
+    top_p or top_k make the sampler another distribution than the trainer's.
     """
-    correct = not engine_exact if algorithm.correction is None else algorithm.correction
+    exact = engine_exact and config.rollout.top_p == 1.0 and config.rollout.top_k == 0
+    correct = not exact if algorithm.correction is None else algorithm.correction
     loss = PolicyLoss(config, algorithm, correct=correct)
     critic = None
     if algorithm.needs_values:

@@ -122,6 +122,9 @@ def test_correction_weighs_the_surrogate_alone_and_is_off_for_an_exact_engine():
         config, algorithm = configured("grpo", **({} if given is None else {"algorithm__correction": given}))
         update = make_update(config, algorithm, build_policy(), engine_exact=exact)
         assert update.loss.correct is expected
+    for settings in ({"rollout__top_p": 0.9}, {"rollout__top_k": 5}):  # the sampler is another distribution
+        config, algorithm = configured("grpo", **settings)
+        assert make_update(config, algorithm, build_policy()).loss.correct
     config, algorithm = configured("grpo", rollout__temperature=1.7)
     policy = double_policy()
     batch = annotated(policy, algorithm)
