@@ -6,12 +6,16 @@ stopped, and ends as it would have without the interruption.
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -87,6 +91,14 @@ def _announce(console: Console, plan: Plan) -> None:
         say(f"  {problems.describe()}")
 
 
+def _program() -> str:
+    """How this command line can be called from here."""
+    script = Path(sys.executable).with_name("mathrl")
+    if shutil.which("mathrl"):
+        return "mathrl"
+    return os.path.relpath(script) if script.exists() else "python -m mathrl.cli"
+
+
 class Run:
     """One run folder and what works in it."""
 
@@ -106,9 +118,7 @@ class Run:
             except KeyboardInterrupt:
                 finished = False
         if not finished:
-            self.console.print(
-                f"Interrupted; nothing is lost. Go on with: {self._resume_command()}", soft_wrap=True
-            )
+            self.console.print(self._interrupted(), soft_wrap=True)
             return EXIT_INTERRUPTED
         return 0
 
@@ -271,8 +281,13 @@ class Run:
         print_summary(self.console, summary)
         self.console.print(f"report: {report}\nadapter: {self.folder.adapter}", soft_wrap=True)
 
-    def _resume_command(self) -> str:
-        return f"mathrl train {self.config.recipe} --resume (with the same options), or make train again"
+    def _interrupted(self) -> str:
+        """What a checkpoint or a finished stage keeps, and how to go on."""
+        if self.config.sft.skip or self.folder.reference.is_dir():
+            kept = "what was done is saved"
+        else:
+            kept = "the supervised stage begins anew"
+        return f"Interrupted; {kept}. Go on with: {_program()} train {self.folder.config} --resume"
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

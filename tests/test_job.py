@@ -142,12 +142,12 @@ def run_until(recipe: Path, out: Path, steps: int, sign: signal.Signals) -> tupl
 def test_interrupted_and_killed_a_run_ends_bit_for_bit_as_the_whole_one(whole, recipe, tmp_path):
     status, text = run_until(recipe, tmp_path, 1, signal.SIGINT)
     assert status == 130
-    assert "--resume" in text
+    assert f" train {tmp_path}/tiny/config.toml --resume" in text
     assert list((tmp_path / "tiny" / "checkpoints").glob("step-*"))  # saved on the way out
     status, _ = run_until(recipe, tmp_path, 5, signal.SIGKILL)
     assert status == -signal.SIGKILL
     assert len(rows(tmp_path / "tiny")) < 7
-    assert main(["train", str(recipe), "--run.output_dir", str(tmp_path), "--resume"]) == 0
+    assert main(["train", str(tmp_path / "tiny" / "config.toml"), "--resume"]) == 0
     resumed = tmp_path / "tiny"
     file = "adapter/adapter_model.safetensors"
     assert (resumed / file).read_bytes() == (whole / file).read_bytes()
