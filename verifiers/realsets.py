@@ -171,6 +171,8 @@ def _real_set(node: Node) -> list[Piece] | None:
     if node.brackets == "\\{\\}":
         return normalise([Piece(item, item, True, True) for item in node.items])
     if node.brackets in ("", "or", "and") and all(is_set_like(item) for item in node.items):
+        if len({free_symbols(item) for item in node.items if isinstance(item, Rel)}) > 1:
+            return None  # x < -2 or y > 2
         sets = [_real_set(item) for item in node.items]
         common = None if node.brackets == "or" else _all(sets, intersect)
         # "x < 1, x > 3" can only mean either: together they would exclude everything.
