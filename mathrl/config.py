@@ -282,6 +282,9 @@ class TrackingConfig(Section):
     tensorboard: bool = Field(True, description="write TensorBoard events beside metrics.jsonl")
     wandb: bool = Field(False, description="log to Weights & Biases (pip install mathrl[wandb])")
     trackio: bool = Field(False, description="log to trackio (pip install mathrl[trackio])")
+    save_batch_steps: int = Field(
+        0, ge=0, description="keep the batch of every so many steps for mathrl replay; 0: of none"
+    )
     samples_per_step: int = Field(2, ge=0, description="groups written to samples.jsonl each step")
     num_watched: int = Field(
         4, ge=0, description="held-out problems whose completions are kept at every evaluation"

@@ -25,13 +25,14 @@ from rich.console import Console
 from mathrl.checkpoint import CheckpointStore
 from mathrl.config import Config
 from mathrl.data import ProblemStream, extract_rule
-from mathrl.errors import UserError
+from mathrl.errors import NonFiniteError, UserError
 from mathrl.evaluate import Evaluation, evaluate
 from mathrl.export import export_adapter
 from mathrl.policy import Policy
 from mathrl.preparation import HELD_OUT, Plan, prepare
 from mathrl.progress import Progress
 from mathrl.prompts import PromptTemplate, make_template
+from mathrl.replay import save_batch, save_metrics
 from mathrl.report import write_report
 from mathrl.reward_model import make_reward_model
 from mathrl.rewards import RewardScorer
@@ -43,7 +44,7 @@ from mathrl.sft import train_reference
 from mathrl.summary import build_summary, print_summary
 from mathrl.tracking import Tracker
 from mathrl.trainer import Hooks, Metrics, Trainer
-from mathrl.types import Group, derive_seed
+from mathrl.types import Batch, Group, derive_seed
 from mathrl.update import make_update
 
 EXIT_INTERRUPTED = 130
@@ -190,11 +191,12 @@ class Run:
             self.scorer,
             self.policy,
             make_update(cfg, self.plan.algorithm, self.policy, engine_exact=self.engine.exact_logprobs),
-            Hooks(self._after_step, self._should_stop),
+            Hooks(self._after_step, self._should_stop, self._on_batch),
             Sentinel(self.engine, self.policy, self.plan.train.problems, cfg.rollout.max_sync_gap),
         )
         self.best = {"accuracy_low": -1.0, "step": 0, "worse": 0}
         self.tokens_sampled = 0
+        self.saved_batch: Path | None = None  # of the step under way
         newest = self.store.latest()
         if newest is not None:
             state = self.store.load(newest)
@@ -206,10 +208,36 @@ class Run:
         stack.callback(self.tracker.close)
         with self._catch_interrupt(), self.progress.stage("train", cfg.train.num_steps) as self.bar:
             self.bar(self.trainer.steps_done, cfg.train.num_steps)
-            self.trainer.run()
+            try:
+                self.trainer.run()
+            except NonFiniteError as error:
+                raise NonFiniteError(f"{error}; {self._keep_evidence()}", error.rows) from error
         if self.store.latest() is None or self.saved_step != self.trainer.steps_done:
             self._save()
         return not self.interrupted
+
+    def _on_batch(self, index: int, batch: Batch) -> None:
+        self.batch = (index + 1, batch)
+        every = self.config.tracking.save_batch_steps
+        self.saved_batch = self._save_batch() if every and (index + 1) % every == 0 else None
+
+    def _save_batch(self) -> Path:
+        step, batch = self.batch
+        return save_batch(
+            self.folder.batches,
+            self.config,
+            self.policy,
+            self.trainer.update,
+            batch,
+            step=step,
+            reference=self.reference(),
+        )
+
+    def _keep_evidence(self) -> str:
+        """Keep the batch whose step was not made; where it is, and which checkpoint is good."""
+        newest = self.store.latest()
+        good = f"the last good checkpoint is {newest}" if newest else "no checkpoint had been written yet"
+        return f"{good}; the batch is kept for mathrl replay {self._save_batch()}"
 
     def _after_step(self, done: int, metrics: Metrics, groups: Sequence[Group]) -> None:
         cfg = self.config
@@ -224,6 +252,9 @@ class Run:
         if cfg.evaluate.every_steps and done % cfg.evaluate.every_steps == 0:
             improved = self._held_out(done, metrics)
         self.tracker.log(done, metrics)
+        if self.saved_batch:
+            save_metrics(self.saved_batch, metrics)
+            self.saved_batch = None
         self.tracker.samples(done, groups)
         self.bar.show(done, metrics)
         if improved or (cfg.checkpoint.every_steps and done % cfg.checkpoint.every_steps == 0):

@@ -26,6 +26,7 @@ FREE_FIELDS = (
     "tracking.tensorboard",
     "tracking.wandb",
     "tracking.trackio",
+    "tracking.save_batch_steps",
 )
 """What may differ when a run is resumed: none of it changes the steps that were made."""
 
@@ -51,6 +52,10 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def batches(self) -> Path:
+        return self.path / "batches"
 
     @property
     def evaluations(self) -> Path:

@@ -137,8 +137,8 @@ class Trainer:
             ids = [f"{g.problem.id}#{i}" for g in groups for i in range(len(g.completions))]
             named = ", ".join(ids[row] for row in list(error.rows)[:8])
             raise NonFiniteError(
-                f"step {index + 1}: {error} (completions {named}); the weights were not changed, the last "
-                "checkpoint is good: lower update.learning_rate and go on with --resume",
+                f"step {index + 1}: {error} (completions {named}), so that optimiser step was not made: look "
+                "at these completions, or train anew with a lower update.learning_rate",
                 error.rows,
             ) from error
 
