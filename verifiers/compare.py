@@ -24,6 +24,7 @@ from verifiers.matrices import matrix_value, unit_vector_sum
 from verifiers.realsets import is_set_like, real_set, sets_equal, substitute
 from verifiers.relations import labelled, labels_agree, reduce_chain, relations_equal
 from verifiers.scalars import scalars_equal, values_equal
+from verifiers.units import add_quantities
 
 _BARE = frozenset({"", "or", "and"})
 _SET = "\\{\\}"
@@ -41,6 +42,9 @@ def simplify(node: Node) -> Node:
     if isinstance(node, Rel) and node.ops == ("=",) and _has_choice(node.sides[1]):
         return Group("", tuple(Rel((node.sides[0], side), ("=",)) for side in both_signs(node.sides[1])))
     if isinstance(node, Group):
+        total = add_quantities(node.items) if node.brackets == "and" else None
+        if total is not None:
+            return total
         items: list[Node] = []
         for item in node.items:
             simple = simplify(item)

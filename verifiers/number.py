@@ -84,6 +84,7 @@ def spelled_number(text: str) -> int | None:
 
     Only a text that is nothing but one such number is read, so "one and two" is no number.
     """
+    text = text.strip(" $")
     if len(text) > 100 or not text.strip(" .{}\\").isascii():
         return None
     words = re.sub(r"\\(?:text|mbox|textbf)\b|[{}.]", " ", text).replace("-", " ").lower().split()

@@ -58,14 +58,14 @@ def stated_decimals(fraction: str) -> int | None:
 def within_own_digits(reference: Fraction, decimals: int, given: Fraction, given_terminates: bool) -> bool:
     """Whether a value rounds to a decimal reference: |given - reference| <= half a unit of its last digit.
 
-    A reference with fewer than `MIN_TOLERANT_DIGITS` significant digits says too little to tell a rounding
-    from another number (0.54 is not 0.5): there only a value that no decimal writes exactly may round to it,
-    or, from two digits on, a decimal with at least two places more (0.2902 is 0.29).
+    A reference with fewer than `MIN_TOLERANT_DIGITS` significant digits says little to tell a rounding from
+    another number (0.54 is not 0.5): one digit is met exactly only; two by a value that no decimal writes
+    exactly, or by a decimal with at least two places more (0.2902 is 0.29).
     """
     unit = Fraction(10) ** -decimals
     significant = len(str(int(abs(reference) / unit)))
-    if given_terminates and significant < MIN_TOLERANT_DIGITS:
-        finer = (given / unit * 10).denominator > 1
+    if significant < MIN_TOLERANT_DIGITS:
+        finer = not given_terminates or (given / unit * 10).denominator > 1
         if significant < MIN_TOLERANT_DIGITS - 1 or not finer:
             return reference == given
     return abs(given - reference) * 2 <= unit

@@ -133,6 +133,7 @@ def short_sentence(text: str) -> str | None:
         or "\n" in text
         or NEGATION.search(text)
         or "?" in text
+        or "\\" in text
         or FORMULA.search(text)
     ):
         return None

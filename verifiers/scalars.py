@@ -209,6 +209,8 @@ def _exact_or_rounded(reference: Node, given: Node) -> bool:
 def _rounds_to(stated: Num, given: Node) -> bool:
     """Whether an irrational constant rounds to the stated decimal."""
     places = stated.decimals or 0
+    if abs(stated.value) * Fraction(10) ** places < 10:
+        return False  # one digit says too little, as in `within_own_digits`
     numeric = Numeric(128 + 4 * abs(places) + stated.value.numerator.bit_length())
     value = numeric.value(given)
     if not numeric.is_real(value):

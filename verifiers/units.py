@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
+
+from verifiers.grammar.nodes import Node, Num, Quantity
 
 _INCH = Fraction(254, 10000)
 _POUND = Fraction(45359237, 10**8)
@@ -124,3 +127,25 @@ def convert(unit: str) -> tuple[Fraction, tuple[tuple[str, int], ...]]:
         factor *= scale**power
         dimension[base] = dimension.get(base, 0) + power * int(inner or 1)
     return factor, tuple(sorted((base, power) for base, power in dimension.items() if power))
+
+
+def add_quantities(parts: Sequence[Node]) -> Quantity | None:
+    """1 hour and 30 minutes as one quantity in the first unit; None where it is a list of several.
+
+    It is one quantity only if all parts have the same dimension and each unit is smaller than the one before.
+    """
+    total: Quantity | None = None
+    last = Fraction(0)
+    for part in parts:
+        if not isinstance(part, Quantity) or not isinstance(part.value, Num):
+            return None
+        factor, dimension = convert(part.unit)
+        if total is None:
+            total = part
+        else:
+            first, first_dimension = convert(total.unit)
+            if dimension != first_dimension or factor >= last or not isinstance(total.value, Num):
+                return None
+            total = Quantity(Num(total.value.value + part.value.value * factor / first), total.unit)
+        last = factor
+    return total

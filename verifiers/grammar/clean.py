@@ -112,7 +112,7 @@ def _unwrap(text: str) -> str:
     for start, end in (("$$", "$$"), ("\\[", "\\]"), ("\\(", "\\)"), ("$", "$")):
         inner = text[len(start) : -len(end)]
         if len(text) > len(start) + len(end) and text.startswith(start) and text.endswith(end):
-            whole = start not in inner and not inner.endswith("\\")
+            whole = start not in inner.replace("\\$", "") and not inner.endswith("\\")
             if whole:
                 return inner.strip()
     match = _WRAPPED.match(text)

@@ -57,6 +57,8 @@ _ESCAPED = {
 _PLAIN_OPERATORS = frozenset("+-*/^_!()[]{}|,;:=<>&%'$@#\"")
 _CONNECTIVE = re.compile(r"\s*(?:,|;|and/or\b|and\b|or\b)\s*")
 _TRAILING_IF = re.compile(r"(.*?)\s*,\s*", re.DOTALL)
+_TRAILING_AND = re.compile(r"(.*\S)\s*,?\s+(and|or)\s*", re.DOTALL)
+_ENDS_HERE = re.compile(r"\s*(?:$|[,;.)^/}])")
 _NOON = re.compile(r"([AaPp])\.? ?[Mm]\b\.?")
 _LETTER_NUMERAL = re.compile(r"(\d*[A-Z][A-Z\d]{0,30})_(?:\{(\d\d)\}|(\d\d))(?!\d)", re.ASCII)
 _REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*(?:\{(\d+)\}|(\d))", re.ASCII)
@@ -251,8 +253,12 @@ class _Lexer:
             return
         content, self.index = brace_content(self.text, self.index)
         stripped = content.replace("\\ ", " ").replace("~", " ").strip(" $")
+        joined = None
         if name in TEXT_COMMANDS:
             stripped = self.connective(stripped)
+            joined = _TRAILING_AND.fullmatch(stripped)
+            if joined:
+                stripped = joined[1]
             content = stripped
         if not stripped:
             self.spaced = True
@@ -282,6 +288,8 @@ class _Lexer:
             self.splice(content)
         else:
             self.add("text", content.replace("\\ ", " "))
+        if joined:
+            self.add("op", joined[2])
 
     def connective(self, words: str) -> str:
         """Emit an "and", "or" or comma that a text begins with, and return what is left of the text."""
@@ -309,7 +317,9 @@ class _Lexer:
             self.add("text", noon[1].lower() + "m")
             return
         self.index = match.end()
-        if word in WORD_OPERATORS:
+        if word == "in" and self.follows_value() and _ENDS_HERE.match(self.text, self.index):
+            self.add("text", "in")  # 6 in, not "in" a set
+        elif word in WORD_OPERATORS:
             kind, value = WORD_OPERATORS[word]
             self.add(kind, value)
         elif lower in CONSTANT_WORDS:

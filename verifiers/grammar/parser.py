@@ -18,7 +18,7 @@ from verifiers.grammar.nodes import (
     SetOp,
     Sym,
 )
-from verifiers.units import normal_unit
+from verifiers.units import add_quantities, normal_unit
 
 _RELATIONS = frozenset({"=", "!=", "<", "<=", ">", ">=", "approx", "in", "notin", "equiv", "to", "subset"})
 _SET_OPERATIONS = {"cup": "union", "cap": "intersection", "setminus": "difference"}
@@ -91,6 +91,12 @@ class Parser(AtomParser):
         if self.token.value == ":" and not self.set_depth:
             node = self.ratio(node)
         node = self.unit_suffix(node)
+        while isinstance(node, Quantity) and self.token.kind == "num":
+            # 5 ft 6 in is one length.
+            total = add_quantities((node, self.unit_suffix(self.set_expression())))
+            if total is None:
+                raise ParseError("two quantities side by side")
+            node = total
         if self.token.value == "pmod":
             self.advance()
             node = Op("pmod", (node, self.argument()))
