@@ -149,6 +149,21 @@ def test_a_worker_is_cheap_to_start(pool: VerifierPool) -> None:
     assert [v.correct for v in verdicts] == [False, True]
 
 
+def test_a_large_parent_does_not_make_workers_retire() -> None:
+    """The kernel hands a process's peak memory on to the program it starts; that is no worker's own."""
+    ballast = bytearray(os.urandom(1 << 16)) * (400 << 4)  # 400 MB, all of it touched
+    with VerifierPool(1, memory_mb=700) as pool:
+        first = pool.map([Request("#### 1/(1+x)", "x+1", "expression", "gsm8k")])
+        (worker,) = pool.worker_pids()
+        for _ in range(3):
+            assert (
+                pool.map([Request("#### 1/(1+x)", "x+1", "expression", "gsm8k")])[0].outcome
+                == first[0].outcome
+            )
+        assert pool.worker_pids() == [worker]
+    assert len(ballast) > 700 << 19
+
+
 def test_a_text_larger_than_the_pipe_arrives(pool: VerifierPool) -> None:
     long = "say " + "é" * 1_500_000
     verdicts = pool.map([request(long, long), request("say yes"), request(long, "say é")])
