@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from step_workload import PARITY_PROBLEMS, Work, reward
+from step_workload import PARITY_PROBLEMS, Work, device_gib, reward
 
 from mathrl.algorithms import resolve
 from mathrl.data import ProblemStream
@@ -48,12 +48,15 @@ class TokenReward(RewardScorer):
         ]
 
 
-def run(work: Work, arms: list[str], warmup: int, steps: int, emit: Emit) -> None:
-    """One engine for all arms; each arm has a fresh policy, optimiser and trainer."""
+def run(work: Work, arms: list[str], warmup: int, steps: int, emit: Emit, ready: Callable[[], None]) -> None:
+    """One engine for all arms; each arm has a fresh policy, optimiser and trainer.
+
+    ``ready`` is called when the engine has started, and returns when this process may measure.
+    """
     w = work.workload
     config = work.recipe()
     cuda = w.device == "cuda"
-    policy = load_policy(work, config)
+    policy = Policy.from_pretrained(str(work.model), config)
     start = time.perf_counter()
     engine, reason = make_engine(config, policy, lambda problem: work.prompts[int(problem.id)])
     if engine.name == "vllm":
@@ -63,6 +66,7 @@ def run(work: Work, arms: list[str], warmup: int, steps: int, emit: Emit) -> Non
     if w.mean_length:
         _give_lengths(engine, work)
     emit("engine", {"engine": reason, "start_s": time.perf_counter() - start})
+    ready()
     scorer = TokenReward(config.reward, "gsm8k")
     try:
         for arm in arms:
@@ -81,17 +85,15 @@ def run(work: Work, arms: list[str], warmup: int, steps: int, emit: Emit) -> Non
         scorer.close()
 
 
-def load_policy(work: Work, config: Any) -> Policy:
-    """The policy with the workload's adapter; the first caller writes it, in peft's format."""
-    policy = Policy.from_pretrained(str(work.model), config)
-    if not (work.folder / "adapter").exists():
-        generator = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for name, parameter in policy.model.named_parameters():
-                if "lora_B" in name:
-                    parameter.copy_(0.01 * torch.randn(parameter.shape, generator=generator))
-        policy.save_adapter(work.folder / "adapter")
-    return policy
+def write_adapter(work: Work) -> None:
+    """Make the adapter that every arm starts from, in peft's format."""
+    policy = Policy.from_pretrained(str(work.model), work.recipe())
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in policy.model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(0.01 * torch.randn(parameter.shape, generator=generator))
+    policy.save_adapter(work.folder / "adapter")
 
 
 def load_adapter(policy: Policy, work: Work) -> None:
@@ -101,6 +103,8 @@ def load_adapter(policy: Policy, work: Work) -> None:
 
     policy.load_adapter(Adapter({}, load_file(work.folder / "adapter" / "adapter_model.safetensors")))
     policy.version = 0
+    for parameter in policy.trainable_parameters():
+        parameter.grad = None
 
 
 def _give_lengths(engine: Any, work: Work) -> None:
@@ -187,5 +191,6 @@ def measure(
         "phases": phases,
         "tokens": int(metrics["tokens/sampled"]),
         "peak_torch_gib": torch.cuda.max_memory_allocated() / 2**30 if cuda else None,
+        "device_gib": device_gib() if cuda else None,
         "metrics": {k: v for k, v in metrics.items() if k.startswith(("sync/", "policy/"))},
     }

@@ -13,9 +13,9 @@ norm of one saved batch; then it trains. Arms:
   ours: same work        old and reference passes, correction, a copy of the prompt for every completion
   ours: on-policy        old log-probabilities from the update's own forward, no correction
   ours: shared prompts   as on-policy, a group's prompt computed once
-  ours: default          shared prompts, correction from the update's own forward: what a recipe gets
+  ours: default          a recipe's: shared prompts, correction from the update's own forward
 
-``--peer-site`` is a folder with TRL (pip install --target DIR --no-deps trl==1.16.0), for its path alone.
+``--peer-site`` is a folder with TRL: pip install --target DIR --no-deps trl==1.16.0.
 Phases are the trainers' own: rollout, verify, forward (old and reference passes), update, sync (for ours with
 the proof that the weights arrived). Tokens trained count prompt + completion of every completion for all arms.
 """
@@ -23,11 +23,14 @@ the proof that the weights arrived). Tokens trained count prompt + completion of
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -42,55 +45,71 @@ PEERS = ("TRL default", "TRL tuned", "TRL tuned, corrected")
 
 
 def worker(args: argparse.Namespace) -> None:
-    """Inside a fresh process: one peer arm, or all of our arms with one engine."""
+    """Inside a fresh process: all arms of one trainer, with one engine."""
 
     def emit(arm: str, result: dict[str, Any]) -> None:
         print("RESULT " + json.dumps({"arm": arm, **result}), flush=True)
 
+    def ready() -> None:
+        print("READY", flush=True)
+        sys.stdin.readline()
+
     work = Work.load(args.folder)
     if work.workload.device == "cpu":
         torch.set_num_threads(args.threads)
-    if args.worker == "ours":
-        import step_ours
-
-        step_ours.run(work, args.arms, args.warmup, args.steps, emit)
-    elif args.worker == "prepare":
-        import step_ours
-
-        step_ours.load_policy(work, work.recipe())
-    else:
-        import step_trl
-
-        step_trl.run(work, args.worker, args.warmup, args.steps, emit)
+    side = import_module("step_ours" if args.worker == "ours" else "step_trl")
+    side.run(work, args.arms, args.warmup, args.steps, emit, ready)
 
 
-def spawn(name: str, arms: list[str], folder: Path, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Run a worker; its results by arm. A worker that fails leaves what it had told."""
-    command = [
-        sys.executable,
-        __file__,
-        "--worker",
-        name,
-        "--folder",
-        str(folder),
-        "--steps",
-        str(args.steps),
-    ]
-    command += ["--warmup", str(args.warmup), "--threads", str(args.threads)]
-    command += ["--arms", *(arms or OURS[:1])]
-    environment = dict(os.environ)
-    if args.peer_site and name != "ours":
-        environment["PYTHONPATH"] = os.pathsep.join([args.peer_site, environment.get("PYTHONPATH", "")])
-    found: dict[str, dict[str, Any]] = {}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("RESULT "):
-            result = json.loads(line.removeprefix("RESULT "))
-            found.setdefault(result.pop("arm"), {}).update(result)
-    if process.wait():
-        found.setdefault(name, {})["failed"] = process.returncode
-    return found
+class Worker:
+    """A trainer in a process of its own: it starts its engine at once and measures when it is told to.
+
+    Processes start side by side, since that takes longer than measuring; they measure one after the other.
+    """
+
+    def __init__(self, name: str, arms: list[str], folder: Path, args: argparse.Namespace) -> None:
+        command = [sys.executable, __file__, "--worker", name, "--folder", str(folder)]
+        command += ["--steps", str(args.steps), "--warmup", str(args.warmup), "--threads", str(args.threads)]
+        environment = dict(os.environ)
+        if args.peer_site and name != "ours":
+            environment["PYTHONPATH"] = os.pathsep.join([args.peer_site, environment.get("PYTHONPATH", "")])
+        self.name, self.found = name, dict[str, dict[str, Any]]()
+        self.process = subprocess.Popen(
+            [*command, "--arms", *arms],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    def wait_until_ready(self) -> None:
+        self._read(until="READY")
+
+    def measure(self, keep: Callable[[dict[str, Any]], None]) -> None:
+        """Let it measure; ``keep`` is given the results by arm whenever there are new ones.
+
+        A process that fails leaves what it had told.
+        """
+        assert self.process.stdin is not None
+        if self.process.poll() is None:
+            self.process.stdin.write("go\n")
+            self.process.stdin.flush()
+            while self._read(until="RESULT"):
+                keep(self.found)
+        if self.process.wait():
+            self.found[self.name] = {"failed": self.process.returncode}
+            keep(self.found)
+
+    def _read(self, until: str) -> bool:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            word, _, rest = line.partition(" ")
+            if word == "RESULT":
+                result = json.loads(rest)
+                self.found.setdefault(result.pop("arm"), {}).update(result)
+            if word.strip() == until:
+                return True
+        return False
 
 
 def summarise(arms: dict[str, Any], work: Work, ceiling: dict[str, float]) -> None:
@@ -122,10 +141,9 @@ def table(arms: dict[str, Any]) -> str:
         "|---|" + "---|" * 12,
     ]
     for name, arm in arms.items():
-        if "engine" in arm:
-            continue
+        if "failed" in arm:
+            lines.append(f"| {name} | failed |" + " |" * 11)
         if "median" not in arm:
-            lines.append(f"| {name} | {'failed' if 'failed' in arm else ''} |" + " |" * 11)
             continue
         phases = " | ".join(f"{arm['median'].get(p, 0.0):.3f}" for p in PHASES)
         peak = arm.get("peak_torch_gib")
@@ -163,12 +181,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as scratch:
         folder = Path(scratch)
         prepare(workload, folder)
+        work = Work.load(folder)
+        import_module("step_ours").write_adapter(work)
+        if workload.device == "cuda":
+            gc.collect()
+            torch.cuda.empty_cache()
         ceiling = rates(workload.device)
+        device = torch.cuda.get_device_name() if workload.device == "cuda" else "cpu"
         if workload.device == "cuda":
             torch.cuda.empty_cache()
-        spawn("prepare", [], folder, args)
-        work = Work.load(folder)
-        device = torch.cuda.get_device_name() if workload.device == "cuda" else "cpu"
         result = describe(("torch", "transformers", "peft", "trl", "vllm")) | {
             "device": device,
             "workload": workload.__dict__,
@@ -176,18 +197,21 @@ def main() -> None:
         }
         name = args.name or f"step_time_{case.replace('.', '_')}"
 
-        def keep(found: dict[str, Any], prefix: str = "") -> None:
-            arms.update({prefix + arm: value for arm, value in found.items()})
+        def keep(found: dict[str, Any]) -> None:
+            arms.update({("ours: " if arm in OURS else "") + arm: value for arm, value in found.items()})
             summarise(arms, work, ceiling)
             store(name, result | {"arms": arms})
-            print(table(arms), flush=True)
 
-        ours = [arm for arm in OURS if arm in args.arms]
-        if ours:
-            keep(spawn("ours", ours, folder, args), "ours: ")
-        for peer in PEERS:
-            if peer in args.arms:
-                keep(spawn(peer, [], folder, args))
+        workers = []
+        if ours := [arm for arm in OURS if arm in args.arms]:
+            workers.append(Worker("ours", ours, folder, args))
+        if peers := [arm for arm in PEERS if arm in args.arms]:
+            workers.append(Worker("TRL", peers, folder, args))
+        for each in workers:
+            each.wait_until_ready()
+        for each in workers:
+            each.measure(keep)
+            print(table(arms), flush=True)
         print(f"stored benchmarks/results/{name}.json", flush=True)
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from step_workload import PARITY_PROBLEMS, Work, reward
+from step_workload import PARITY_PROBLEMS, Work, device_gib, reward
 
 # arm -> settings beyond those that the workload fixes
 ARMS: dict[str, dict[str, Any]] = {
@@ -21,23 +23,55 @@ ARMS: dict[str, dict[str, Any]] = {
 Emit = Callable[[str, dict[str, Any]], None]
 
 
-def run(work: Work, arm: str, warmup: int, steps: int, emit: Emit) -> None:
+def run(work: Work, arms: list[str], warmup: int, steps: int, emit: Emit, ready: Callable[[], None]) -> None:
+    """One engine for all arms; each arm has a fresh model, optimiser and trainer.
+
+    ``ready`` is as in step_ours.
+    """
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    start = time.perf_counter()
-    trainer = make_trainer(work, ARMS[arm], warmup + steps)
-    emit(arm, {"start_s": time.perf_counter() - start})
-    emit(arm, {"parity": parity(work, trainer)})
     cuda = work.workload.device == "cuda"
     if cuda:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    clock = Clock(trainer, cuda)
-    trainer.train()
-    emit(
-        arm,
-        clock.result(warmup)
-        | {"peak_torch_gib": torch.cuda.max_memory_allocated() / 2**30 if cuda else None},
-    )
+        _keep_engine()
+    start = time.perf_counter()
+    trainer = make_trainer(work, ARMS[arms[0]], warmup + steps)
+    emit("TRL engine", {"start_s": time.perf_counter() - start})
+    ready()
+    for arm in arms:
+        if trainer is None:
+            gc.collect()
+            trainer = make_trainer(work, ARMS[arm], warmup + steps)
+        emit(arm, {"parity": parity(work, trainer)})
+        if cuda:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        clock = Clock(trainer, cuda)
+        trainer.train()
+        result = clock.result(warmup)
+        if cuda:
+            peak = torch.cuda.max_memory_allocated() / 2**30
+            result |= {"peak_torch_gib": peak, "device_gib": device_gib()}
+        emit(arm, result)
+        trainer = clock = None  # type: ignore[assignment]
+
+
+def _keep_engine() -> None:
+    """Give later trainers the first one's engine, and that a cache for all completions.
+
+    The size of the cache is otherwise measured, which fails while another process starts on the device.
+    """
+    from trl.generation import vllm_generation
+
+    start, engine = vllm_generation.VLLMGeneration._init_vllm, []
+    vllm_generation.LLM = partial(vllm_generation.LLM, kv_cache_memory_bytes=24 << 30)
+
+    def init(self: Any) -> None:
+        if engine:
+            self.llm, self._llm_weights_sleeping = engine[0], False
+        else:
+            start(self)
+            engine.append(self.llm)
+
+    vllm_generation.VLLMGeneration._init_vllm = init
 
 
 def make_trainer(work: Work, settings: dict[str, Any], steps: int) -> Any:
@@ -150,7 +184,7 @@ def parity(work: Work, trainer: Any) -> dict[str, float]:
     gradients = [p.grad.float().norm() for p in model.parameters() if p.grad is not None]
     model.zero_grad(set_to_none=True)
     trainer._metrics["train"].clear()
-    return {"loss": float(loss), "grad_norm": float(torch.stack(gradients).norm())}
+    return {"loss": float(loss.detach()), "grad_norm": float(torch.stack(gradients).norm())}
 
 
 class Clock:

@@ -133,6 +133,7 @@ class Work:
                     "max_completion_tokens": w.completion,
                     "max_sync_gap": 1.0,
                 },
+                "reward": {"num_workers": 8 if w.device == "cuda" else 2},
                 "algorithm": {"kl_coef": w.kl_coef},
                 "update": {
                     "learning_rate": w.learning_rate,
@@ -157,6 +158,23 @@ def _model(workload: Workload, folder: Path, seed: int) -> Path:
 def reward(token_ids: Any) -> float:
     """A reward that any trainer can compute from the tokens alone: half of all completions earn 1."""
     return float(sum(token_ids) % 2)
+
+
+def device_gib() -> float | None:
+    """Device memory that this process and its children hold; None where the driver does not tell."""
+    import psutil
+    import pynvml
+
+    own = psutil.Process()
+    pids = {own.pid, *(child.pid for child in own.children(recursive=True))}
+    try:
+        pynvml.nvmlInit()
+        devices = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        found = [p for device in devices for p in pynvml.nvmlDeviceGetComputeRunningProcesses(device)]
+    except pynvml.NVMLError:
+        return None
+    used = [process.usedGpuMemory for process in found if process.pid in pids]
+    return sum(used) / 2**30 if used and None not in used else None
 
 
 def rates(device: str) -> dict[str, float]:

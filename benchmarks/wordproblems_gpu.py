@@ -1,0 +1,269 @@
+"""Real word problems on one GPU, from nothing: problems, baselines, stages and the table of results.
+
+    python benchmarks/wordproblems_gpu.py prepare --data DIR    once; DIR holds gsm8k/, svamp/ and mawps/
+    python benchmarks/wordproblems_gpu.py run [--seeds 0 1 2]   every stage, each a resumable mathrl command
+    python benchmarks/wordproblems_gpu.py peer                  TRL's GRPOTrainer from the same reference
+    python benchmarks/wordproblems_gpu.py table                 benchmarks/results/wordproblems_gpu.json
+
+Problems: GRPO trains on 60 % of the SVAMP and MAWPS questions (chosen by a hash of the question, duplicates
+across the files joined), with their final answers alone; 40 % and GSM8K's test set are held out. SFT sees
+GSM8K's training solutions and generated problems, none of the others. Baselines that understand nothing:
+|first - second number|, and the equation of the training question with the most equal words.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+from record import describe, store
+
+from mathrl.benchmark_sets import normalised
+from mathrl.config import DataConfig
+from mathrl.data import load_problems
+from mathrl.errors import UserError
+from mathrl.statistics import wilson_interval
+from mathrl.types import Problem, derive_seed
+from mathrl.wordproblems import generate_problems
+
+HELD_OUT_SHARE = 0.4
+MAWPS = ("multiarith", "addsub", "singleeq", "singleop")
+GENERATED = 20_000
+SETS = {"mawps": 64, "svamp": 64, "gsm8k": 256}  # completion tokens
+FOLDER = Path("runs/wordproblems_data")
+
+
+# -- problems
+
+
+def prepare(data: Path, out: Path) -> None:
+    """Write sft.jsonl, grpo.jsonl, the held-out sets and benchmarks.toml."""
+    train: dict[str, dict[str, str]] = {}
+    held_out: dict[str, dict[str, dict[str, str]]] = {"svamp": {}, "mawps": {}}
+    sources = [("svamp", data / "svamp/SVAMP.json")]
+    sources += [("mawps", data / f"mawps/{name}.jsonl") for name in MAWPS]
+    for name, path in sources:
+        for problem in _all(name, path):
+            key = normalised(problem.question)
+            row = {"question": problem.question, "answer": problem.answer, "source": path.stem}
+            if derive_seed("wordproblems_gpu", key) < HELD_OUT_SHARE * 2**63:
+                if not any(key in rows for rows in held_out.values()):
+                    held_out[name][key] = row
+            else:
+                train.setdefault(key, row)
+    solutions = []
+    for p in [*_all("gsm8k", data / "gsm8k/train.jsonl"), *generate_problems(GENERATED, 0, max_operand=60)]:
+        working = (p.solution or "").split("####")[0].strip()
+        solutions.append({"question": p.question, "answer": f"{working}\n#### {p.answer}"})
+    test = [{"question": p.question, "answer": p.answer} for p in _all("gsm8k", data / "gsm8k/test.jsonl")]
+    out.mkdir(parents=True, exist_ok=True)
+    for name, rows in {
+        "sft": solutions,
+        "grpo": list(train.values()),
+        "svamp": list(held_out["svamp"].values()),
+        "mawps": list(held_out["mawps"].values()),
+        "gsm8k": test,
+    }.items():
+        (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        print(f"{out / name}.jsonl: {len(rows)} problems")
+    (out / "benchmarks.toml").write_text(
+        "".join(
+            f"[held_out_{name}]\nmax_completion_tokens = {tokens}\n"
+            'answer_type = "number"\nextract = "gsm8k"\n'
+            for name, tokens in SETS.items()
+        )
+    )
+
+
+def _all(source: str, path: Path) -> Sequence[Problem]:
+    """All problems of a file whose reference can be read, in its order."""
+    config = DataConfig(source=source, path=str(path), eval_path=str(path))
+    return sorted(load_problems(config, "held_out", 0).problems, key=lambda p: int(p.id.rsplit("/", 1)[1]))
+
+
+# -- baselines that read no text
+
+NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?")
+Equation = Callable[[Sequence[float]], float]
+
+
+def numbers(question: str) -> list[float]:
+    return [float(text.replace(",", "")) for text in NUMBER.findall(question)]
+
+
+def equations(count: int) -> list[Equation]:
+    """Ways to combine up to three of ``count`` numbers, in the order in which they are tried."""
+    two: list[Callable[[float, float], float]] = [
+        lambda a, b: a + b,
+        lambda a, b: a - b,
+        lambda a, b: a * b,
+        lambda a, b: a / b if b else float("nan"),
+    ]
+    found: list[Equation] = []
+    for i, j in permutations(range(count), 2):
+        found += [lambda n, i=i, j=j, f=f: f(n[i], n[j]) for f in two]  # type: ignore[misc]
+    for i, j, k in permutations(range(count), 3):
+        found += [lambda n, i=i, j=j, k=k, f=f, g=g: g(f(n[i], n[j]), n[k]) for f in two for g in two]  # type: ignore[misc]
+    return found
+
+
+def nearest_equation(train: Sequence[dict[str, str]], asked: Sequence[dict[str, str]]) -> int:
+    """Right answers when each question takes the equation of the training question with the most equal words.
+
+    The equation of a training question is the first that gives its answer from its numbers.
+    """
+
+    def words(question: str) -> set[str]:
+        return set(re.findall(r"[a-z]+", question.lower()))
+
+    known = []
+    for row in train:
+        given = numbers(row["question"])
+        ways = equations(len(given)) if 2 <= len(given) <= 4 else []
+        equation = next((e for e in ways if abs(e(given) - float(row["answer"])) < 1e-6), None)
+        if equation:
+            known.append((words(row["question"]), len(given), equation))
+    right = 0
+    for row in asked:
+        given, own = numbers(row["question"]), words(row["question"])
+        same = [(len(own & w) / len(own | w), e) for w, n, e in known if n == len(given)]
+        if same:
+            right += abs(max(same, key=lambda s: s[0])[1](given) - float(row["answer"])) < 1e-6
+    return right
+
+
+def first_minus_second(asked: Sequence[dict[str, str]]) -> int:
+    return sum(
+        len(n := numbers(row["question"])) >= 2 and abs(abs(n[0] - n[1]) - float(row["answer"])) < 1e-6
+        for row in asked
+    )
+
+
+def baselines(folder: Path) -> dict[str, dict[str, Any]]:
+    rows = {
+        name: [json.loads(line) for line in (folder / f"{name}.jsonl").open()] for name in ("grpo", *SETS)
+    }
+    found = {}
+    for name in ("svamp", "mawps"):
+        for title, right in (
+            ("|first - second number|", first_minus_second(rows[name])),
+            ("equation of the nearest training question", nearest_equation(rows["grpo"], rows[name])),
+        ):
+            found[f"{name}: {title}"] = share(right, len(rows[name]))
+    return found
+
+
+def share(right: int, count: int) -> dict[str, Any]:
+    return {"n": count, "accuracy": right / count, "ci95": list(wilson_interval(right, count))}
+
+
+# -- stages
+
+
+def stages(folder: Path, runs: Path, seeds: Sequence[int], overrides: Sequence[str]) -> list[list[str]]:
+    """The commands of the whole study, in order; each goes on where it was stopped."""
+    data = [f"--data.path={folder}/grpo.jsonl", f"--data.eval_path={folder}/mawps.jsonl"]
+    common = [*data, f"--sft.path={folder}/sft.jsonl", f"--run.output_dir={runs}", *overrides]
+    first = runs / "wordproblems_gpu_0"
+    files = [f"held_out_{name}={folder}/{name}.jsonl" for name in SETS]
+    evaluate = [
+        "--benchmark",
+        f"{folder}/benchmarks.toml",
+        "--samples",
+        "8",
+        "--trained-on",
+        f"{folder}/grpo.jsonl",
+    ]
+    for file in files:
+        evaluate += ["--data", file]
+    commands = [["sft", "wordproblems_gpu", "--resume", "--run.name=wordproblems_gpu_0", *common]]
+    for seed in seeds:
+        name = f"wordproblems_gpu_{seed}"
+        own = [f"--run.name={name}", f"--run.seed={seed}"]
+        if seed != seeds[0]:  # other seeds start from the first one's reference
+            own += ["--sft.skip=true", f"--model.path={first}/reference"]
+        commands.append(["train", "wordproblems_gpu", "--resume", *own, *common])
+        commands.append(["eval", str(runs / name), *evaluate])
+        if seed == seeds[0]:
+            commands.append(["eval", str(runs / name), "--reference", *evaluate])
+    return commands
+
+
+def run(folder: Path, runs: Path, seeds: Sequence[int], overrides: Sequence[str]) -> None:
+    for words in stages(folder, runs, seeds, overrides):
+        print("mathrl", *words, flush=True)
+        status = subprocess.run([sys.executable, "-m", "mathrl", *words], check=False).returncode
+        if status:
+            raise UserError(
+                f"stage {words[0]} ended with status {status}: the same command goes on from there"
+            )
+
+
+def table(folder: Path, runs: Path, seeds: Sequence[int]) -> dict[str, Any]:
+    """Everything measured, from what the stages left in their folders."""
+    result: dict[str, Any] = {"baselines": baselines(folder), "runs": {}}
+    for seed in seeds:
+        home = runs / f"wordproblems_gpu_{seed}"
+        found: dict[str, Any] = {}
+        for title, place in (("before", "benchmarks-reference"), ("after", "benchmarks")):
+            file = home / place / "eval.json"
+            if file.is_file():
+                found[title] = json.loads(file.read_text())
+        if (home / "summary.json").is_file():
+            found["summary"] = json.loads((home / "summary.json").read_text())
+        if (home / "metrics.jsonl").is_file():
+            found["curve"] = curve([json.loads(line) for line in (home / "metrics.jsonl").open()])
+        result["runs"][str(seed)] = found
+    peer = runs / "peer.json"
+    if peer.is_file():
+        result["peer"] = json.loads(peer.read_text())
+    return result
+
+
+def curve(metrics: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
+    """Held-out accuracy over the seconds of steps alone."""
+    points, seconds = [], 0.0
+    for row in metrics:
+        seconds += row.get("time/step_s", 0.0)
+        if "held_out/accuracy" in row:
+            points.append({"step": row.get("step"), "seconds": seconds, "accuracy": row["held_out/accuracy"]})
+    return points
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("stage", choices=("prepare", "run", "peer", "table"))
+    parser.add_argument("--data", type=Path, help="folder of the data sets (prepare)")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="prepared problems")
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seconds", type=float, default=240.0, help="of training (peer)")
+    args, overrides = parser.parse_known_args()
+    if args.stage == "prepare":
+        if args.data is None:
+            parser.error("prepare needs --data DIR")
+        prepare(args.data, args.folder)
+    elif args.stage == "run":
+        run(args.folder, args.runs, args.seeds, overrides)
+    elif args.stage == "peer":
+        from wordproblems_trl import train
+
+        reference = args.runs / f"wordproblems_gpu_{args.seeds[0]}" / "reference"
+        result = train(reference, args.folder, args.seconds, args.runs)
+        (args.runs / "peer.json").write_text(json.dumps(result))
+    else:
+        found = table(args.folder, args.runs, args.seeds)
+        print(store("wordproblems_gpu", describe(("torch", "transformers", "peft", "vllm", "trl")) | found))
+
+
+if __name__ == "__main__":
+    main()
