@@ -116,6 +116,9 @@ class SftConfig(Section):
     num_problems: int = Field(20000, ge=1, description="generated problems with solutions (wordproblems)")
     min_steps: int = Field(1, ge=1, le=3, description="fewest steps of a generated problem (SFT)")
     max_steps: int = Field(2, ge=1, le=3, description="most steps of a generated problem (SFT)")
+    longer_fraction: Fraction = Field(
+        0.0, description="share of the generated problems that have one step more than max_steps"
+    )
     max_train_steps: int = Field(1500, ge=1, description="optimiser steps at most; the schedule's length")
     max_seconds: float = Field(
         0.0, ge=0.0, description="stop after this many seconds; 0: no limit; breaks bit-equality"
@@ -142,6 +145,14 @@ class SftConfig(Section):
     direct_answer_steps: int = Field(
         0, ge=0, description="last steps, after the target, that have such examples; 0: all steps have them"
     )
+
+    @model_validator(mode="after")
+    def _steps(self) -> SftConfig:
+        if self.min_steps > self.max_steps:
+            raise ValueError(f"sft.min_steps {self.min_steps} must be <= sft.max_steps {self.max_steps}")
+        if self.longer_fraction and self.max_steps == 3:
+            raise ValueError("sft.longer_fraction needs sft.max_steps < 3: problems have three steps at most")
+        return self
 
 
 class RolloutConfig(Section):

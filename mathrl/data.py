@@ -271,17 +271,13 @@ def _generated(data: DataConfig, role: Role, seed: int) -> ProblemSet:
 
 def _generated_demonstrations(config: Config, side: Side) -> ProblemSet:
     sft, seed = config.sft, derive_seed(config.run.seed, "demonstrations")
+    generate = partial(generate_problems, side=side, max_operand=config.data.max_operand)
     num_drills = round(sft.num_problems * sft.drill_fraction) if side == "train" else 0
     num = sft.num_problems - num_drills if side == "train" else _NUM_HELD_OUT_DEMONSTRATIONS
-    problems = generate_problems(
-        num,
-        seed,
-        side=side,
-        min_steps=sft.min_steps,
-        max_steps=sft.max_steps,
-        max_operand=config.data.max_operand,
-    )
+    num_longer = round(num * sft.longer_fraction) if side == "train" else 0
+    problems = generate(num - num_longer, seed, min_steps=sft.min_steps, max_steps=sft.max_steps)
     if side == "train":
+        problems += generate(num_longer, seed, min_steps=sft.max_steps + 1, max_steps=sft.max_steps + 1)
         taken = {p.question for p in _generated(config.data, "train", config.run.seed).problems}
         problems = [p for p in problems if p.question not in taken]
         problems += generate_drills(num_drills, seed, max_operand=config.data.max_operand)

@@ -28,6 +28,7 @@ from mathrl.wordproblems import is_drill
 OnMetrics = Callable[[int, dict[str, float]], None]
 
 _MAX_HELD_OUT = 300
+_LAST_PHASE = 0.3  # of the learning rate, where the direct answers begin; linear to 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +121,9 @@ class _Stage:
                 self._evaluate()
                 reached = self.metrics.get("sft/held_out_exact", 0.0)
                 self.reached_target = 0 < sft.target_accuracy <= reached
-        peak = sft.learning_rate * schedule(self.step - 1, sft)
         for done in range(sft.direct_answer_steps):
-            self._train(sft.direct_answer_fraction, peak * (1 - done / sft.direct_answer_steps), most)
+            rate = _LAST_PHASE * sft.learning_rate * (1 - done / sft.direct_answer_steps)
+            self._train(sft.direct_answer_fraction, rate, most)
         if self.progress:
             self.progress(most, most)
 

@@ -9,6 +9,7 @@ from mathrl.config import Config, DataConfig
 from mathrl.data import ProblemStream, load_demonstrations, load_problems
 from mathrl.errors import UserError
 from mathrl.types import Problem
+from mathrl.wordproblems import is_drill
 
 ROWS = [{"question": f"What is {n} plus 1?", "answer": str(n + 1), "level": n % 2} for n in range(50)]
 
@@ -176,3 +177,13 @@ def test_gsm8k_rows_have_answer_and_solution_without_calculator_notes(data_dir):
     assert natalia.solution.endswith("#### 72")
     assert "<<" not in natalia.solution
     assert "48/2 = 24 clips" in natalia.solution
+
+
+def test_longer_demonstrations_have_their_share():
+    sft = {"num_problems": 200, "max_steps": 2, "longer_fraction": 0.1, "drill_fraction": 0.25}
+    config = Config.model_validate({"data": {"num_train_problems": 20}, "sft": sft})
+    problems = load_demonstrations(config, "train").problems
+    stories = [p for p in problems if not is_drill(p)]
+    assert sum(p.meta["num_steps"] == 3 for p in stories) == 15
+    assert {p.meta["num_steps"] for p in load_demonstrations(config, "held_out").problems} == {1, 2}
+    assert len(problems) - len(stories) == 50
