@@ -11,6 +11,7 @@ from verifiers.evaluate import children
 from verifiers.grammar import parse
 from verifiers.grammar.clean import clean
 from verifiers.grammar.nodes import MAX_ITEMS, Group, Node, Num, Op, Sym
+from verifiers.parameters import with_parameter_of, without_domain
 from verifiers.relations import Inconsistent
 from verifiers.text import normal_words
 
@@ -101,7 +102,8 @@ def answers_equal(reference: Answer, given: Answer) -> bool:
         return _OPERATOR.search(reference.cleaned) is None and _same_words(reference, given)
     if given.node is None:
         return False
-    if same(reference.node, given.node):
+    ours, theirs = without_domain(reference.node), without_domain(given.node)
+    if same(ours, with_parameter_of(ours, theirs)):
         return True
     return _same_with_decimal_comma(reference, given)
 

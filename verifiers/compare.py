@@ -29,6 +29,7 @@ from verifiers.units import add_quantities
 _BARE = frozenset({"", "or", "and"})
 _SET = "\\{\\}"
 _TUPLE = frozenset({"()", "langlerangle"})
+_ROOTS = frozenset({"x_", "z_", "r_", "t_"})
 MAX_MATCHES = 10_000
 """Comparisons for one unordered list; more are refused."""
 
@@ -108,6 +109,8 @@ def same(reference: Node, given: Node) -> bool:
     """Whether a given answer is the reference; both must have gone through `simplify`."""
     if reference == given:
         return True
+    if isinstance(given, Group) and not isinstance(reference, Group | SetOp):
+        given = _said_once(given)
     if is_set_like(reference) or is_set_like(given):
         return _same_sets(reference, given)
     if isinstance(reference, Rel) or isinstance(given, Rel):
@@ -123,6 +126,14 @@ def same(reference: Node, given: Node) -> bool:
     if isinstance(reference, Cases) or isinstance(given, Cases):
         return isinstance(reference, Cases) and isinstance(given, Cases) and _same_cases(reference, given)
     return scalars_equal(reference, given)
+
+
+def _said_once(given: Group) -> Node:
+    """9/2 or 4.5: one value in several forms, where the reference is one value."""
+    first = given.items[0] if given.items else given
+    if given.brackets not in _BARE or isinstance(first, Rel | Group):
+        return given
+    return first if all(scalars_equal(first, item) for item in given.items[1:]) else given
 
 
 def _same_sets(reference: Node, given: Node) -> bool:
@@ -238,9 +249,14 @@ def _strip_labels(items: Sequence[Node]) -> tuple[list[Node], bool]:
     if not names:
         return list(items), False
     values = [item if pair is None else pair[1] for item, pair in zip(items, pairs, strict=True)]
-    if all(labels_agree(names[0], name) for name in names):
+    if all(labels_agree(names[0], name) for name in names) or len(set(map(_letter, names))) == 1:
         return values, False
     return values, len(names) == len(items)
+
+
+def _letter(name: Node) -> str:
+    """The x of x_1, for the roots of an equation come in any order; other names as they are."""
+    return name.name[0] if isinstance(name, Sym) and name.name[:2] in _ROOTS else repr(name)
 
 
 def _same_groups(reference: Node, given: Node) -> bool:

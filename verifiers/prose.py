@@ -27,7 +27,8 @@ _NOUN = r"(?:answer|(?<=correct )(?:option|choice)|(?<=final )(?:result|solution
 _ANCHOR = re.compile(
     rf"(?:\b(?:final\s+|correct\s+)?{_NOUN}(?:\s+choice)?[ \t]{{0,3}}\*{{0,3}}\s{{0,3}}"
     r"(?:\b(?:is|are|would be|will be|must be)\b|=|:)"
-    r"|\bfinal answer\b|答案[是为：:]|^[^\w\n]{0,9}(?:final )?answer[^\w\n]{0,9}\n)"
+    r"|\bfinal answer\b|\banswer(?=\s[-$]?\d)|\bans\s?[:=]"
+    r"|答案[是为：:]|^[^\w\n]{0,9}(?:final )?answer[^\w\n]{0,9}\n)"
     r"(?:\s*(?:equal to|therefore|thus|simply|exactly)\b)?[\s:*]*",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -54,7 +55,7 @@ _COPULA = re.compile(r"\b(?:is|are|equals|equal to|becomes)\b\s*:?\s*", re.IGNOR
 
 def prose(text: str) -> str | None:
     """What follows the last "the answer is", to the end of that sentence; "is not 42" names nothing."""
-    if not any(word in text for word in ("nswer", "NSWER", "correct", "inal", "答案")):
+    if not any(word in text for word in ("nswer", "ans", "Ans", "NSWER", "correct", "inal", "答案")):
         return None
     anchors = list(_ANCHOR.finditer(text))
     for anchor in reversed(anchors):

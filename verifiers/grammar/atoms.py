@@ -28,8 +28,8 @@ _CLOSING = {"(": (")", "]"), "[": ("]", ")"), "\\{": ("\\}",), "langle": ("rangl
 _BIG = frozenset({"sum", "prod", "int", "iint", "oint", "lim"})
 _STARTS = frozenset({"(", "[", "\\{", "{"})
 _CMD_STARTS = words(
-    "frac dfrac tfrac cfrac sqrt binom dbinom tbinom lfloor lceil langle sum prod int iint oint lim "
-    "boxed fbox cancel underline phantom tag lvert"
+    "frac dfrac tfrac cfrac sfrac nicefrac sqrt binom dbinom tbinom lfloor lceil langle sum prod int iint "
+    "oint lim boxed fbox cancel underline phantom tag lvert"
 )
 _DELIMITED = {"lfloor": ("rfloor", "floor"), "lceil": ("rceil", "ceil"), "lvert": ("rvert", "abs")}
 _BASE_NAMES = {
@@ -38,6 +38,7 @@ _BASE_NAMES = {
 }  # fmt: skip
 _MONEY = {"$": "dollar", "dollar": "dollar", "euro": "euro", "pounds": "pound_sterling", "yen": "yen"}
 MAX_BASE = 36
+_COUNTS = frozenset("CAP")
 
 
 def literal(text: str) -> Num:
@@ -182,8 +183,8 @@ class AtomParser:
             return Quantity(node, f"degree{self.advance().value.strip()}")
         return Quantity(node, "degree")
 
-    def script(self) -> Node:
-        """What ^ or _ applies to: a brace group, or one signed atom."""
+    def script(self, raised: bool = True) -> Node:
+        """What ^ or _ applies to: a brace group, or one signed atom (`raised` in 2^3^2, not in x_1^2)."""
         if self.token.value == "{" and self.token.kind == "op":
             return self.braces()
         negative = False
@@ -191,7 +192,7 @@ class AtomParser:
             negative ^= self.advance().value == "-"
         self.enter()
         node = self.atom()
-        if self.token.value == "^" and self.token.kind == "op":
+        if raised and self.token.value == "^" and self.token.kind == "op":
             self.advance()
             node = self.raised(node)
         self.depth -= 1
@@ -280,10 +281,28 @@ class AtomParser:
         if self.token.value == "_" and self.token.kind == "op":
             self.advance()
             start = self.position
-            self.script()
-            script = "".join(part.value for part in self.tokens[start : self.position])
-            name = f"{name}_{script.strip('{}')}"
+            self.script(raised=False)
+            script = "".join(part.value for part in self.tokens[start : self.position]).strip("{}")
+            if name in _COUNTS and script.isdigit() and self.token.value == "^":
+                return self.count_of_choices(name, script)
+            name = f"{name}_{script}"
         return Sym(name)
+
+    def count_of_choices(self, name: str, script: str) -> Node:
+        """C_5^2 chooses, A_5^2 arranges; with letters they are names with an exponent."""
+        start = self.position
+        self.advance()
+        chosen = self.script()
+        total = Num(Fraction(int(script)))
+        if (
+            not isinstance(chosen, Num)
+            or not 0 <= chosen.value <= total.value
+            or chosen.value.denominator != 1
+        ):
+            self.position = start
+            return Sym(f"{name}_{script}")
+        ways = Op("binom", (total, chosen))
+        return ways if name == "C" else Op("mul", (ways, Op("fact", (chosen,))))
 
     def function(self, name: str) -> Node:
         r"""`\sin^2 x`, `\log_2 8`, `\sin(x)`, `\sin 2x`, `\sqrt 2`, `max(1, 2)`."""
@@ -292,6 +311,7 @@ class AtomParser:
             if self.advance().value == "^":
                 exponent = self.script()
             else:
+                self.split_base()
                 base = self.script()
         self.enter()
         arguments = self.arguments()
@@ -316,6 +336,15 @@ class AtomParser:
         else:
             node = Op(name, tuple(arguments))
         return Op("pow", (node, exponent)) if exponent is not None else node
+
+    def split_base(self) -> None:
+        r"""`\log_28` is the logarithm of 8 to the base 2 where nothing else follows."""
+        digits, following = self.token, self.tokens[self.position + 1]
+        if digits.kind == "num" and digits.value.isdigit() and len(digits.value) > 1 and following is END:
+            self.tokens[self.position : self.position + 1] = [
+                Token("num", digits.value[0]),
+                Token("num", digits.value[1:]),
+            ]
 
     def arguments(self) -> list[Node]:
         if self.token.kind == "op" and self.token.value in ("(", "[", "\\{"):
@@ -383,7 +412,7 @@ class AtomParser:
 
     def command(self, token: Token) -> Node:
         name = token.value
-        if name in ("frac", "dfrac", "tfrac", "cfrac"):
+        if name in ("frac", "dfrac", "tfrac", "cfrac", "sfrac", "nicefrac"):
             return self.fraction()
         if name in ("binom", "dbinom", "tbinom"):
             return Op("binom", (self.argument(), self.argument()))

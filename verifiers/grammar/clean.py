@@ -42,6 +42,9 @@ _SPACES = re.compile(
 )
 _SWALLOWED = re.compile(r"([\x0c\x08])(?=rac\b|rac\{|box|egin\{|oxed\{|inom)")
 _DOUBLED = re.compile(r"\\\\(?=[A-Za-z]{2,}|[{}%$])")
+_CHOOSE = re.compile(
+    r"(?:\{\})?[_^](?:\{(\d+)\}|(\d))\s*(?:\\(?:text|mathrm)\{C\}|C)\s*_(?:\{(\d+)\}|(\d))", re.ASCII
+)
 _REVERSED = re.compile(r"([\[\]])([^\[\]()]*[,;][^\[\]()]*)([\[\]])")
 _WRAPPED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _TRAILING = re.compile(r"(?:\s|(?<!\\)[.,;:]|\\\\)+$")
@@ -96,6 +99,8 @@ def clean(text: str) -> str:
         raise ParseError("control characters in the answer")
     if "[" in text and (text.count("[") != text.count("]") or text.find("]") < text.find("[")):
         text = _REVERSED.sub(_usual_brackets, text)
+    if "C" in text:
+        text = _CHOOSE.sub(lambda m: rf"\binom{{{m[1] or m[2]}}}{{{m[3] or m[4]}}}", text)
     if "\\" in text:
         text = _SPACES.sub(" ", text)
     text = text.strip().strip("`*").strip()

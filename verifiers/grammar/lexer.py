@@ -211,6 +211,9 @@ class _Lexer:
         self.index = match.end()
         if name in FONT_COMMANDS:
             self.font(name)
+        elif name in ("color", "textcolor", "phantom", "hphantom", "vphantom", "label"):
+            if self.text[self.index : self.index + 1] == "{":
+                self.index = brace_content(self.text, self.index)[1]
         elif name in IGNORED_COMMANDS:
             self.spaced = True
         elif name in ("begin", "end"):
@@ -276,7 +279,7 @@ class _Lexer:
             "tilde",
         ):
             letters = re.sub(r"[^A-Za-z0-9]", "", stripped)
-            if letters.isdigit() or not letters:
+            if letters.isdigit() or not letters or "\\" in stripped:
                 self.splice(content)
             else:
                 self.add("sym", letters if len(letters) > 1 or letters not in "ie" else f"vector {letters}")

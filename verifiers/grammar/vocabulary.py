@@ -33,7 +33,8 @@ FUNCTIONS = _FUNCTION_SPELLINGS | {
 }
 
 COMMANDS = words(
-    "frac dfrac tfrac cfrac sqrt binom dbinom tbinom choose over sum prod int iint oint lim lfloor rfloor "
+    "frac dfrac tfrac cfrac sfrac nicefrac sqrt binom dbinom tbinom choose over sum prod int iint oint lim "
+    "lfloor rfloor "
     "lceil rceil langle rangle lvert rvert mid vert lVert rVert circ prime dollar euro pounds yen pmod "
     "bmod mod not boxed fbox cancel phantom stackrel overset underset underline overbrace underbrace tag"
 )
@@ -58,6 +59,7 @@ FONT_COMMANDS = words(
 )
 TEXT_COMMANDS = words("text textbf textit textrm textnormal textsf mbox hbox mathrm emph")
 IGNORED_COMMANDS = words(
+    "checkmark blacksquare qed therefore because "
     "hline cline vspace hspace quad qquad bigskip smallskip allowbreak hfil null kern normalsize small "
     "large Large footnotesize protect relax"
 )
