@@ -25,6 +25,7 @@ from rich.console import Console
 from mathrl.checkpoint import CheckpointStore
 from mathrl.config import Config
 from mathrl.data import ProblemStream, extract_rule
+from mathrl.doctor import Doctor, tell
 from mathrl.errors import NonFiniteError, UserError
 from mathrl.evaluate import Evaluation, evaluate
 from mathrl.export import export_adapter
@@ -197,6 +198,7 @@ class Run:
         self.best = {"accuracy_low": -1.0, "step": 0, "worse": 0}
         self.tokens_sampled = 0
         self.saved_batch: Path | None = None  # of the step under way
+        self.doctor = Doctor(cfg)
         newest = self.store.latest()
         if newest is not None:
             state = self.store.load(newest)
@@ -257,6 +259,8 @@ class Run:
             self.saved_batch = None
         self.tracker.samples(done, groups)
         self.bar.show(done, metrics)
+        for finding in self.doctor.observe(done, metrics):
+            tell(self.console, finding)
         if improved or (cfg.checkpoint.every_steps and done % cfg.checkpoint.every_steps == 0):
             self._save(best=improved)
 

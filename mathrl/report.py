@@ -12,6 +12,7 @@ from mathrl import pages
 from mathrl.charts import IntervalRow, Point, interval_rows
 from mathrl.comparison import compare_evaluations, compare_slices
 from mathrl.config import Config
+from mathrl.doctor import diagnose
 from mathrl.errors import UserError
 from mathrl.evaluation import Evaluation
 from mathrl.pages import duration, percent, shown
@@ -80,7 +81,7 @@ def render(run: RunRecord) -> str:
         ),
         unfinished=None if summary.get("finished") else _progress(run),
         result=_result(run) if summary else None,
-        findings=[],
+        findings=diagnose(run.rows, config),
         learned=[_learned(run, name) for name in _paired_sets(run)],
         learning=[held_out_chart(run), *(draw(c, run) for c in LEARNING), outcome_chart(run)],
         watched=_watched(run.samples),

@@ -96,5 +96,6 @@ def _metrics(path: Path) -> list[dict[str, float]]:
     for number, row in _rows(path):
         if not isinstance(row.get("step"), int | float):
             raise UserError(f"{path}, line {number}: no field 'step'")
-        by_step[row["step"]] = {k: float(v) for k, v in row.items() if isinstance(v, int | float)}
+        numbers = {k: math.nan if v is None else v for k, v in row.items()}  # null: it was not finite
+        by_step[row["step"]] = {k: float(v) for k, v in numbers.items() if isinstance(v, int | float)}
     return [by_step[step] for step in sorted(by_step)]

@@ -74,7 +74,8 @@ class Trainer:
         clock = Clock(synchronize=policy.device.type == "cuda")
 
         groups, selected = self._rollout(index, clock)  # P problems -> P groups of G scored completions
-        metrics = rollout_metrics(groups)  # before any selection: what the policy did
+        metrics = rollout_metrics(judged(groups))  # before any selection: what the policy did
+        metrics["verify/bad_reference_frac"] = 1.0 - len(judged(groups)) / len(groups)
         if not selected:  # every group had equal rewards: nothing to learn from
             return metrics | {"update/skipped": 1.0} | self._speed(metrics, clock), groups
 
@@ -115,12 +116,12 @@ class Trainer:
                     on_completion=partial(self._judge, problems),
                 )
             with clock("verify"):  # a hung answer costs one worker, not the run
-                scored = judged(self.rewards.score(sampled))
+                scored = self.rewards.score(sampled)
             groups += scored
-            selected += self.algorithm.select(scored)
+            selected += self.algorithm.select(judged(scored))
             if len(selected) >= wanted:
                 break
-        if not groups:
+        if not judged(groups):
             raise UserError(
                 f"step {index + 1}: no reference of this step's problems can be read by its verifier"
             )
