@@ -18,7 +18,7 @@ from mathrl.evaluation import Evaluation
 from mathrl.pages import duration, percent, shown
 from mathrl.recipes import differences, flatten, load_recipe, recipe_names
 from mathrl.run_folder import write_text
-from mathrl.run_record import RunRecord, read_run
+from mathrl.run_record import MAIN_SET, RunRecord, read_run
 from mathrl.statistics import Interval
 from mathrl.training_charts import (
     LEARNING,
@@ -81,10 +81,10 @@ def render(run: RunRecord) -> str:
         ),
         unfinished=None if summary.get("finished") else _progress(run),
         result=_result(run) if summary else None,
-        findings=diagnose(run.rows, config),
+        findings=diagnose(run.rows, config) if run.rows else None,
         learned=[_learned(run, name) for name in _paired_sets(run)],
         learning=[held_out_chart(run), *(draw(c, run) for c in LEARNING), outcome_chart(run)],
-        watched=_watched(run.samples),
+        watched=_watched(run),
         updates=[draw(c, run) for c in UPDATES],
         machine=[time_chart(run), *(draw(c, run) for c in MACHINE)],
         groups=spread([row for row in run.samples if row.get("kind") == "train"], _MAX_GROUPS),
@@ -229,20 +229,28 @@ def failures(evaluation: Evaluation) -> str:
     return ", ".join(shares) or "all right"
 
 
-def _watched(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Greedy completions of the watched problems, evaluation by evaluation."""
+def _watched(run: RunRecord) -> list[dict[str, Any]]:
+    """Greedy completions of the watched problems: before, at every evaluation, after."""
     by_problem: dict[str, list[Mapping[str, Any]]] = {}
-    for row in samples:
+    for row in run.samples:
         if row.get("kind") == "watch":
             by_problem.setdefault(row["problem_id"], []).append(row)
-    return [
-        {
-            "question": rows[0]["question"],
-            "answer": rows[0]["answer"],
-            "rows": [{"step": row["step"], **row["completions"][0]} for row in spread(rows, _MAX_WATCHED)],
-        }
-        for rows in by_problem.values()
-    ]
+    ends = {
+        when: {r.problem.id: r.greedy for r in run.evaluations[MAIN_SET, when].records}
+        for when in ("before", "after")
+        if (MAIN_SET, when) in run.evaluations
+    }
+    found = []
+    for problem_id, rows in by_problem.items():
+        shown_rows = [
+            {"when": f"step {row['step']}", **row["completions"][0]} for row in spread(rows, _MAX_WATCHED)
+        ]
+        for when, greedy in ends.items():
+            if problem_id in greedy:
+                row = {"when": when, "outcome": greedy[problem_id].outcome, "text": greedy[problem_id].text}
+                shown_rows.insert(0 if when == "before" else len(shown_rows), row)
+        found.append({"question": rows[0]["question"], "answer": rows[0]["answer"], "rows": shown_rows})
+    return found
 
 
 def _numbers(run: RunRecord) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What several tests need: the folder of real data sets, and a tiny model with its tokenizer."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,15 @@ def data_dir() -> Path:
     return Path(folder)
 
 
-@pytest.fixture
-def made_run(tmp_path):
-    """A finished run folder with made numbers."""
+@pytest.fixture(scope="session")
+def made_run_once(tmp_path_factory):
+    """A finished run folder with made numbers; for tests that leave it as it is."""
     from made_run import make_run
 
-    return make_run(tmp_path / "made")
+    return make_run(tmp_path_factory.mktemp("made") / "made")
+
+
+@pytest.fixture
+def made_run(made_run_once, tmp_path):
+    """A finished run folder with made numbers, of the test's own."""
+    return Path(shutil.copytree(made_run_once, tmp_path / "made"))

@@ -122,7 +122,7 @@ def _sample(step: int, kind: str, problem: int, right: bool, size: int) -> dict:
     return {
         "step": step,
         "kind": kind,
-        "problem_id": f"w{problem}",
+        "problem_id": f"p{problem}",  # as the evaluations name it
         "question": f"What is 7 + 5? ({problem}) {NASTY}",
         "answer": "12",
         "completions": [completion] * size,

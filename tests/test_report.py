@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from made_run import NASTY, make_run
 
+from mathrl.doctor import diagnose
 from mathrl.errors import UserError
+from mathrl.recipes import differences, load_recipe
 from mathrl.report import render, spread, write_report
 from mathrl.run_record import read_run
 
@@ -74,6 +76,30 @@ def test_what_was_learned_is_told_apart_from_what_was_not(made_run: Path) -> Non
     _, page = page_of(made_run)
     kinds = re.findall(r"\b([123]) n = \d+, (learned|lost|no visible change)", page.words)
     assert kinds == [("1", "learned"), ("2", "learned"), ("3", "no visible change")] * 2
+
+
+def test_watched_problems_are_shown_from_before_to_after(made_run: Path) -> None:
+    html, _ = page_of(made_run)
+    strips = html.split("The same problems over training")[1].split("<h2>")[0].split('class="strip"')[1:]
+    labels = [re.findall(r"<header><span>(.*?)</span>", strip) for strip in strips]
+    assert labels == [["before", "step 10", "step 20", "step 30", "step 40", "after"]] * 3
+    before = read_run(made_run).evaluations["held_out", "before"].records[1].greedy.outcome
+    assert f'class="chip {before}"' in strips[1].split("</article>")[0]
+
+
+def test_what_the_rules_saw_stands_first_and_notes_are_small(made_run: Path, tmp_path: Path) -> None:
+    html, page = page_of(made_run)
+    assert "saw nothing wrong" in page.words
+    lines = [json.loads(line) for line in (made_run / "metrics.jsonl").read_text().splitlines()]
+    (made_run / "metrics.jsonl").write_text(
+        "".join(json.dumps(row | {"reward/equal_frac": 1.0}) + "\n" for row in lines)
+    )
+    found = [f for f in diagnose(read_run(made_run).rows, read_run(made_run).config) if f.severity != "note"]
+    assert found
+    html, page = page_of(made_run)
+    assert "saw nothing wrong" not in page.words
+    assert all(f.text in page.words for f in found)
+    assert html.index("What to look at") < html.index("What was learned")
 
 
 def test_nothing_comes_from_outside(made_run: Path) -> None:
@@ -140,8 +166,10 @@ def test_what_differs_from_the_recipe_is_listed(made_run: Path) -> None:
     html = render(read_run(made_run))
     changed = html.split("<h2>Configuration</h2>")[1].split("<details")[0]
     rows = [re.findall(r"<code>(.*?)</code>", row) for row in changed.split("<tr>")[2:]]
-    assert [row[0] for row in rows] == ["run.name", "run.seed"]
-    assert rows[1][1:] == ["0", "3"]
+    expected = differences(read_run(made_run).config, load_recipe("quickstart"))
+    assert [row[0] for row in rows] == list(expected)
+    assert {"run.name", "run.seed"} <= set(expected)
+    assert next(row for row in rows if row[0] == "run.seed")[1:] == ["0", "3"]
 
 
 def test_other_folders_and_damaged_files_are_one_sentence(made_run: Path, tmp_path: Path) -> None:
