@@ -31,7 +31,7 @@ from mathrl.evaluate import Evaluation, evaluate
 from mathrl.export import export_adapter
 from mathrl.policy import Policy
 from mathrl.preparation import HELD_OUT, Plan, prepare
-from mathrl.progress import Progress
+from mathrl.progress import Progress, make_console
 from mathrl.prompts import PromptTemplate, make_template
 from mathrl.replay import save_batch, save_metrics
 from mathrl.report import write_report
@@ -53,7 +53,7 @@ EXIT_INTERRUPTED = 130
 
 def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> int:
     """Run the whole job; returns the exit status."""
-    console = Console(highlight=False)
+    console = make_console()
     plan = prepare(config, resume=resume, overwrite=overwrite)
     summary = plan.folder.read_summary()
     if summary and summary["finished"] and summary["num_steps"] == config.train.num_steps and not overwrite:
@@ -69,7 +69,7 @@ def make_reference(config: Config, *, resume: bool = False, overwrite: bool = Fa
     """Only the supervised stage; returns the exit status."""
     if config.sft.skip:
         raise UserError("sft.skip is set: this recipe has no supervised stage")
-    console = Console(highlight=False)
+    console = make_console()
     plan = prepare(config, resume=resume, overwrite=overwrite)
     plan.folder.open(config, overwrite=overwrite)
     run = Run(plan, console)
