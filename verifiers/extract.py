@@ -36,6 +36,7 @@ from verifiers.prose import (
     short_sentence,
     tidy,
     value_named,
+    without_remarks,
 )
 
 Rule = Callable[[str], str | None]
@@ -54,7 +55,9 @@ _JOINING_PHRASE = re.compile(r"[^.!?\n=]{0,40}\b(?:and|or)\b[^.!?\n=\w]*", re.IG
 _ALTERNATIVE = re.compile(
     r"[\s$.,;*)\]\\]*\b(?:or|or else|alternatively|otherwise)\b[^\n]{0,60}", re.IGNORECASE
 )
-_LABELLED_NEXT = re.compile(r"[\s$)\]\\,;]*\b(?:and|or)\b[\s$(\[\\]*[A-Za-z](?:_\{?\w+\}?)?\s*=[\s$(\\]*")
+_LABELLED_NEXT = re.compile(
+    r"(?:[\s$)\]\\,;]*\b(?:and|or)\b|[\s$)\]\\]*[,;])[\s$(\[\\]*[A-Za-z](?:_\{?\w+\}?)?\s*=[\s$(\\]*"
+)
 _NEGATED_BEFORE = re.compile(
     r"(?:\bnot(?: equal to| be)?|\bnever|n't(?: be)?|\brather than|\binstead of|\bcannot be)"
     r"[\s$:({\[]*\\?[(\[]?\s*$",
@@ -178,7 +181,7 @@ def gsm8k(text: str) -> str | None:
             found = pattern.findall(text)
             if found:
                 named = tidy(found[-1])
-                return (named if NEGATION.search(named) else value_named(named)) or None
+                return (named if NEGATION.search(named) else value_named(without_remarks(named))) or None
     return None
 
 

@@ -63,14 +63,14 @@ def prose(text: str) -> str | None:
         sentence = first_sentence(rest)
         answer = tidy(_LATER_NOT.sub("", sentence))
         if answer and not _NOT.match(answer):
-            named = value_named(_without_remarks(answer))
+            named = value_named(without_remarks(answer))
             # "The answer is 42. Or 43." names two.
             other = CANDIDATE_AFTER.match(rest, len(sentence))
             return named if other is None or other[1] == named else f"{named}, {other[1]}"
     return None
 
 
-def _without_remarks(answer: str) -> str:
+def without_remarks(answer: str) -> str:
     """Without the reason, the remark in brackets and the "about" around what a sentence names."""
     for pattern in (_REASON, _REMARK, _ABOUT):
         shorter = tidy(pattern.sub("", answer))
