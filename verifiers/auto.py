@@ -15,7 +15,7 @@ from verifiers.text import normal_words
 
 _CHOICE_REFERENCE = re.compile(r"\\text(?:bf|rm)?\{\s*\(?[A-J]\)?\s*\}|\(?[A-J]\)?", re.ASCII)
 
-_CHOICE_WITH_TEXT = re.compile(r"(?:\\text(?:bf|rm)?\{)?\s*(?:\([A-J]\)|[A-J][).:])")
+_CHOICE_WITH_TEXT = re.compile(r"(?:\\text(?:bf|rm)?\{)?\s*(?:\(\s*[A-J]\s*\)|[A-J][).:])")
 
 
 class Auto(AnswerType):
@@ -25,7 +25,7 @@ class Auto(AnswerType):
 
     def parse(self, text: str) -> Answer:
         """Read any answer. Raises `ParseError` where it is neither bounded mathematics nor words."""
-        spelled = spelled_number(text)
+        spelled = spelled_number(clean(text) if len(text) < 200 else text)
         try:
             return read(text if spelled is None else str(spelled))
         except ParseError:

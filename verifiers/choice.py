@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from typing import ClassVar
 
 from verifiers.base import AnswerType, ParseError
+from verifiers.grammar.clean import clean
 from verifiers.text import normal_words
 
 _FONTS = re.compile(
@@ -28,6 +30,7 @@ class Choice(AnswerType):
         """The letter in upper case. Raises `ParseError` when there is none, or more than one."""
         if len(text) > 2000:
             raise ParseError(f"a choice of {len(text)} characters")
+        text = clean(text)
         visible = _FONTS.sub("", text)
         bare = _BLANKS.sub("", visible)
         match = _LETTER.match(bare)
@@ -59,4 +62,6 @@ def option_letter(text: str, options: Sequence[str], preferred: str = "") -> str
 
 def _bare_text(text: str) -> str:
     """Without the option's letter, blanks, dollar signs and a closing full stop."""
+    with contextlib.suppress(ParseError):
+        text = clean(text)
     return re.sub(r"^\s*[(\[]?[A-J][)\].:](?=\s*\S)|[\s$]|\.$", "", text).casefold()

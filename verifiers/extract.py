@@ -161,7 +161,8 @@ def boxed(text: str) -> str | None:
 
 # "\text{The answer is } 42" inside of a box.
 _SAID = re.compile(
-    r"^\\text\s*\{[^{}\d]{0,60}\b(?:answer|result|solution|value)\b[^{}\d]{0,40}(?:\bis\b|\bare\b|:|=)\s*\}\s*"
+    r"^[\s{]*\\text\s*\{[^{}\d]{0,60}\b(?:answer|result|solution|value)\b[^{}\d]{0,40}(?:\bis\b|\bare\b|:|=)"
+    r"\s*\}\s*"
 )
 
 

@@ -53,7 +53,9 @@ class Boolean(AnswerType):
         """True or False. Raises `ParseError` for any other word."""
         if len(text) > MAX_TEXT_CHARS:
             raise ParseError(f"text of {len(text)} characters, at most {MAX_TEXT_CHARS} are read")
-        word = normal_words(text)
+        from verifiers.grammar.clean import clean
+
+        word = normal_words(clean(text))
         if word in _YES:
             return True
         if word in _NO:

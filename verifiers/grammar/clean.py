@@ -46,7 +46,11 @@ _CHOOSE = re.compile(
     r"(?:\{\})?[_^](?:\{(\d+)\}|(\d))\s*(?:\\(?:text|mathrm)\{C\}|C)\s*_(?:\{(\d+)\}|(\d))", re.ASCII
 )
 _REVERSED = re.compile(r"([\[\]])([^\[\]()]*[,;][^\[\]()]*)([\[\]])")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_INFIX = re.compile(r"\\(?:over|choose)(?![A-Za-z])")
 _WRAPPED = re.compile(r"\\(?:boxed|fbox)\s*\{")
+# A backslash before the mark would make it the second half of a line break.
+_EDGE_SPACES = re.compile(r"^(?:\\[,;:! ]|[~\s])+|(?<!\\)(?:\\[,;:!]|\\ |[~\s])+$")
 _TRAILING = re.compile(r"(?:\s|(?<!\\)[.,;:]|\\\\)+$")
 
 
@@ -107,10 +111,20 @@ def clean(text: str) -> str:
     previous = None
     while previous != text:
         previous = text
-        text = _TRAILING.sub("", _unwrap(text)).strip()
+        text = _TRAILING.sub("", _unwrap(_EDGE_SPACES.sub("", text))).strip().strip("`*")
     if not text:
         raise ParseError("empty answer")
     return text
+
+
+def _closes_at_end(text: str) -> bool:
+    """Whether the brace that opens a text closes with its last character."""
+    depth = 0
+    for position, token in enumerate(_BRACE.finditer(text)):
+        depth += {"{": 1, "}": -1}.get(token[0], 0)
+        if depth == 0:
+            return position > 0 and token.end() == len(text)
+    return False
 
 
 def _unwrap(text: str) -> str:
@@ -120,6 +134,9 @@ def _unwrap(text: str) -> str:
             whole = start not in inner.replace("\\$", "") and not inner.endswith("\\")
             if whole:
                 return inner.strip()
+    # In {1 \\over 2} the braces are the fraction's.
+    if text.startswith("{") and text.endswith("}") and not _INFIX.search(text) and _closes_at_end(text):
+        return text[1:-1]
     match = _WRAPPED.match(text)
     if match and text.endswith("}") and text.count("{") == text.count("}"):
         return text[match.end() : -1].strip()
