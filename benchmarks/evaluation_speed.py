@@ -4,7 +4,8 @@
 
 - judging: GSM8K's 1,319 reference solutions (from MATHRL_DATA_DIR), half of them with another number, judged
   with two processes: the verdicts alone, and the whole command ``mathrl judge`` with its results and page.
-- overhead: ``evaluate`` beside the engine's ``sample`` alone, same problems and seeds, alternating.
+- overhead: ``evaluate`` beside the engine's ``sample`` alone, same problems and seeds, alternating; by the
+  clock, and by the CPU time of this process (which a busy machine does not blur).
 - page: 1,250 problems × 8 completions of 2,000 characters: bytes, and seconds until Chromium has loaded it.
 """
 
@@ -14,6 +15,7 @@ import argparse
 import json
 import os
 import random
+import resource
 import statistics
 import subprocess
 import sys
@@ -70,6 +72,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         result: dict[str, Any] = describe()
+        result["load of the machine"] = [round(load, 1) for load in os.getloadavg()]  # others work on it, too
         if options.data:
             result["judging 1,319 completions"] = judging(options.data, Path(folder), options.rounds)
         result["evaluation beside generation"] = overhead(Path(folder), options.rounds)
@@ -87,16 +90,22 @@ def judging(data: Path, folder: Path, rounds: int) -> dict[str, Any]:
         lines.append(json.dumps(row | {"completion": text}))
     file = folder / "saved.jsonl"
     file.write_text("\n".join(lines), encoding="utf-8")
-    alone, whole = [], []
+    alone, whole, cpu = [], [], []
     command = [sys.executable, "-m", "mathrl", "judge", str(file), "--benchmark", "gsm8k"]
     for _ in range(rounds):
         start = time.perf_counter()
         evaluation = judge(read_saved(file, known_benchmarks()["gsm8k"]), "gsm8k", jobs=2)
         alone.append(time.perf_counter() - start)
-        start = time.perf_counter()
+        start, spent = time.perf_counter(), _children_cpu()
         subprocess.run(command, check=True, capture_output=True)
         whole.append(time.perf_counter() - start)
-    return {"accuracy": evaluation.accuracy, "read_and_judged_s": _times(alone), "command_s": _times(whole)}
+        cpu.append(_children_cpu() - spent)
+    return {
+        "accuracy": evaluation.accuracy,
+        "read_and_judged_s": _times(alone),
+        "command_s": _times(whole),
+        "command_cpu_s": _times(cpu),
+    }
 
 
 def overhead(folder: Path, rounds: int) -> dict[str, Any]:
@@ -131,19 +140,21 @@ def overhead(folder: Path, rounds: int) -> dict[str, Any]:
 
     generate()
     whole(-1)
-    ratios, plain = [], []
+    ratios, cpu, plain = [], [], []
     for number in range(rounds):
-        start = time.perf_counter()
+        start, spent = time.perf_counter(), time.process_time()
         generate()
-        middle = time.perf_counter()
+        middle, half = time.perf_counter(), time.process_time()
         whole(number)
         plain.append(middle - start)
         ratios.append((time.perf_counter() - middle) / (middle - start))
+        cpu.append((time.process_time() - half) / (half - spent))
     scorer.close()
     return {
         "completions": 5 * len(problems),
         "generate_s": _times(plain),
-        "evaluate_over_generate": {"median": round(statistics.median(ratios), 3), "all": _rounded(ratios)},
+        "evaluate_over_generate": _times(ratios),
+        "evaluate_over_generate_cpu_of_this_process": _times(cpu),
     }
 
 
@@ -173,6 +184,12 @@ def page(folder: Path) -> dict[str, Any]:
                 opened.close()
         out["load_s"] = _times(seconds)
     return out
+
+
+def _children_cpu() -> float:
+    """CPU seconds of all child processes that have ended, theirs included."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _times(seconds: list[float]) -> dict[str, Any]:

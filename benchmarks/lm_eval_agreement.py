@@ -65,6 +65,9 @@ def main() -> None:
     if options.completions:
         sets["a model's"] = of_model(options.completions)
     result: dict[str, Any] = describe(("sympy",))
+    result["command"] = "python -m benchmarks.lm_eval_agreement --peer-python PEER/bin/python" + (
+        " --completions FILE" if options.completions else ""
+    )
     differences: list[Difference] = []
     for name, completions in sets.items():
         scores, found = compare(options, rows, completions)
@@ -258,6 +261,9 @@ def page(result: dict[str, Any], sets: Sequence[str], differences: Sequence[Diff
             "| completions | harness's filter | lm-eval | ours | same verdict |",
             "|---|---|---|---|---|",
             *scores,
+            "",
+            "In the forms that never differ, by either rule, are "
+            f"{', '.join(f'`{form}`' for form in FORMS if form not in {d.form for d in differences})}.",
             "",
             f"All {len(differences)} differences, one by one in lm_eval_agreement.jsonl, {unexplained} of",
             "them unexplained:",
