@@ -1,6 +1,6 @@
 """Agreement and speed of the verifiers beside Math-Verify, on the repository's cases and any labelled JSONL.
 
-    python benchmarks/verifiers.py --peer-python PEER/bin/python [--data DIR] [--out FILE] [FILE.jsonl ...]
+    python benchmarks/verifiers.py --peer-python PEER/bin/python [--data DIR] [--store] [FILE.jsonl ...]
 
 PEER is an environment with `pip install "math-verify[antlr4_13_2]==0.9.0"`; without it we measure only ours.
 Both judge the same lines, one after the other, on one core in the same run: ours in this process through
@@ -14,18 +14,17 @@ import argparse
 import json
 import math
 import os
-import platform
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from record import ROOT, describe, store
+
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "verifiers")]
 
 from verifiers import Outcome, Verdict, verify  # noqa: E402
@@ -58,7 +57,7 @@ def main() -> None:
     parser.add_argument("labelled", nargs="*", type=Path, help="JSONL: id, answer, completion, expected, ...")
     parser.add_argument("--peer-python", help="interpreter that has math-verify")
     parser.add_argument("--data", type=Path, default=os.environ.get("MATHRL_DATA_DIR"), help="real data sets")
-    parser.add_argument("--out", type=Path, help="JSON file for the results")
+    parser.add_argument("--store", action="store_true", help="write benchmarks/results/verifiers.json")
     options = parser.parse_args()
 
     results: dict[str, Any] = {}
@@ -72,8 +71,8 @@ def main() -> None:
             speed = results[name]["ours"]["verdicts_per_s"] / peer.verdicts_per_s
             results[name]["speed_ratio"] = round(speed, 2)
         _print_row(name, results[name])
-    if options.out:
-        _write(options.out, {**_circumstances(), "sets": results})
+    if options.store:
+        print(store("verifiers", describe(("sympy", "mpmath")) | {"cores_used": 1, "sets": results}))
 
 
 def _sets(labelled: list[Path], data: Path | None) -> dict[str, list[bytes]]:
@@ -83,6 +82,7 @@ def _sets(labelled: list[Path], data: Path | None) -> dict[str, list[bytes]]:
         path.stem: path.read_bytes().splitlines()
         for path in sorted(ROOT.glob("tests/verifiers/tables/*.jsonl"))
     }
+    sets = {"all tables": [line for lines in sets.values() for line in lines], **sets}
     sets["hostile"] = [line.encode() for line in labelled_lines()]
     if data:
         sets |= _gsm8k(Path(data))
@@ -115,7 +115,7 @@ def _gsm8k(data: Path) -> dict[str, list[bytes]]:
 
 
 def _ours(records: list[Record]) -> list[tuple[bool, float]]:
-    verify("\\boxed{x+1}", "x+2")  # a cold import of sympy is not a verdict's time
+    verify("\\boxed{x+1}", "x+2")  # a cold import is not a verdict's time
     return [_timed(lambda r=r: verify(*_fields(r))) for r in records]
 
 
@@ -199,30 +199,6 @@ def _print_row(name: str, result: dict[str, Any]) -> None:
                 f"slowest {m['slowest_ms']:.0f} ms, {m['over_limit']} over {OVER_LIMIT_S:g} s",
                 flush=True,
             )
-
-
-def _circumstances() -> dict[str, Any]:
-    def first(lines: Iterable[str], start: str) -> str:
-        return next((line.partition(":")[2].strip() for line in lines if line.startswith(start)), "unknown")
-
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    cpu_info = Path("/proc/cpuinfo")
-    return {
-        "command": " ".join(["python", *(Path(a).name if "/" in a else a for a in sys.argv)]),
-        "commit": commit.stdout.strip(),
-        "date": datetime.now(UTC).date().isoformat(),
-        "hardware": first(cpu_info.read_text().splitlines(), "model name")
-        if cpu_info.exists()
-        else platform.machine(),
-        "cores_used": 1,
-        "python": platform.python_version(),
-    }
-
-
-def _write(path: Path, results: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
 
 
 if __name__ == "__main__":

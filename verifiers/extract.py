@@ -182,7 +182,8 @@ def gsm8k(text: str) -> str | None:
             found = pattern.findall(text)
             if found:
                 named = tidy(found[-1])
-                return (named if NEGATION.search(named) else value_named(without_remarks(named))) or None
+                plain = len(named) > MAX_BARE_CHARS or NEGATION.search(named)
+                return (named if plain else value_named(without_remarks(named))) or None
     return None
 
 
@@ -195,6 +196,8 @@ def tag(text: str) -> str | None:
     if not found or "<answer>" in text[found[-1].end() :]:
         return None
     content = tidy(found[-1][1])
+    if len(content) > MAX_BARE_CHARS:
+        return content
     return (boxed(content) if "\\boxed" in content else prose(content) or value_named(content)) or None
 
 

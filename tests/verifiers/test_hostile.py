@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 from hostile_corpus import CORPUS, Case
+from random_formulas import random_formula
 
 from verifiers import Outcome, Verdict
 from verifiers.hostile import hostile_texts
@@ -68,3 +70,21 @@ def test_hostile_texts_as_references_and_as_answers(answer_type: str) -> None:
     bad = (Outcome.CORRECT, Outcome.TIMEOUT, Outcome.ERROR)
     assert [n for n, v in zip(names, given, strict=True) if v.outcome in bad] == []
     assert [n for n, v in zip(names, references, strict=True) if v.outcome in bad] == []
+
+
+def test_random_formulas_of_large_numbers_neither_hang_nor_crash_and_equal_themselves() -> None:
+    draw = random.Random(20240607)
+    formulas = [random_formula(draw, draw.randint(1, 4)) for _ in range(400)]
+    with VerifierPool(num_workers=2, timeout_s=TIMEOUT_S) as pool:
+        for_a_number = pool.map([Request(f"\\boxed{{{f}}}", "918273645") for f in formulas])
+        for_the_next = pool.map(
+            [Request(f"\\boxed{{{f}}}", g) for f, g in zip(formulas[1:], formulas, strict=False)]
+        )
+        for_itself = pool.map([Request(f"\\boxed{{{f}}}", f) for f in formulas])
+    bad = (Outcome.TIMEOUT, Outcome.ERROR)
+    judged = [*for_a_number, *for_the_next, *for_itself]
+    assert [v for v in judged if v.outcome in bad] == []
+    assert [v for v in for_a_number if v.outcome is Outcome.CORRECT] == []
+    own = (Outcome.CORRECT, Outcome.BAD_REFERENCE)
+    assert [v for v in for_itself if v.outcome not in own] == []
+    assert sum(v.outcome is Outcome.CORRECT for v in for_itself) > 300
