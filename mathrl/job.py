@@ -89,7 +89,8 @@ def _announce(console: Console, plan: Plan) -> None:
         f"completions a step, {updates} update{'s' * (updates > 1)} of "
         f"{per_step // cfg.update.num_minibatches} each; {cfg.train.num_steps} steps"
     )
-    for problems in (plan.train, *plan.held_out.values()):
+    demonstrations = [plan.demonstrations.train] if plan.demonstrations else []
+    for problems in (*demonstrations, plan.train, *plan.held_out.values()):
         say(f"  {problems.describe()}")
 
 
@@ -152,7 +153,9 @@ class Run:
             return cfg.model.path
         if not self.folder.reference.is_dir():
             with self._timed("sft"), self.progress.stage("SFT", cfg.sft.max_train_steps) as stage:
-                train_reference(cfg, self.folder.reference, progress=stage)
+                train_reference(
+                    cfg, self.folder.reference, demonstrations=self.plan.demonstrations, progress=stage
+                )
         return str(self.folder.reference)
 
     def _evaluate_all(self, when: str) -> dict[str, Evaluation]:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
 from mathrl.algorithms import Algorithm, resolve
 from mathrl.config import Config
-from mathrl.data import ProblemSet, Role, SkippedRow, load_demonstrations, load_problems
+from mathrl.data import ProblemSet, Role, SkippedRow, load_problems
 from mathrl.errors import UserError
 from mathrl.hub import check_model
-from mathrl.policy.loading import context_length, load_tokenizer
+from mathrl.policy.loading import context_of, load_tokenizer
 from mathrl.prompts import PromptTemplate, make_template
 from mathrl.rewards import check_answer_type
 from mathrl.run_folder import RunFolder
-from mathrl.sft import base_tokenizer
+from mathrl.sft import Demonstrations, load_examples
 from mathrl.types import Problem
 
 HELD_OUT: Role = "held_out"
@@ -31,6 +30,7 @@ class Plan:
     algorithm: Algorithm
     train: ProblemSet
     held_out: dict[str, ProblemSet]  # by name; "held_out" first
+    demonstrations: Demonstrations | None  # None: the reference is made already
     folder: RunFolder
 
 
@@ -55,7 +55,13 @@ def prepare(config: Config, *, resume: bool, overwrite: bool) -> Plan:
             held_out[role] = problems
     if config.model.path:
         check_model(config.model.path)
-    template = make_template(config, _tokenizer(config, folder))
+    demonstrations = None
+    if config.sft.skip or (folder.reference.is_dir() and not overwrite):
+        made = config.model.path if config.sft.skip else str(folder.reference)
+        template = make_template(config, load_tokenizer(made))
+    else:
+        demonstrations = load_examples(config)
+        template = demonstrations.template
     train = _fitting(config, template, train)
     held_out = {
         name: _fitting(config, template, problems, most=config.evaluate.num_problems)
@@ -66,16 +72,7 @@ def prepare(config: Config, *, resume: bool, overwrite: bool) -> Plan:
             f"a step needs {config.rollout.problems_per_step} different problems and {train.name} has "
             f"{len(train)}: lower rollout.problems_per_step or load more problems"
         )
-    return Plan(config, algorithm, train, held_out, folder)
-
-
-def _tokenizer(config: Config, folder: RunFolder) -> Any:
-    """The tokenizer that prompts will have: the reference's, where it is not trained yet its base's."""
-    if config.sft.skip:
-        return load_tokenizer(config.model.path)
-    if folder.reference.is_dir():
-        return load_tokenizer(str(folder.reference))
-    return base_tokenizer(config, load_demonstrations(config, "train").problems)
+    return Plan(config, algorithm, train, held_out, demonstrations, folder)
 
 
 def _fitting(
@@ -88,7 +85,7 @@ def _fitting(
             model's context, and ``data.skip_long_prompts`` is not set; or no problem is left.
     """
     limit, completion = config.rollout.max_prompt_tokens, config.rollout.max_completion_tokens
-    context = context_length(config.model.path) if config.model.path else config.model.context_length
+    context = context_of(config.model)
     kept: list[Problem] = []
     skipped: list[SkippedRow] = []
     for row, problem in enumerate(found.problems, 1):

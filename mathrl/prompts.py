@@ -60,7 +60,9 @@ class PromptTemplate:
     def encode(self, problem: Problem) -> tuple[int, ...]:
         """The prompt's token ids, with BOS where the tokenizer's models expect one."""
         # A chat template writes its own special tokens.
-        ids = self.tokenizer(self.text(problem), add_special_tokens=self.kind == "plain")["input_ids"]
+        text, special = self.text(problem), self.kind == "plain"
+        # verbose: a prompt longer than the model reads is refused elsewhere, in words of our own
+        ids = self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
         if self.kind == "plain" and ids and ids[-1] == self.tokenizer.eos_token_id:
             ids = ids[:-1]  # some tokenizers close every text; a prompt is open
         return tuple(ids)
@@ -79,7 +81,7 @@ class PromptTemplate:
 
     def encode_completion(self, text: str) -> tuple[int, ...]:
         """A completion's token ids, with EOS."""
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return (*ids, self.tokenizer.eos_token_id)
 
     def _join(self, solution: str, problem: Problem) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,17 @@ import torch
 
 from mathrl import wordproblems
 from mathrl.config import Config, SftConfig
-from mathrl.data import ProblemStream, load_demonstrations
+from mathrl.data import ProblemSet, ProblemStream, SkippedRow, load_demonstrations
 from mathrl.data_rows import GENERATED
 from mathrl.errors import NonFiniteError, UserError
-from mathrl.policy.loading import load_base, load_tokenizer, resolve_device, resolve_dtype, without_bars
+from mathrl.policy.loading import (
+    context_of,
+    load_base,
+    load_tokenizer,
+    resolve_device,
+    resolve_dtype,
+    without_bars,
+)
 from mathrl.prompts import PromptTemplate, make_template
 from mathrl.run_folder import atomic
 from mathrl.scratch import build_model, build_tokenizer
@@ -43,10 +51,56 @@ class SftResult:
     reached_target: bool
 
 
+@dataclass(frozen=True)
+class Demonstrations:
+    """What the supervised stage learns from, read and encoded."""
+
+    tokenizer: Any
+    template: PromptTemplate
+    train: ProblemSet
+    examples: dict[str, Example]  # worked solution by problem id
+    held_out: tuple[Example, ...]
+
+
+def load_examples(config: Config) -> Demonstrations:
+    """The recipe's worked solutions, and the tokenizer of the base that will learn them.
+
+    Raises:
+        UserError: none; or one that is longer than the model's context, unless ``data.skip_long_prompts`` is
+            set, which leaves such problems out.
+    """
+    train = load_demonstrations(config, "train")
+    tokenizer = base_tokenizer(config, train.problems)
+    template, context = make_template(config, tokenizer), context_of(config.model)
+    examples: dict[str, Example] = {}
+    kept: list[Problem] = []
+    skipped: list[SkippedRow] = []
+    for row, problem in enumerate(train.problems, 1):
+        example = encode_example(template, problem)
+        if example.num_tokens <= context:
+            examples[problem.id] = example
+            kept.append(problem)
+        elif config.data.skip_long_prompts:
+            skipped.append(SkippedRow(row, "prompt and worked solution too long", problem.question))
+        else:
+            raise UserError(
+                f"{train.name}, problem {problem.id}: {example.num_tokens} tokens with its worked solution "
+                f"do not fit the model's context of {context} tokens: leave such problems out with "
+                "--data.skip_long_prompts"
+            )
+    if not kept:
+        raise UserError(f"no demonstration is left of {train.name}: all are longer than {context} tokens")
+    held_out = (encode_example(template, p) for p in load_demonstrations(config, "held_out").problems)
+    fitting = itertools.islice((e for e in held_out if e.num_tokens <= context), _MAX_HELD_OUT)
+    train = replace(train, problems=tuple(kept), skipped=(*train.skipped, *skipped))
+    return Demonstrations(tokenizer, template, train, examples, tuple(fitting))
+
+
 def train_reference(
     config: Config,
     out_dir: Path,
     *,
+    demonstrations: Demonstrations | None = None,
     progress: Callable[[int, int], None] | None = None,
     on_metrics: OnMetrics | None = None,
 ) -> SftResult:
@@ -57,6 +111,7 @@ def train_reference(
     ``sft.direct_answer_steps`` come after that. Equal seeds give equal weights (but for ``sft.max_seconds``).
 
     Args:
+        demonstrations: as ``load_examples`` gives them; None: loaded here.
         progress: called as (steps done, steps at most).
         on_metrics: called as (step, metrics) every ``sft.eval_every_steps``.
 
@@ -64,12 +119,11 @@ def train_reference(
         UserError: no worked solutions, or a base that cannot be loaded; nothing is written then.
     """
     start = time.monotonic()
-    train = load_demonstrations(config, "train")
-    tokenizer = base_tokenizer(config, train.problems)
+    if demonstrations is None:
+        demonstrations = load_examples(config)
+    tokenizer = demonstrations.tokenizer
     model = _base(config, tokenizer)
-    template = make_template(config, tokenizer)
-    held_out = load_demonstrations(config, "held_out").problems[:_MAX_HELD_OUT]
-    stage = _Stage(config, model, template, train.problems, held_out, progress, on_metrics)
+    stage = _Stage(config, model, demonstrations, progress, on_metrics)
     stage.run(start)
     with atomic(out_dir) as folder, without_bars():
         model.save_pretrained(folder)
@@ -91,22 +145,20 @@ class _Stage:
         self,
         config: Config,
         model: Any,
-        template: PromptTemplate,
-        problems: Sequence[Problem],
-        held_out: Sequence[Problem],
+        demonstrations: Demonstrations,
         progress: Callable[[int, int], None] | None,
         on_metrics: OnMetrics | None,
     ) -> None:
-        self.sft, self.template, self.progress, self.on_metrics = config.sft, template, progress, on_metrics
+        self.sft, self.progress, self.on_metrics = config.sft, progress, on_metrics
+        self.template, self.held_out = demonstrations.template, demonstrations.held_out
         self.loss = SftLoss(model, config.sft.prompt_loss_weight)
         self.optimizer = _Masters(model, config.sft)
         seed = derive_seed(config.run.seed, "sft")
-        self.stream = ProblemStream(problems, seed)
+        self.stream = ProblemStream(demonstrations.train.problems, seed)
         self.rng = random.Random(seed)
         self.pending: Example | None = None
-        self.encoded: dict[tuple[str, bool], Example] = {}
-        self.held_out = [encode_example(template, p) for p in held_out]
-        self.context: int = getattr(model.config, "max_position_embeddings", 0) or 2**31
+        self.worked = demonstrations.examples
+        self.direct: dict[str, Example] = {}
         self.step, self.tokens, self.reached_target = 0, 0, False
         self.metrics: dict[str, float] = {}
 
@@ -159,17 +211,11 @@ class _Stage:
     def _next(self, direct_fraction: float) -> Example:
         problem = self.stream.take(1)[0]
         # a drill answered without its working would teach nothing
-        direct = self.rng.random() < direct_fraction and not is_drill(problem)
-        example = self.encoded.get((problem.id, direct))  # epochs after the first need no tokenizer
-        if example is None:
-            example = encode_example(self.template, problem, direct=direct)
-            self.encoded[problem.id, direct] = example
-        if example.num_tokens > self.context:
-            raise UserError(
-                f"{problem.id} has {example.num_tokens} tokens with its worked solution and the model reads "
-                f"{self.context}: leave long problems out, or take a model with a longer context"
-            )
-        return example
+        if self.rng.random() >= direct_fraction or is_drill(problem):
+            return self.worked[problem.id]
+        if problem.id not in self.direct:
+            self.direct[problem.id] = encode_example(self.template, problem, direct=True)
+        return self.direct[problem.id]
 
     def _evaluate(self) -> None:
         if self.held_out:

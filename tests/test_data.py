@@ -8,6 +8,7 @@ import pytest
 from mathrl.config import Config, DataConfig
 from mathrl.data import ProblemStream, load_demonstrations, load_problems
 from mathrl.errors import UserError
+from mathrl.sft import load_examples
 from mathrl.types import Problem
 from mathrl.wordproblems import is_drill
 
@@ -187,3 +188,17 @@ def test_longer_demonstrations_have_their_share():
     assert sum(p.meta["num_steps"] == 3 for p in stories) == 15
     assert {p.meta["num_steps"] for p in load_demonstrations(config, "held_out").problems} == {1, 2}
     assert len(problems) - len(stories) == 50
+
+
+def test_a_demonstration_longer_than_the_context_is_refused_or_left_out(tmp_path):
+    rows = [{"question": f"What is {n}?", "answer": f"It is {n}.\n#### {n}"} for n in range(30)]
+    rows[7]["answer"] = "So " * 80 + "\n#### 7"
+    path = write(tmp_path / "solved.jsonl", rows)
+    fields = {"data": {"path": path}, "model": {"context_length": 64, "vocab_size": 300}}
+    with pytest.raises(UserError, match=r"solved.jsonl/8: \d+ tokens .* context of 64"):
+        load_examples(Config.model_validate(fields))
+    fields["data"]["skip_long_prompts"] = True
+    found = load_examples(Config.model_validate(fields))
+    assert {s.row for s in found.train.skipped} != set()
+    assert all(e.num_tokens <= 64 for e in found.examples.values())
+    assert len(found.examples) == len(found.train) > 20

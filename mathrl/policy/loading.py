@@ -88,6 +88,11 @@ def context_length(path: str) -> int:
     return getattr(_load_config(path), "max_position_embeddings", None) or 2**31
 
 
+def context_of(model: ModelConfig) -> int:
+    """Positions of the recipe's model, there already or built from scratch. Raises as ``context_length``."""
+    return context_length(model.path) if model.path else model.context_length
+
+
 def _load_config(path: str) -> Any:
     if path.startswith((".", "/", "~")) and not Path(path).is_dir():
         raise UserError(f"model.path {path!r} is no folder")
