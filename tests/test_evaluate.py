@@ -172,7 +172,7 @@ def test_completions_of_an_interrupted_evaluation_are_judged_by_the_verifiers_of
     second = run(engine, tmp_path / "e.jsonl")
     assert engine.sampled == []
     assert (first.protocol["verifiers"] != "other", second.protocol["verifiers"]) == (True, "other")
-    with pytest.raises(UserError, match="differ in verifiers"):
+    with pytest.raises(UserError, match="other versions of the verifiers"):
         compare_evaluations(first, second)
 
 
