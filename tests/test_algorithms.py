@@ -16,6 +16,7 @@ from mathrl.cli import main
 from mathrl.config import AlgorithmConfig, RolloutConfig, UpdateConfig
 from mathrl.errors import UserError
 from mathrl.objective import Meter, PolicyLoss
+from mathrl.recipes import differences, load_recipe
 from mathrl.types import Completion, Group, Problem, Score
 
 F64 = torch.float64
@@ -223,3 +224,13 @@ def test_only_what_is_needed_is_computed():
     assert resolved("grpo", update={"num_epochs": 2}).needs_old
     assert not resolved("grpo", kl_coef=0.0).needs_reference
     assert resolved("trpo", advantage="gae").needs_values
+
+
+@pytest.mark.parametrize("name", ["ppo", "trpo"])
+def test_recipes_of_other_algorithms_differ_from_the_quickstart_in_the_algorithm_alone(name):
+    changed = differences(load_recipe(name), load_recipe("quickstart"))
+    sections = {key.split(".")[0] for key in changed} - {"recipe", "description"}
+    assert sections <= {"algorithm", "update"}
+    assert changed["algorithm.name"] == ("grpo", name)
+    config = load_recipe(name)
+    assert resolve(config.algorithm, config.rollout, config.update).name == name
