@@ -192,6 +192,14 @@ def test_completions_are_cut_where_the_next_question_begins(tmp_path: Path) -> N
     assert all("and 9" not in r.greedy.text for r in read_evaluation(tmp_path / "e.jsonl").records)
 
 
+def test_what_cannot_be_read_has_no_vote() -> None:
+    """Three equal texts that no verifier reads do not outvote the one right answer."""
+    script = {"p3": ["#### 6", "#### x y", "#### 6", "#### x y", "#### x y"]}
+    result = run(ScriptedEngine(script), problems=[PROBLEMS[3]])
+    assert result.sample_outcomes == {"unparsed": 3, "correct": 1}
+    assert result.maj_at_k[4].value == 1.0
+
+
 def test_any_of_several_references_will_do() -> None:
     problem = Problem("p", "?", "1", "number", meta={"other_references": ["2", "3"]})
     result = run(

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -179,6 +180,28 @@ def test_an_interrupted_evaluation_says_how_to_go_on_and_does(
     assert 8 <= saved["reused"] <= 13
     evaluate(folder, out, "--samples", 2)  # a finished one is not sampled again
     assert json.loads((out / "eval.json").read_text())["benchmarks"]["gsm8k"]["reused"] == 24
+
+
+def test_new_weights_in_the_same_folder_are_another_model(folder: Path, tmp_path: Path, capsys) -> None:
+    shutil.copytree(folder / "model", tmp_path / "mine")
+    write(tmp_path / "test.jsonl", ROWS)
+    out = evaluate(tmp_path, tmp_path / "out", model="mine")
+    shutil.copy(folder / "other" / "model.safetensors", tmp_path / "mine")
+    evaluate(tmp_path, out, model="mine", status=2)
+    assert "holds another evaluation" in capsys.readouterr().err
+
+
+def test_a_foreign_file_of_any_benchmark_is_met_before_the_first_is_generated(
+    folder: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TransformersEngine, "sample", lambda *a, **k: pytest.fail("it sampled"))
+    (tmp_path / "out" / "singleop").mkdir(parents=True)
+    (tmp_path / "out" / "singleop" / "completions.jsonl").write_text("my notes\n")
+    write(tmp_path / "op.jsonl", [{"input": "q", "target": "1"}])
+    words = ["eval", str(folder / "model"), "--benchmark", "gsm8k,singleop", "--out", str(tmp_path / "out")]
+    words += ["--data", f"gsm8k={folder / 'test.jsonl'}", "--data", f"singleop={tmp_path / 'op.jsonl'}"]
+    assert main([*words, "--max-completion-tokens", "24"]) == 2
+    assert "singleop/completions.jsonl holds another evaluation" in capsys.readouterr().err
 
 
 def test_completions_of_other_weights_are_not_taken_over(folder: Path, tmp_path: Path, capsys) -> None:
