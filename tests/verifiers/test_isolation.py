@@ -260,7 +260,7 @@ PARENT = """
 import os, sys, time
 from verifiers.isolation import Request, VerifierPool
 def main():
-    pool = VerifierPool(num_workers=2, timeout_s=1.0)
+    pool = VerifierPool(num_workers=2, timeout_s=30.0)
     warm = [pool.submit(Request("pid", "say x", %r, "bare")) for _ in range(20)]
     for future in warm: future.result()
     busy = [pool.submit(Request(text, "say x", %r, "bare")) for text in ["sleep 60", "spin"]]
