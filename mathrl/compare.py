@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
+from mathrl import algorithm_comparison
 from mathrl.comparison import compare_evaluations
 from mathrl.completions import read_evaluation
 from mathrl.errors import UserError
@@ -18,8 +17,6 @@ from mathrl.progress import make_console
 from mathrl.run_comparison import print_comparison, write_comparison
 from mathrl.run_record import read_run
 from mathrl.summary import versions
-
-_ALGORITHMS = "mathrl.algorithm_comparison"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,14 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="PATH", help="default: comparison.html, or comparison, beside the first"
     )
-    if find_spec(_ALGORITHMS):
-        getattr(import_module(_ALGORITHMS), "add_arguments", lambda _: None)(parser)
+    algorithm_comparison.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Compare whatever was named."""
     if not args.runs:
-        return int(import_module(_ALGORITHMS).compare_algorithms(args) or 0)
+        return algorithm_comparison.compare_algorithms(args)
     if args.overrides:
         raise UserError(
             f"--{args.overrides[0][0]} changes a recipe; runs that were made are compared as they are"

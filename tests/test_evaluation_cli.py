@@ -236,6 +236,22 @@ def test_few_shot_prompts_show_examples_and_none_of_the_questions(folder: Path, 
     assert read_evaluation(other / "gsm8k").protocol["prompt"]["prompt"] != prompt
 
 
+def test_a_chat_model_is_asked_by_its_own_template(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "model", tmp_path / "chat")
+    (tmp_path / "chat" / "chat_template.jinja").write_text(
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<me>{% endif %}"
+    )
+    write(tmp_path / "test.jsonl", ROWS)
+    out = evaluate(tmp_path, tmp_path / "out", "--model.system_prompt", "Be brief.", model="chat")
+    prompt = read_evaluation(out / "gsm8k").protocol["prompt"]
+    assert prompt["kind"] == "chat"
+    assert re.fullmatch(r'<system>Be brief\.<user>\{question\}\n.*"#### answer"\.<me>', prompt["prompt"])
+    plain = evaluate(tmp_path, tmp_path / "plain", "--model.prompt", "plain", model="chat")
+    assert read_evaluation(plain / "gsm8k").protocol["prompt"]["kind"] == "plain"
+    evaluate(tmp_path, tmp_path / "x", "--against", plain, model="chat", status=2)
+
+
 def test_a_benchmark_of_ones_own(folder: Path, tmp_path: Path) -> None:
     rows = [
         {"q": "One and one?", "context": "Count.", "a": "about 2 things", "level": 1 + i % 2}

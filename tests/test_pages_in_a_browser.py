@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from browser import WIDTHS, chromium, contrast, sticking_out
 from made_run import NASTY, made_evaluation, make_run
+from test_algorithm_comparison import trial
 
 from benchmarks.chromium import Chromium, Page
+from mathrl.algorithm_page import write_page
 from mathrl.comparison import compare_evaluations
 from mathrl.evaluation_page import Result, write_results
 from mathrl.report import write_report
@@ -18,10 +21,22 @@ pytestmark = pytest.mark.browser
 __all__ = ["chromium"]
 
 
+def algorithms_on_one_budget() -> dict[str, Any]:
+    """As ``mathrl compare`` without runs finds it."""
+    right = [1] * 80 + [0] * 20
+    return {
+        "recipe": "quickstart", "budgets": {"tokens": 5000, "seconds": 4.0}, "problems": 100, "jobs": 2,
+        "cores": 2, "device": "cpu", "settings": {"trpo": {"cg_iterations": 6}, "ppo": {}}, "seconds": 60.0,
+        "versions": {"torch": "2"}, "reference": {"accuracy": 0.2, "ci95": [0.13, 0.29]},
+        "trials": [trial(name, seed, right) for name in ("trpo", "ppo") for seed in range(2)],
+    }  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One page of each kind."""
     folder = tmp_path_factory.mktemp("pages")
+    (folder / "algorithms").mkdir()
     runs = [make_run(folder / "first"), make_run(folder / "second", level=0.5, steps=60)]
     unfinished = make_run(folder / "half", steps=17, finished=False)
     results = []
@@ -33,11 +48,12 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "report": write_report(runs[0]),
         "unfinished": write_report(unfinished),
         "evaluation": write_results(folder / "evaluation", "model", results, {"python": "3"}),
+        "algorithms": write_page(folder / "algorithms", algorithms_on_one_budget()),
         "comparison": write_comparison([read_run(r) for r in (*runs, unfinished)], folder / "all.html"),
     }
 
 
-@pytest.mark.parametrize("name", ["report", "unfinished", "evaluation", "comparison"])
+@pytest.mark.parametrize("name", ["report", "unfinished", "evaluation", "comparison", "algorithms"])
 def test_pages_open_offline_and_can_be_read(chromium: Chromium, pages: dict[str, Path], name: str) -> None:
     for width in WIDTHS:
         for dark in (False, True):
