@@ -288,7 +288,7 @@ class _Frame:
 
 
 def _padded(low: float, high: float, fixed: tuple[float | None, float | None]) -> tuple[float, float]:
-    pad = 0.06 * (high - low) or max(abs(high), 1e-3) * 0.1
+    pad = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
     bottom = fixed[0] if fixed[0] is not None else low - pad
     top = fixed[1] if fixed[1] is not None else high + pad
     return (bottom, top) if top > bottom else (bottom, bottom + 1.0)
