@@ -80,12 +80,12 @@ def number(value: float) -> str:
 
 
 def percent(value: float, digits: int = 1) -> str:
-    """A share as a percentage, with a thin space before the sign."""
-    return f"{100 * value:.{digits}f}\u2009%" if math.isfinite(value) else "–"
+    """A share as a percentage, with a narrow no-break space before the sign."""
+    return f"{100 * value:.{digits}f}\u202f%" if math.isfinite(value) else "–"
 
 
 def axis_percent(value: float) -> str:
-    return f"{100 * value:.3g}\u2009%"
+    return f"{100 * value:.3g}\u202f%"
 
 
 def p_value(p: float) -> str:

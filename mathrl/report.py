@@ -217,15 +217,17 @@ def failures(evaluation: Evaluation) -> str:
         "error": "failed in the verifier",
     }
     n = evaluation.n
+
+    def share(count: int) -> str:
+        return percent(count / n, 0) if count >= 0.005 * n else f"under {percent(0.01, 0)}"
+
     shares = [
-        f"{percent(evaluation.outcomes[outcome] / n, 0)} {word}"
+        f"{share(evaluation.outcomes[outcome])} {word}"
         for outcome, word in words.items()
         if evaluation.outcomes.get(outcome)
     ]
     if evaluation.truncated:
-        shares.append(
-            f"{percent(evaluation.truncated / n, 0)} cut off at the length limit (counted above as well)"
-        )
+        shares.append(f"{share(evaluation.truncated)} cut off at the length limit (counted above as well)")
     return ", ".join(shares) or "all right"
 
 

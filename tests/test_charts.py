@@ -82,8 +82,8 @@ def test_long_runs_are_means_and_say_so() -> None:
 def test_the_cursor_has_the_numbers_and_the_reader_hears_them() -> None:
     html = line_chart("Reward <b>", [Series('a"b', [1, 2], [0.1, 0.25])], show=percent)
     data = json.loads(unescape(re.search(r'data-chart="([^"]*)"', html)[1]))
-    assert data["series"] == [['a"b', [1, 2], ["10.0\u2009%", "25.0\u2009%"]]]
-    assert svg_of(html).get("aria-label") == 'Reward <b>. a"b from 10.0\u2009% to 25.0\u2009%'
+    assert data["series"] == [['a"b', [1, 2], ["10.0\u202f%", "25.0\u202f%"]]]
+    assert svg_of(html).get("aria-label") == 'Reward <b>. a"b from 10.0\u202f% to 25.0\u202f%'
     assert "<b>" not in html
 
 
@@ -109,7 +109,7 @@ def test_intervals_stand_where_their_values_are() -> None:
     html = interval_rows(rows, caption="accuracy")
     assert "left:25.00%;width:50.00%" in html
     assert 'class="mean after" style="left:50.00%"' in html
-    assert "after 50.0\u2009%, 95 % interval 25.0\u2009% to 75.0\u2009%" in html
+    assert "after 50.0\u202f%, 95 % interval 25.0\u202f% to 75.0\u202f%" in html
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_shares_fill_their_bar() -> None:
     html = share_bars("Verdicts", [("greedy", parts)])
     widths = [float(w) for w in re.findall(r"width:([\d.]+)%", html)]
     assert widths == [25.0, 75.0]
-    assert "greedy: right 25.0\u2009%, wr&lt;ong 75.0\u2009%" in html
+    assert "greedy: right 25.0\u202f%, wr&lt;ong 75.0\u202f%" in html
     assert "never" not in html
 
 
@@ -134,4 +134,4 @@ def test_a_difference_stands_around_zero() -> None:
     html = interval_rows(rows, caption="c", low=-0.4, high=0.4, signed=True)
     assert 'class="grid zero" style="left:50.00%"' in html
     assert 'class="mean after" style="left:62.50%"' in html
-    assert "+20\u2009%" in html
+    assert "+20\u202f%" in html

@@ -69,7 +69,7 @@ def test_the_command_writes_a_page_and_prints_the_numbers(
     printed = capsys.readouterr().out
     for record in records[:3]:
         accuracy = 100 * record.summary["after"]["accuracy"]
-        assert re.search(rf"^{record.name} .*{accuracy:.1f}\u2009% \[", printed, re.MULTILINE)
+        assert re.search(rf"^{record.name} .*{accuracy:.1f}\u202f% \[", printed, re.MULTILINE)
     assert re.search(r"^half +not finished", printed, re.MULTILINE)
     html = page.read_text()
     assert "half has not finished" in html

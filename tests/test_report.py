@@ -55,7 +55,7 @@ def test_the_report_says_what_the_files_say(made_run: Path) -> None:
     gain = 100 * summary["difference"]["value"]
     assert f"{gain:+.1f} points" in page.words
     before, after = summary["before"]["accuracy"], summary["after"]["accuracy"]
-    assert f"{100 * before:.1f}\u2009% → {100 * after:.1f}\u2009%" in page.words
+    assert f"{100 * before:.1f}\u202f% → {100 * after:.1f}\u202f%" in page.words
     newly_right = len(summary["difference"]["newly_right"])
     assert f"{newly_right} problems became right" in page.words
     for title in (
