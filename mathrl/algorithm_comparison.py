@@ -132,6 +132,7 @@ def make_reference(console: Console, base: Config, folder: Path, *, overwrite: b
     Raises:
         UserError: the folder holds a comparison of another configuration.
     """
+    from mathrl.progress import Progress
     from mathrl.recipes import differences, dump, load_config
     from mathrl.run_folder import write_text
     from mathrl.sft import train_reference
@@ -154,10 +155,8 @@ def make_reference(console: Console, base: Config, folder: Path, *, overwrite: b
         return base.model.path
     reference = folder / "reference"
     if overwrite or not reference.is_dir() or not saved.is_file():
-        start = time.perf_counter()
-        console.print("reference: supervised training …")
-        train_reference(base, reference)
-        console.print(f"reference: made in {time.perf_counter() - start:.0f} s")
+        with Progress(console) as progress, progress.stage("SFT", base.sft.max_train_steps) as stage:
+            train_reference(base, reference, progress=stage)
     write_text(saved, dump(base))
     return str(reference)
 
