@@ -349,7 +349,7 @@ UNICODE = [
         box("\ufeff-42"),
         box("\u200e-42\u200e"),
         box("-42\u00a0"),
-        box("\u202f-\u202f42"),
+        box("\u2009-\u200942"),
         "####\u00a0-42",
     ),
     *accepted("unicode", "\\frac{1}{2}", box("½"), box("1⁄2"), box("1∕2"), box("1÷2")),
