@@ -7,8 +7,8 @@
 
 Problems: GRPO trains on 60 % of the SVAMP and MAWPS questions (chosen by a hash of the question, duplicates
 across the files joined), with their final answers alone; 40 % and GSM8K's test set are held out. SFT sees
-GSM8K's training solutions and generated problems, none of the others. Baselines that understand nothing:
-|first - second number|, and the equation of the training question with the most equal words.
+GSM8K's training solutions, generated problems and bare arithmetic, none of the others. Baselines that
+understand nothing: |first - second number|, and the equation of the training question with the most equal words.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from mathrl.data import load_problems
 from mathrl.errors import UserError
 from mathrl.statistics import wilson_interval
 from mathrl.types import Problem, derive_seed
-from mathrl.wordproblems import generate_problems
+from mathrl.wordproblems import generate_drills, generate_problems
 
 HELD_OUT_SHARE = 0.4
 MAWPS = ("multiarith", "addsub", "singleeq", "singleop")
-GENERATED = 20_000
+GENERATED, DRILLS = 20_000, 15_000
 SETS = {"mawps": 64, "svamp": 64, "gsm8k": 256}  # completion tokens
 FOLDER = Path("runs/wordproblems_data")
 
@@ -59,7 +59,9 @@ def prepare(data: Path, out: Path) -> None:
             else:
                 train.setdefault(key, row)
     solutions = []
-    for p in [*_all("gsm8k", data / "gsm8k/train.jsonl"), *generate_problems(GENERATED, 0, max_operand=60)]:
+    generated = generate_problems(GENERATED, 0, max_operand=60)
+    drills = generate_drills(DRILLS, 0, max_operand=60)
+    for p in [*_all("gsm8k", data / "gsm8k/train.jsonl"), *generated, *drills]:
         working = (p.solution or "").split("####")[0].strip()
         solutions.append({"question": p.question, "answer": f"{working}\n#### {p.answer}"})
     test = [{"question": p.question, "answer": p.answer} for p in _all("gsm8k", data / "gsm8k/test.jsonl")]

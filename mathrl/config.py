@@ -177,6 +177,9 @@ class RolloutConfig(Section):
     merge_adapter: bool = Field(
         False, description="vllm: serve merged weights instead of the adapter (loses small deltas)"
     )
+    compile_engine: bool = Field(
+        True, description="vllm: compile the layers (CUDA): a slower start, faster steps of large models"
+    )
 
 
 class AlgorithmConfig(Section):

@@ -53,8 +53,8 @@ class _LoraLinear(torch.autograd.Function):
         return grad_x, None, None, through.t() @ x, grad.t() @ inner
 
 
-# The same for compiled code, once differentiable. Opaque on purpose: a compiler that sees y + h Bᵀ writes y, copies
-# it and adds to the copy; in here the sum is accumulated in place.
+# The same for compiled code, once differentiable. Opaque on purpose: a compiler that sees y + h Bᵀ writes y,
+# copies it and adds to the copy; in here the sum is accumulated in place.
 @torch.library.custom_op("mathrl::lora_linear", mutates_args=())
 def _opaque(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return _forward(x, weight, bias, a, b)

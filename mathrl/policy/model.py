@@ -58,11 +58,12 @@ class Policy:
         if update.fused_lora:
             fuse(model)
         base = model.get_base_model()
+        self._compile = update.compile and self.device.type == "cuda"
         self.trunk = Trunk(
             base,
             share_prompts=update.share_prompts,
             gradient_checkpointing=update.gradient_checkpointing,
-            compile_layers=update.compile and self.device.type == "cuda",
+            compile_layers=self._compile,
         )
         if self.trunk.fallback_reason:
             log.warning("plain training forward, a padded row a completion: %s", self.trunk.fallback_reason)
@@ -112,6 +113,7 @@ class Policy:
             layout.target,
             temperature=self.temperature if temperature is None else temperature,
             entropy=entropy,
+            compiled=self._compile,
         )
         shape = batch.loss_mask.shape
         return TokenOutputs(

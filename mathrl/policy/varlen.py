@@ -2,8 +2,8 @@
 
 The kernels are those behind ``torch.nn.attention.varlen``. They are called through operators of our own,
 because a completion's keys and values are gathered rows of the stream: gathering again in the backward keeps
-them out of the saved tensors, the gradients of a prompt's rows are summed in float32 over its completions, and
-a compiled layer sees one opaque call.
+them out of the saved tensors, the gradients of a prompt's rows are summed in float32 over its completions,
+and a compiled layer sees one opaque call.
 """
 
 from __future__ import annotations

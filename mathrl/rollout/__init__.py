@@ -116,6 +116,7 @@ def _vllm(config: Config, policy: Policy, encode: PromptEncoder) -> Engine:
         device=device,
         dtype=dtype,
         seed=config.run.seed,
+        compile=config.rollout.compile_engine,
     )
 
 

@@ -14,7 +14,6 @@ import logging
 import multiprocessing
 import os
 import shutil
-import threading
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +22,6 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from vllm import SamplingParams
 from vllm.engine.arg_utils import EngineArgs
@@ -33,12 +31,12 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import FinishReason as VllmFinishReason
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
-from vllm.v1.outputs import LogprobsLists
 
 from mathrl.errors import UserError
 from mathrl.plan import Limits
 from mathrl.rollout.adapter_files import weights_folder, write_adapter, write_merged
 from mathrl.rollout.base import OnCompletion, PromptEncoder
+from mathrl.rollout.finished_only import FinishedOnly
 from mathrl.types import Adapter, Completion, FinishReason, Group, Problem, Sampling, derive_seed
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the adapter ranks that vLLM has kernels for
@@ -160,10 +158,14 @@ class VllmEngine:
         scores = [[float("nan")] * len(tokens) for tokens in continuations]
         with self._requests() as waiting:
             for n, (prompt, tokens) in enumerate(zip(prompts, continuations, strict=True)):
+                if not tokens:
+                    continue
+                request = self._request(
+                    (*prompt, *tokens[:-1]), SamplingParams(max_tokens=1, detokenize=False)
+                )
                 for t, token in enumerate(tokens):
-                    wanted = SamplingParams(max_tokens=1, logprob_token_ids=[token], detokenize=False)
-                    (key,) = self._ask((*prompt, *tokens[:t]), wanted, [t])
-                    waiting[key] = (n, t)
+                    wanted = {"seed": t, "logprob_token_ids": [token]}
+                    waiting[self._send(request, t, wanted, len(prompt) + t)] = (n, t)
             for outputs in self._answers(waiting):
                 for output in outputs:
                     n, t = waiting.pop(output.request_id)
@@ -255,21 +257,31 @@ class VllmEngine:
 
     def _ask(self, prompt: Sequence[int], parameters: SamplingParams, seeds: Sequence[int]) -> list[str]:
         """One request a seed, all with this prompt; returns their ids."""
+        request = self._request(prompt, parameters)
+        return [self._send(request, i, {"seed": seed}) for i, seed in enumerate(seeds)]
+
+    def _request(self, prompt: Sequence[int], parameters: SamplingParams) -> Any:
+        """A checked request, from which ``_send`` makes those that are sent: checking takes the longest."""
         inputs = {"type": "token", "prompt_token_ids": list(prompt)}
         request = self._llm.input_processor.process_inputs(
             str(self._serial), inputs, parameters, self._tasks, lora_request=self._lora
         )
-        self._llm.input_processor.assign_request_id(request)
-        unique = request.request_id  # vLLM has added random characters
-        keys = []
-        for i, seed in enumerate(seeds):
-            child = copy(request)
-            child.request_id = f"{i}_{unique}"
-            child.sampling_params = copy(request.sampling_params)
-            child.sampling_params.seed = seed
-            self._core.add_request(child)
-            keys.append(child.request_id)
-        return keys
+        self._llm.input_processor.assign_request_id(request)  # vLLM adds random characters
+        return request
+
+    def _send(
+        self, request: Any, index: int, parameters: Mapping[str, Any], length: int | None = None
+    ) -> str:
+        """Send a copy with these sampling parameters, and the first ``length`` tokens of its prompt."""
+        child = copy(request)
+        child.request_id = f"{index}_{request.request_id}"
+        child.sampling_params = copy(request.sampling_params)
+        for name, value in parameters.items():
+            setattr(child.sampling_params, name, value)
+        if length is not None:
+            child.prompt_token_ids = request.prompt_token_ids[:length]
+        self._core.add_request(child)
+        return child.request_id
 
     @contextmanager
     def _requests(self) -> Iterator[dict[str, tuple[int, int]]]:
@@ -307,72 +319,12 @@ class VllmEngine:
                 )
 
 
-class _FinishedOnly:
-    """Scheduler mixin: a completion leaves the core's process once, when it is finished.
-
-    The core otherwise sends one message a token and completion, whose making and unpacking takes as long as
-    the model's own step when hundreds of completions are sampled at once.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        threading.Thread(target=_end_with_trainer, daemon=True).start()
-        self._tokens: dict[str, list[int]] = {}
-        self._logprobs: dict[str, list[LogprobsLists]] = {}
-
-    def update_from_output(self, *args: Any, **kwargs: Any) -> dict[int, Any]:
-        messages: dict[int, Any] = super().update_from_output(*args, **kwargs)  # type: ignore[misc]
-        for message in messages.values():
-            message.outputs = [output for output in message.outputs if self._finish(output)]
-        if len(self._tokens) > len(self.requests):  # type: ignore[attr-defined]
-            self._forget()
-        return {client: message for client, message in messages.items() if _says_something(message)}
-
-    def _finish(self, output: Any) -> bool:
-        """Keep the tokens of an unfinished output; give a finished one all of its tokens."""
-        tokens = self._tokens.setdefault(output.request_id, [])
-        tokens += output.new_token_ids
-        if output.new_logprobs is not None:
-            self._logprobs.setdefault(output.request_id, []).append(output.new_logprobs)
-        if output.finish_reason is None:
-            return False
-        output.new_token_ids = self._tokens.pop(output.request_id)
-        parts = self._logprobs.pop(output.request_id, None)
-        if parts:
-            output.new_logprobs = LogprobsLists(
-                np.concatenate([part.logprob_token_ids for part in parts]),
-                np.concatenate([part.logprobs for part in parts]),
-                np.concatenate([part.sampled_token_ranks for part in parts]),
-            )
-        return True
-
-    def _forget(self) -> None:
-        """Cancelled requests never finish."""
-        for kept in (self._tokens, self._logprobs):
-            for key in kept.keys() - self.requests.keys():  # type: ignore[attr-defined]
-                del kept[key]
-
-
-class FinishedOnlyScheduler(_FinishedOnly, Scheduler):
+class FinishedOnlyScheduler(FinishedOnly, Scheduler):
     """vLLM's scheduler, for devices where steps are not prepared ahead."""
 
 
-class FinishedOnlyAsyncScheduler(_FinishedOnly, AsyncScheduler):
+class FinishedOnlyAsyncScheduler(FinishedOnly, AsyncScheduler):
     """vLLM's scheduler that prepares a step while the one before it runs."""
-
-
-def _end_with_trainer() -> None:
-    """End the core when the trainer is killed: nobody else would, and it holds the device's memory."""
-    trainer = multiprocessing.parent_process()
-    if trainer is not None:
-        trainer.join()
-        os._exit(1)
-
-
-def _says_something(message: Any) -> bool:
-    return bool(
-        message.outputs or message.scheduler_stats or message.finished_requests or message.utility_output
-    )
 
 
 def _completion(output: Any, text: str, logprobs: bool) -> Completion:
@@ -444,9 +396,10 @@ def _environment(device: str) -> Iterator[None]:
         "VLLM_USE_FLASHINFER_SAMPLER": "0",  # it knows no seeds
     }
     if device == "cuda":
-        wanted["VLLM_USE_V2_MODEL_RUNNER"] = (
-            "1"  # seeds without a Python loop a step; not yet the default in 0.24
-        )
+        wanted |= {
+            "VLLM_USE_V2_MODEL_RUNNER": "1",  # seeds without a Python loop a step; 0.24 has it off
+            "OMP_NUM_THREADS": "1",  # the core's work on the CPU is one thread; idle ones would spin
+        }
     else:
         # nothing here is worth the half minute that compiling takes
         wanted |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCH_COMPILE_DISABLE": "1"}

@@ -31,6 +31,31 @@ def test_equals_log_softmax_of_full_logits(temperature: float):
     torch.testing.assert_close(nats, -(full.exp() * full).sum(-1), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("entropy", [False, True])
+@pytest.mark.parametrize("grad", [False, True])
+def test_compiled_is_equal_and_compiled_once(monkeypatch: pytest.MonkeyPatch, entropy: bool, grad: bool):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(logprobs._pure_summary, backend="aot_eager")
+    monkeypatch.setattr(logprobs, "_compiled_summary", lambda: compiled)
+    results = []
+    for how in (False, True):
+        hidden, weight, target = inputs()
+        hidden.requires_grad_(grad)
+        for count in (11, 7, 10):  # chunks of 4 and what is left of them
+            got = token_logprobs(
+                hidden[:count], weight, target[:count], temperature=0.7, entropy=entropy, compiled=how
+            )
+            if grad:
+                got[0].sum().backward()
+        results.append([got[0].detach(), got[1], hidden.grad])
+    for mine, theirs in zip(*results, strict=True):
+        assert (mine is None) == (theirs is None)
+        if mine is not None:
+            torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_gradient(temperature: float):
     hidden, weight, target = inputs()
