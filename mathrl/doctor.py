@@ -43,7 +43,7 @@ def diagnose(rows: Sequence[Mapping[str, Any]], config: Config) -> list[Finding]
     found = []
     for title, rule in RULES.items():
         for severity, text in rule(history):
-            found.append(Finding(severity, title, text, history.step))
+            found.append(Finding(severity, title, text, 1 if rule is first_loss else history.step))
     return sorted(found, key=lambda f: ("error", "warning", "note").index(f.severity))
 
 
