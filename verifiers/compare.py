@@ -340,8 +340,10 @@ def _same_ratios(reference: Node, given: Node) -> bool:
         if ours is not None and theirs is not None:
             if (reference.suffix and given.suffix) or (not reference.suffix and not given.suffix):
                 return ours == theirs
-            # Without am or pm the clock's face decides; 20:34 can only be 8:34 pm.
-            return ours == theirs or (min(ours, theirs) < 720 and abs(ours - theirs) == 720)
+            # Without am or pm the clock's face decides; 20:34 can only be 8:34 pm, and 0:00 is no noon.
+            theirs_says = bool(given.suffix)
+            on_the_face = 60 <= (ours if theirs_says else theirs) < 780
+            return ours == theirs or (on_the_face and abs(ours - theirs) == 720)
         if (ours is None) != (theirs is None) and _padded(reference if theirs is None else given):
             return False
         if reference.suffix or given.suffix or len(reference.parts) != len(given.parts):

@@ -18,6 +18,7 @@ MAX_PRECISION = 12_000
 
 _local = threading.local()
 _TRIGONOMETRIC = frozenset({"sin", "cos", "tan", "cot", "sec", "csc"})
+_BOUNDED = frozenset({"sin", "cos", "arcsin", "arccos", "arctan", "arccot", "arg", "sgn"})
 _HYPERBOLIC = frozenset({"sinh", "cosh", "tanh", "coth", "sech", "csch"})
 _FUNCTIONS = {
     "sinh": "sinh", "cosh": "cosh", "tanh": "tanh", "coth": "coth", "sech": "sech", "csch": "csch",
@@ -116,7 +117,7 @@ def _combine(node: Op, parts: list[Measure], merged: Measure) -> None:
             _root(node, parts[0], int(index), merged)
     elif node.name == "pow":
         exponent = rational(node.args[1])
-        if exponent is None or exponent.denominator > 64:
+        if exponent is None or exponent.denominator > 64 or abs(exponent) > 2**60:
             # |b^x| lies between 2^-s and 2^s for s = |log2 b| |x|.
             merged.algebraic = False
             base = abs(parts[0].u) + abs(parts[0].l) + 2
@@ -135,6 +136,10 @@ def _combine(node: Op, parts: list[Measure], merged: Measure) -> None:
             merged.u, merged.l = size.u, size.l
         else:
             merged.u = merged.l = sum(abs(part.u) + abs(part.l) for part in parts) + 64
+            if node.name in ("ln", "log"):
+                merged.u = math.log2(merged.u)
+            elif node.name in _BOUNDED:
+                merged.u = 2.0
             if node.name in _HYPERBOLIC:
                 # tanh x differs from 1 by about 2^(-3x).
                 merged.u = merged.l = merged.u + 3 * 2.0 ** min(max(parts[0].u, 0.0), 40.0)
@@ -304,7 +309,8 @@ def constants_equal(left: Node, right: Node) -> bool:
         a, b = numeric.value(left), numeric.value(right)
         gap = abs(a - b)
         scale = 1 if last and size.algebraic else max(abs(a), abs(b), 1)
-        if gap > scale * numeric.mp.mpf(2) ** (-int(bits)):
+        # One bit more than the bound: its sizes are floating-point sums.
+        if gap > scale * numeric.mp.mpf(2) ** -(math.ceil(bits) + 1):
             return False
         if not last and bits >= needed and not size.algebraic:
             return True

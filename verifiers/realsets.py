@@ -156,6 +156,8 @@ def _real_set(node: Node) -> list[Piece] | None:
     if isinstance(node, SetOp):
         return _operation(node)
     if isinstance(node, Builder):
+        if isinstance(node.element, Rel) and node.element.sides[-1] != Sym("set R"):
+            return None  # integers between two numbers are no interval
         sets = [_real_set(condition) for condition in node.conditions]
         return _all(sets, intersect)
     if isinstance(node, Rel):

@@ -13,6 +13,9 @@ from verifiers.plain import PlainNumber, same_plain, terminates, within_own_digi
 from verifiers.units import convert
 
 NUM_POINTS = 3
+_REACH = (Fraction(1), Fraction(5), Fraction(1, 7))
+"""Points lie near 1, where most functions are real, and further out and further in, where branches differ."""
+
 _UNIT_LETTERS = frozenset("msghLlNJWVAKdCF")
 _INTEGER_POINT_BITS = 61
 _CONSTANTS_OF_INTEGRATION = (Sym("c"), Sym("K"), Sym("k"), Sym("C_1"), Sym("c_1"))
@@ -95,6 +98,7 @@ def _functions(left: Node, right: Node, names: list[str]) -> bool:
         positive = trial < NUM_POINTS
         env = {
             name: Fraction(draw.randrange(2**20, 2**22), 2**21)
+            * _REACH[trial % NUM_POINTS]
             * (1 if positive or draw.random() < 0.3 else -1)
             for name in names
         }
@@ -105,8 +109,8 @@ def _functions(left: Node, right: Node, names: list[str]) -> bool:
             continue
         if abs(a - b) <= max(abs(a), abs(b), 1) * numeric.mp.mpf(2) ** (-int(needed) + 32):
             compared += 1
-        elif positive or not numeric.left_reals:
-            # Off the positive axis only points count at which every part of both sides is real.
+        elif not numeric.left_reals:
+            # Only points count at which every part of both sides is real.
             return False
     return compared > 0
 

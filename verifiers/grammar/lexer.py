@@ -59,6 +59,7 @@ _CONNECTIVE = re.compile(r"\s*(?:,|;|and/or\b|and\b|or\b)\s*")
 _TRAILING_IF = re.compile(r"(.*?)\s*,\s*", re.DOTALL)
 _TRAILING_AND = re.compile(r"(.*\S)\s*,?\s+(and|or)\s*", re.DOTALL)
 _ENDS_HERE = re.compile(r"\s*(?:$|[,;.)^/}])")
+_NO_UNITS = frozenset("abcefijnopqrtuvwxyzMOPQRSTUXYZ")
 _NOON = re.compile(r"([AaPp])\.? ?[Mm]\b\.?")
 _LETTER_NUMERAL = re.compile(r"(\d*[A-Z][A-Z\d]{0,30})_(?:\{(\d\d)\}|(\d\d))(?!\d)", re.ASCII)
 _REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*(?:\{(\d+)\}|(\d))", re.ASCII)
@@ -283,6 +284,8 @@ class _Lexer:
                 self.splice(content)
             else:
                 self.add("sym", letters if len(letters) > 1 or letters not in "ie" else f"vector {letters}")
+        elif len(stripped) == 1 and stripped in _NO_UNITS and self.follows_value():
+            self.add("sym", stripped)  # 12\\text{x} is 12x
         elif stripped in FUNCTIONS:
             self.add("fn", FUNCTIONS[stripped])
         elif len(stripped) == 1 and stripped.isalpha() and name not in ("text", "textbf", "mbox", "textrm"):
