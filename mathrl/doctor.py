@@ -263,12 +263,18 @@ def unparsed_answers(h: History) -> Said:
 
 
 def refused_steps(h: History) -> Said:
-    values = h.values("trust_region/accepted")[-WINDOW:]
-    if len(values) == WINDOW and not any(values):
+    values = h.values("trust_region/accepted")
+    if len(values) >= WINDOW and not any(values[-WINDOW:]):
         yield (
             "warning",
             f"The last {WINDOW} trust-region steps were all refused, so the policy stands still: raise "
             "algorithm.cg_damping or algorithm.line_search_steps, or sample more completions a step.",
+        )
+    elif 0.0 in values:
+        yield (
+            "note",
+            f"{values.count(0.0)} of {len(values)} trust-region steps were refused: no multiple was better "
+            "within the KL that a step may move, so the old weights were kept.",
         )
 
 

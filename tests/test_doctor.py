@@ -208,7 +208,14 @@ TRIPS = [  # rule, severity, words, trouble, nearly the same without trouble
         "warning",
         "all refused",
         after(36, trust_region__accepted=0.0),
+        after(36, trust_region__accepted=1.0),
+    ),
+    (
+        "Refused trust-region steps",
+        "note",
+        "4 of 40 trust-region steps were refused",
         after(37, trust_region__accepted=0.0),
+        after(37, trust_region__accepted=1.0),
     ),
     (
         "Value model without use",
