@@ -8,7 +8,7 @@ from verifiers.base import ParseError
 from verifiers.grammar.nodes import MAX_ITEMS, Cases, Group, Matrix, Node, Op
 
 if TYPE_CHECKING:
-    from verifiers.grammar.atoms import AtomParser
+    from verifiers.grammar.cursor import Cursor
 
 _MATRICES = frozenset(
     {"matrix", "pmatrix", "bmatrix", "Bmatrix", "vmatrix", "Vmatrix", "smallmatrix", "array"}
@@ -16,7 +16,7 @@ _MATRICES = frozenset(
 _LINES = frozenset({"align", "aligned", "split", "gather", "gathered", "alignat", "eqnarray", "cases"})
 
 
-def environment(parser: AtomParser, name: str) -> Node:
+def environment(parser: Cursor, name: str) -> Node:
     """The node of an environment whose `\\begin` was just read."""
     if name not in _MATRICES and name not in _LINES:
         raise ParseError(f"cannot read the environment {name!r}")
@@ -40,7 +40,7 @@ def environment(parser: AtomParser, name: str) -> Node:
     return Op("det", (matrix,)) if name == "vmatrix" else matrix
 
 
-def _rows(parser: AtomParser, name: str) -> list[list[Node]]:
+def _rows(parser: Cursor, name: str) -> list[list[Node]]:
     rows: list[list[Node]] = [[]]
     cells = 0
     while not parser.accept(f"end:{name}"):
@@ -69,14 +69,14 @@ def _rows(parser: AtomParser, name: str) -> list[list[Node]]:
     return rows
 
 
-def _skip_condition_words(parser: AtomParser) -> None:
+def _skip_condition_words(parser: Cursor) -> None:
     while parser.token.kind in ("text", "word") and parser.token.value.strip(" ,").lower() in (
         "if", "for", "when", "where", "otherwise if",
     ):  # fmt: skip
         parser.advance()
 
 
-def _join_columns(parser: AtomParser, name: str) -> None:
+def _join_columns(parser: Cursor, name: str) -> None:
     """The & of aligned lines only sets the relation signs below each other."""
     end = parser.position
     while parser.tokens[end].kind != "end" and parser.tokens[end].value != f"end:{name}":
