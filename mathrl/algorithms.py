@@ -240,13 +240,15 @@ def resolve(config: AlgorithmConfig, rollout: RolloutConfig, update: UpdateConfi
     )
     if algorithm.overlong_buffer is None:
         algorithm = replace(algorithm, overlong_buffer=limit // 5)
-    for refused, why in _impossible(algorithm, given, rollout):
+    for refused, why in _impossible(algorithm, given, rollout, update):
         if refused:
             raise UserError(f"algorithm {config.name}: {why}")
     return algorithm
 
 
-def _impossible(a: Algorithm, given: dict[str, Any], rollout: RolloutConfig) -> list[tuple[bool, str]]:
+def _impossible(
+    a: Algorithm, given: dict[str, Any], rollout: RolloutConfig, update: UpdateConfig
+) -> list[tuple[bool, str]]:
     """(whether it is the case, why it cannot be and what to do)."""
     alone = rollout.group_size < 2
     trust_region = a.update_rule == "trust_region"
@@ -290,6 +292,10 @@ def _impossible(a: Algorithm, given: dict[str, Any], rollout: RolloutConfig) -> 
         (
             trust_region and a.updates_per_rollout > 1,
             "a trust-region step uses the whole rollout once: set update.num_epochs and num_minibatches to 1",
+        ),
+        (
+            trust_region and update.compile,
+            "a trust-region step differentiates twice, compiled layers only once: set update.compile false",
         ),
         (
             bool(a.overlong_buffer) and (a.overlong_buffer or 0) >= rollout.max_completion_tokens,

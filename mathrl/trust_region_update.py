@@ -176,12 +176,13 @@ class _Fisher:
         self.kept = self._linearise(self.parts[0]) if len(self.parts) == 1 else None
 
     def __call__(self, vector: Tensor) -> Tensor:
-        if self.kept is not None:
-            product = self.kept(vector)
-        else:
-            product = torch.zeros_like(vector)
-            for rows in self.parts:
-                product += self._linearise(rows)(vector)
+        with sdpa_kernel(SDPBackend.MATH):  # here too: checkpointed layers are computed again
+            if self.kept is not None:
+                product = self.kept(vector)
+            else:
+                product = torch.zeros_like(vector)
+                for rows in self.parts:
+                    product += self._linearise(rows)(vector)
         return sum_ranks(product) / max(self.tokens, 1.0)
 
     def _linearise(self, rows: Tensor) -> GaussNewton:

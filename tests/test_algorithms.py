@@ -110,6 +110,7 @@ IMPOSSIBLE = [
     ({"name": "trpo", "ratio": "sequence"}, "token's ratio"),
     ({"name": "trpo", "update": {"num_epochs": 2}}, "uses the whole rollout once"),
     ({"name": "trpo", "update": {"num_minibatches": 2}}, "uses the whole rollout once"),
+    ({"name": "trpo", "update": {"compile": True}}, "differentiates twice"),
     ({"name": "grpo", "overlong_buffer": 96}, "must be less than rollout.max_completion_tokens 96"),
     ({"name": "dapo", "advantage": "gae"}, "mixed groups only"),
     ({"name": "gppo"}, "did you mean"),

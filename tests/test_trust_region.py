@@ -210,15 +210,25 @@ def trust_region_update(policy, **settings) -> tuple[TrustRegion, Batch]:
     return update, annotated(policy, algorithm, moved=0.0)
 
 
-@pytest.mark.parametrize("micro_batch_tokens", [8192, 40])
-def test_fisher_products_of_the_policy_are_second_derivatives_of_its_kl(micro_batch_tokens):
-    policy = double_policy()
-    config, algorithm = configured("trpo", update__micro_batch_tokens=micro_batch_tokens)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"micro_batch_tokens": 40},
+        {"gradient_checkpointing": True},
+        {"share_prompts": False, "fused_lora": False},
+    ],
+)
+def test_fisher_products_of_the_policy_are_second_derivatives_of_its_kl(settings):
+    policy = double_policy(**settings)
+    config, algorithm = configured("trpo", **{f"update__{k}": v for k, v in settings.items()})
     batch, parameters = annotated(policy, algorithm), policy.trainable_parameters()
     vector = torch.randn(
         sum(p.numel() for p in parameters), dtype=F64, generator=torch.Generator().manual_seed(3)
     )
     got = _Fisher(policy, batch, parameters, config)(vector)
+    policy = double_policy()
+    parameters = policy.trainable_parameters()
     with sdpa_kernel(SDPBackend.MATH):
         new = full_logprobs(policy, batch)
         old = new.detach()
