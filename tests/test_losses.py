@@ -1,4 +1,4 @@
-"""Ratios, surrogates, KL estimators, aggregation: hand-worked numbers, a loop reference, gradcheck, extremes."""
+"""Ratios, surrogates, KL estimators, aggregation: by hand, against loops, gradcheck, extremes."""
 
 import math
 from dataclasses import replace
@@ -90,7 +90,7 @@ def test_kl_estimators_average_to_the_kl():
 
 
 def test_gradients_of_k2_and_k3_in_expectation():
-    """Under pi, the score-weighted gradient of k2 is that of KL(pi || ref); k1's own gradient averages to 0."""
+    """Under pi, k2's mean gradient is that of KL(pi || ref); k1's own averages to 0."""
     logits = numbers(0.3, -0.4, 1.0).requires_grad_()
     ref = numbers(0.1, 0.2, 0.0).log_softmax(0)
 
@@ -176,7 +176,7 @@ def test_k3_is_accurate_for_small_log_ratios_in_float32():
     assert abs(got / (d * d / 2 + d**3 / 6) - 1) < 2e-3
 
 
-# --- the whole loss against loops, and gradcheck -------------------------------------------------------------
+# --- the whole loss against loops, and gradcheck ------------------------------------------------------------
 
 
 def made(spread, seed=0, lengths=(4, 1, 0, 6)):
@@ -366,7 +366,7 @@ def test_gspo_equals_grpo_on_completions_of_one_token():
 @pytest.mark.parametrize("name", list(ALGORITHMS))
 def test_first_on_policy_gradient_is_reinforce_with_the_same_advantages(name):
     """At ratio 1 every surrogate's gradient is -weight · A; its value is 0 only in mean."""
-    logprobs, _, sampled, ref, advantages, mask = made("near")
+    logprobs, _, sampled, _, advantages, mask = made("near")
     row = replace(ALGORITHMS[name], kl_coef=0.0, max_completion_tokens=8)
     batch = batch_of(None, sampled, None, advantages, mask)
     if row.ratio == "sequence":  # one ratio for all tokens: their mean advantage is what counts
