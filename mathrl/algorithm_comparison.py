@@ -8,6 +8,7 @@ of its own, so that its peak memory is its own. Finished trials are kept: an int
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import time
@@ -22,7 +23,7 @@ from rich.console import Console
 from mathrl.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:  # loading torch takes seconds, and comparing finished runs needs none of it
-    from mathrl.config import Config
+    from mathrl.config import Config, UpdateConfig
 
 RECIPE = "quickstart"
 DEFAULT_OUT = Path("runs/algorithms")
@@ -34,8 +35,7 @@ COMPARED: dict[str, dict[str, Any]] = {
     "grpo": {},
     "reinforce": {},
 }
-"""Algorithms, and their knobs that the recipe does not set; everything else is the recipe's for all of "
-"them."""
+"""Algorithms, and the knobs that only they have; everything else is the recipe's for all of them."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -118,12 +118,22 @@ def plan(args: argparse.Namespace) -> tuple[Config, list[Config]]:
                         "algorithm": section,
                         "run": base.run.model_copy(update={"seed": base.run.seed + seed}),
                         "train": base.train.model_copy(update={"num_steps": 1_000_000}),
-                        # a budget ends a trial, not a number of steps that a rate could fall towards
-                        "update": base.update.model_copy(update={"schedule": "constant"}),
+                        "update": constant_rate(base.update),
                     }
                 )
             )
     return base, trials
+
+
+def constant_rate(update: UpdateConfig) -> UpdateConfig:
+    """The recipe's update at a constant learning rate, the mean of the recipe's.
+
+    A budget ends a trial, not a number of steps that a rate could fall towards. A rate that falls to 0, linearly
+    or as a cosine, has a mean of half its peak.
+    """
+    if update.schedule == "constant":
+        return update
+    return update.model_copy(update={"schedule": "constant", "learning_rate": update.learning_rate / 2})
 
 
 def make_reference(console: Console, base: Config, folder: Path, *, overwrite: bool) -> str:
@@ -170,33 +180,42 @@ def run_all(
     reference: str,
 ) -> Iterator[dict[str, Any]]:
     """What the reference reached, then every trial in order; those on disk are not run again."""
+    from mathrl.run_folder import write_json
+
     jobs = jobs_of(args, base)
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    ready = [_at(config, reference, threads) for config in trials]
-    files = [folder / "trials" / f"{c.algorithm.name}-{c.run.seed}.json" for c in ready]
-    (folder / "trials").mkdir(exist_ok=True)
-    first = folder / "trials" / "reference.json"
-    settings = {
+    common = {
         "tokens": args.tokens,
         "seconds": args.seconds,
         "seed": base.run.seed,
         "n": base.evaluate.num_problems,
     }
+    asked = [(folder / "trials" / "reference.json", base, _reference_trial)]
+    asked += [(folder / "trials" / f"{c.algorithm.name}-{c.run.seed}.json", c, _trial) for c in trials]
+    settings = {file: common | {"config": _digest(config)} for file, config, _ in asked}
+    (folder / "trials").mkdir(exist_ok=True)
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        waiting = {}
-        if _read(first, settings) is None:
-            waiting[pool.submit(_reference_trial, _at(base, reference, threads), settings)] = first
-        for config, file in zip(ready, files, strict=True):
-            if _read(file, settings) is None:
-                waiting[pool.submit(_trial, config, settings)] = file
+        waiting = {
+            pool.submit(work, _at(config, reference, threads), settings[file]): file
+            for file, config, work in asked
+            if _read(file, settings[file]) is None
+        }
         for number, future in enumerate(as_completed(waiting), 1):
             file = waiting[future]
-            _write(file, future.result() | {"asked": settings})
+            write_json(file, future.result() | {"asked": settings[file]})
             console.print(f"trial {number}/{len(waiting)}: {file.stem}")
-    for file in (first, *files):
-        found = _read(file, settings)
+    for file, *_ in asked:
+        found = _read(file, settings[file])
         assert found is not None
         yield found
+
+
+def _digest(config: Config) -> str:
+    """Equal for trials that would be the same."""
+    from mathrl.recipes import dump
+
+    same = config.model_copy(update={"run": config.run.model_copy(update={"num_threads": 0})})
+    return hashlib.sha256(dump(same).encode()).hexdigest()[:16]
 
 
 def jobs_of(args: argparse.Namespace, base: Config) -> int:
@@ -242,9 +261,3 @@ def _read(file: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
         return None
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return found if found["asked"] == settings else None
-
-
-def _write(file: Path, value: dict[str, Any]) -> None:
-    from mathrl.run_folder import write_json
-
-    write_json(file, value)

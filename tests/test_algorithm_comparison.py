@@ -1,18 +1,20 @@
 """Algorithms on one budget: the arithmetic of a made result, and a small comparison from end to end."""
 
 import json
+from statistics import fmean
 
 import pytest
 import torch
 from double_policy import double_policy
 from policy.conftest import build_batch
 
+from mathrl.algorithm_comparison import constant_rate
 from mathrl.algorithm_page import render, summarise
 from mathrl.algorithm_trial import Budget, Ledger, kl_to_reference, memory_of
 from mathrl.cli import main
-from mathrl.config import Config
+from mathrl.config import Config, UpdateConfig
 from mathrl.types import Completion, Group, Problem
-from mathrl.update import make_update
+from mathrl.update import learning_rate, make_update
 
 
 def trial(algorithm, seed, right, **changes):
@@ -200,3 +202,14 @@ def test_bad_input_is_one_sentence(arguments, words, tmp_path, capsys, monkeypat
     assert main(["compare", *arguments]) == 2
     assert words in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
+
+
+def test_trials_have_the_mean_of_a_falling_rate():
+    falling = UpdateConfig(learning_rate=2e-3, schedule="cosine")
+    mean = fmean(
+        learning_rate(Config(update=falling, train={"num_steps": 1000}), step) for step in range(1000)
+    )
+    constant = constant_rate(falling)
+    assert (constant.schedule, constant.learning_rate) == ("constant", pytest.approx(mean, rel=0.01))
+    fixed = UpdateConfig(learning_rate=2e-3)
+    assert constant_rate(fixed) == fixed
