@@ -12,9 +12,14 @@ Two numbers are compared in this order; each step is final where it applies.
 3. With pi, e, logarithms or general powers: agreement to at least `GUARD_BITS` bits more than the literals
    of both numbers have together. No pair of different closed forms of this size is known to agree that far;
    this step is a test, not a proof, with an error probability of about 2^-GUARD_BITS for generic values.
-4. With variables: rational functions at random integers below 2^61, so that different ones of degree d
-   agree with probability at most d / 2^61 (Schwartz 1980, Zippel 1979); other functions by step 3 at random
-   points.
+4. With variables: first at random points. Rational functions are evaluated exactly at random integers below
+   2^61, other functions by step 3 at real points. What differs at a point is different. What agrees and is
+   made of the variables, rational numbers, square roots of rational numbers, i, pi and e by sums, products,
+   quotients and integer powers is then decided exactly by sympy's sparse polynomials (`polynomials`), as far
+   as its bounds reach. Beyond them two integer points count: rational functions of degree d that differ agree
+   at both with probability at most (d / 2^61)^2 (Schwartz 1980, Zippel 1979). Other functions count as equal
+   if they agree at all points where both are real: a test as in step 3. The points are the same in every run,
+   but they depend on both expressions, so that none can be written to vanish at them.
 """
 
 from __future__ import annotations

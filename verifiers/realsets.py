@@ -263,10 +263,28 @@ def _linear(left: Node, right: Node) -> tuple[int, Node | None]:
         expected = Op("add", (constant, Op("mul", (Num(Fraction(probe)), slope))))
         if not values_equal(at(probe), expected):
             return 0, None
+    if not (_is_linear(left, name) and _is_linear(right, name)):
+        # x + x(x - 1)(x - 3)(x + 7) passes the probes as well.
+        difference = Op("add", (left, Op("neg", (right,))))
+        if not values_equal(difference, Op("add", (constant, Op("mul", (Sym(name), slope))))):
+            return 0, None
     sign = compare(slope, Num(Fraction(0)))
     if sign == 0:
         return 0, None
     return sign, Op("neg", (Op("div", (constant, slope)),))
+
+
+def _is_linear(node: Node, name: str) -> bool:
+    """Whether a tree is linear in a variable by its form alone."""
+    if name not in free_symbols(node) or isinstance(node, Sym):
+        return True
+    if not isinstance(node, Op) or node.name not in ("add", "neg", "mul", "div"):
+        return False
+    if node.name == "mul" and sum(name in free_symbols(arg) for arg in node.args) > 1:
+        return False
+    if node.name == "div" and name in free_symbols(node.args[1]):
+        return False
+    return all(_is_linear(arg, name) for arg in node.args)
 
 
 def substitute(node: Node, name: str, value: Node) -> Node:

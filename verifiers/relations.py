@@ -9,7 +9,7 @@ from verifiers.evaluate import TooLarge, Undefined, free_symbols, rational
 from verifiers.grammar.nodes import Group, Node, Num, Op, Rel, Sym
 from verifiers.numeric import GUARD_BITS, Numeric
 from verifiers.realsets import is_name
-from verifiers.scalars import _generator, scalars_equal, values_equal
+from verifiers.scalars import Points, scalars_equal, values_equal
 
 _FLIPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "=": "=", "!=": "!="}
 
@@ -116,24 +116,34 @@ def _chains_equal(reference: Rel, given: Rel) -> bool:
 
 
 def constant_ratio(left: Node, right: Node) -> int:
-    """The sign of c where left = c * right for one constant c other than 0 at all points tried, else 0.
+    """The sign of c where left = c * right for one constant c other than 0, else 0.
 
-    Rational functions are compared at integers below 2^61, others to `GUARD_BITS` bits, as in `evaluate`.
+    Rational functions are compared at integers below 2^61 and, if those agree, exactly; others to
+    `GUARD_BITS` bits at random points, as in `evaluate`.
     """
     names = sorted(free_symbols(left) | free_symbols(right))
     if not names:
         return 1 if values_equal(left, right) else 0
+    points = Points(left, right)
     try:
-        exact = _exact_ratio(left, right, names)
-        return exact if exact is not None else _numeric_ratio(left, right, names)
+        at_integers = _exact_ratio(left, right, names, points, 2)
+        sign = _numeric_ratio(left, right, names, points) if at_integers is None else at_integers
+        if sign == 0:
+            return 0
+        from verifiers.polynomials import proportional_quotients  # sympy's import takes 0.3 s
+
+        exact = proportional_quotients(left, right)
+        if exact is None and at_integers is not None:
+            exact = _exact_ratio(left, right, names, points, 4)
+        return sign if exact is None else exact
     except (TooLarge, Undefined):
         return 0
 
 
-def _exact_ratio(left: Node, right: Node, names: list[str]) -> int | None:
+def _exact_ratio(left: Node, right: Node, names: list[str], points: Points, num_points: int) -> int | None:
     ratios: set[Fraction] = set()
-    for trial in range(3):
-        draw = _generator(names, 2000 + trial)
+    for trial in range(num_points):
+        draw = points.generator(2000 + trial)
         env = {name: Fraction(draw.randrange(2, 2**61) * draw.choice((1, -1))) for name in names}
         a, b = rational(left, env), rational(right, env)
         if a is None or b is None:
@@ -146,10 +156,10 @@ def _exact_ratio(left: Node, right: Node, names: list[str]) -> int | None:
     return 1 if ratios.pop() > 0 else -1
 
 
-def _numeric_ratio(left: Node, right: Node, names: list[str]) -> int:
+def _numeric_ratio(left: Node, right: Node, names: list[str], points: Points) -> int:
     first = None
     for trial in range(3):
-        draw = _generator(names, 3000 + trial)
+        draw = points.generator(3000 + trial)
         env = {name: Fraction(draw.randrange(2**20, 2**22), 2**21) for name in names}
         numeric = Numeric(2 * GUARD_BITS, env)
         a, b = numeric.value(left), numeric.value(right)

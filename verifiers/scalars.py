@@ -80,21 +80,47 @@ def _constants(left: Node, right: Node) -> bool:
     return constants_equal(left, right)
 
 
-def _generator(names: list[str], trial: int) -> random.Random:
-    digest = hashlib.sha256(f"{trial}|{'|'.join(names)}".encode()).digest()
-    return random.Random(int.from_bytes(digest[:8]))
+class Points:
+    """Random points that are the same in every run but depend on both expressions.
+
+    So no expression can be written that vanishes at the points it will be tried at.
+    """
+
+    def __init__(self, left: Node, right: Node) -> None:
+        self.seed = hashlib.sha256("|".join(sorted((repr(left), repr(right)))).encode()).digest()
+
+    def generator(self, trial: int) -> random.Random:
+        digest = hashlib.sha256(self.seed + trial.to_bytes(4)).digest()
+        return random.Random(int.from_bytes(digest[:8]))
 
 
 def _functions(left: Node, right: Node, names: list[str]) -> bool:
-    exact = _rational_functions(left, right, names)
-    if exact is not None:
-        return exact
+    """At random points first; what they do not tell apart is decided by polynomials where possible."""
+    points = Points(left, right)
+    too_large = False
+    try:
+        equal = _at_integers(left, right, names, points)
+        if equal is None:
+            equal = _at_real_points(left, right, names, points)
+        if not equal:
+            return False
+    except TooLarge:
+        too_large = True
+    from verifiers.polynomials import equal_quotients  # sympy's import takes 0.3 s
+
+    exact = equal_quotients(left, right)
+    if exact is None:
+        return not too_large and _at_integers(left, right, names, points, first=1) is not False
+    return exact
+
+
+def _at_real_points(left: Node, right: Node, names: list[str], points: Points) -> bool:
     needed = GUARD_BITS + sum(abs(part) for side in (left, right) for part in _sizes(side))
     if needed > 4000:
-        return False
+        raise TooLarge("functions too large to compare at random points")
     compared = 0
     for trial in range(2 * NUM_POINTS):
-        draw = _generator(names, trial)
+        draw = points.generator(trial)
         positive = trial < NUM_POINTS
         env = {
             name: Fraction(draw.randrange(2**20, 2**22), 2**21)
@@ -120,13 +146,12 @@ def _sizes(node: Node) -> tuple[float, float]:
     return size.u, size.l
 
 
-def _rational_functions(left: Node, right: Node, names: list[str]) -> bool | None:
+def _at_integers(left: Node, right: Node, names: list[str], points: Points, first: int = 0) -> bool | None:
     """Exact comparison at a random integer point; None where a side is no rational function."""
     if not (_is_rational_function(left) and _is_rational_function(right)):
         return None
-    seen = 0
-    for trial in range(4):
-        draw = _generator(names, 1000 + trial)
+    for trial in range(first, first + 3):
+        draw = points.generator(1000 + trial)
         env = {name: Fraction(draw.randrange(2, 2**_INTEGER_POINT_BITS)) for name in names}
         env |= {name: Fraction(draw.randrange(2, 2**_INTEGER_POINT_BITS)) for name in ("pi", "e")}
         try:
@@ -135,14 +160,8 @@ def _rational_functions(left: Node, right: Node, names: list[str]) -> bool | Non
             continue
         except TooLarge:
             return None
-        if a is None or b is None:
-            return None
-        if a != b:
-            # pi and e stand for indeterminates here: a difference in them is one in value if they are free.
-            return False
-        seen += 1
-        if seen == 2:
-            return True
+        # pi and e stand for indeterminates here: a difference in them is one in value if they are free.
+        return None if a is None or b is None else a == b
     return None
 
 

@@ -73,6 +73,7 @@ def _load(type_names: set[str]) -> None:
     """Import what these answer types need, one judgement of the largest built-in one included."""
     for name in type_names:
         if name == "auto":
+            # Two equal functions take the longest way: mpmath's points, then sympy's polynomials.
             verify("\\boxed{\\sqrt{2}+x}", "x+\\sqrt{2}")
         # A type that cannot be imported is told of by the verdict on its request.
         with contextlib.suppress(Exception):
