@@ -16,8 +16,9 @@ norm of one saved batch; then it trains. Arms:
   ours: default          a recipe's: shared prompts, correction from the update's own forward
 
 ``--peer-site`` is a folder with TRL: pip install --target DIR --no-deps trl==1.16.0.
-Phases are the trainers' own: rollout, verify, forward (old and reference passes), update, sync (ours with
-the proof that the weights arrived). Tokens trained count prompt + completion of every completion for all arms.
+Phases are the trainers' own: rollout, verify, forward (old and reference passes), update, and sync, which in
+ours includes the proof that the weights arrived. Tokens trained count prompt + completion of every completion
+for all arms.
 """
 
 from __future__ import annotations

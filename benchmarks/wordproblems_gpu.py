@@ -8,7 +8,7 @@
 Problems: GRPO trains on 60 % of the SVAMP and MAWPS questions (chosen by a hash of the question, duplicates
 across the files joined), with their final answers alone; 40 % and GSM8K's test set are held out. SFT sees
 GSM8K's training solutions, generated problems and bare arithmetic, none of the others. Baselines that
-understand nothing: |first - second number|, and the equation of the training question with the most equal words.
+understand nothing: |first - second number|, and the equation of the training question with most equal words.
 """
 
 from __future__ import annotations
@@ -214,12 +214,13 @@ def table(folder: Path, runs: Path, seeds: Sequence[int]) -> dict[str, Any]:
     for seed in seeds:
         home = runs / f"wordproblems_gpu_{seed}"
         found: dict[str, Any] = {}
-        for title, place in (("before", "benchmarks-reference"), ("after", "benchmarks")):
+        for title, place in (("sets before", "benchmarks-reference"), ("sets after", "benchmarks")):
             file = home / place / "eval.json"
             if file.is_file():
-                found[title] = json.loads(file.read_text())
+                found[title] = scores(json.loads(file.read_text()))
         if (home / "summary.json").is_file():
-            found["summary"] = json.loads((home / "summary.json").read_text())
+            summary = json.loads((home / "summary.json").read_text())
+            found |= {key: summary[key] for key in ("before", "after", "difference", "steps", "seconds")}
         if (home / "metrics.jsonl").is_file():
             found["curve"] = curve([json.loads(line) for line in (home / "metrics.jsonl").open()])
         result["runs"][str(seed)] = found
@@ -227,6 +228,15 @@ def table(folder: Path, runs: Path, seeds: Sequence[int]) -> dict[str, Any]:
     if peer.is_file():
         result["peer"] = json.loads(peer.read_text())
     return result
+
+
+def scores(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """Accuracy of every set, and of its problems that no training question resembles."""
+    return {
+        name: {key: found[key] for key in ("n", "accuracy", "ci95")}
+        | {"novel": (found.get("contamination") or {}).get("accuracy_without")}
+        for name, found in evaluation["benchmarks"].items()
+    }
 
 
 def curve(metrics: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
