@@ -128,8 +128,8 @@ def plan(args: argparse.Namespace) -> tuple[Config, list[Config]]:
 def constant_rate(update: UpdateConfig) -> UpdateConfig:
     """The recipe's update at a constant learning rate, the mean of the recipe's.
 
-    A budget ends a trial, not a number of steps that a rate could fall towards. A rate that falls to 0, linearly
-    or as a cosine, has a mean of half its peak.
+    A budget ends a trial, not a number of steps that a rate could fall towards. A rate that falls to 0,
+    linearly or as a cosine, has a mean of half its peak.
     """
     if update.schedule == "constant":
         return update
