@@ -111,3 +111,20 @@ def test_config_command_prints_every_field(capsys, tmp_path):
     assert "group_size = 3" in text
     for key in flatten(Config()):
         assert f"{key.split('.')[-1]} =" in text
+
+
+def test_a_recipe_extends_another_and_says_only_what_it_changes(tmp_path):
+    (tmp_path / "base.toml").write_text('extends = "quickstart"\n[update]\nlearning_rate = 0.5\n')
+    (tmp_path / "mine.toml").write_text('extends = "base.toml"\n[update]\nnum_epochs = 2\n[run]\nseed = 4\n')
+    config = load_recipe(str(tmp_path / "mine.toml"), [("run.seed", "5")])
+    changed = differences(config, load_recipe("quickstart"))
+    assert {k: new for k, (_, new) in changed.items()} == {
+        "recipe": "mine", "update.learning_rate": 0.5, "update.num_epochs": 2, "run.seed": 5,
+    }  # fmt: skip
+    assert load_recipe("ppo").sft == load_recipe("quickstart").sft
+    (tmp_path / "round.toml").write_text('extends = "round.toml"\n')
+    with pytest.raises(UserError, match="extends itself"):
+        load_recipe(str(tmp_path / "round.toml"))
+    (tmp_path / "lost.toml").write_text('extends = "quikstart"\n')
+    with pytest.raises(UserError, match="'quickstart'"):
+        load_recipe(str(tmp_path / "lost.toml"))

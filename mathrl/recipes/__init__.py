@@ -1,5 +1,6 @@
 """Recipes: TOML files in this folder or anywhere, with ``--section.key value`` on top.
 
+A recipe may begin with ``extends = "other"`` (a name, or a file beside it) and says only what it changes.
 ``load_recipe`` resolves one to a Config; ``dump`` writes a Config as TOML that loads to the same Config.
 """
 
@@ -81,19 +82,38 @@ def flatten(config: Config) -> dict[str, Any]:
     return flat
 
 
-def _read(recipe: str) -> dict[str, Any]:
+def _read(recipe: str, extending: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The table of a recipe on top of the one it extends."""
     path = Path(recipe)
     if recipe.endswith(".toml") or path.is_file():
         if not path.is_file():
             raise UserError(
                 f"recipe file {recipe!r} does not exist: check the path, or name one of {recipe_names()}"
             )
-        return {"recipe": path.stem} | _parse(path)
-    if recipe not in recipe_names():
+        name, table = path.stem, _parse(path)
+    elif recipe in recipe_names():
+        name, table = recipe, tomllib.loads(resources.files(__name__).joinpath(f"{recipe}.toml").read_text())
+    else:
         raise UserError(f"unknown recipe {recipe!r}: {did_you_mean(recipe, recipe_names())}")
-    return {"recipe": recipe} | tomllib.loads(
-        resources.files(__name__).joinpath(f"{recipe}.toml").read_text()
-    )
+    base = table.pop("extends", None)
+    if base is None:
+        return {"recipe": name} | table
+    if not isinstance(base, str):
+        raise UserError(f"recipe {recipe!r}: extends must be the name of one recipe, not {base!r}")
+    if base.endswith(".toml"):
+        base = str(path.parent / base)
+    if base in extending:
+        raise UserError(f"recipe {recipe!r} extends itself: {' -> '.join([*extending, recipe, base])}")
+    return _merged(_read(base, (*extending, recipe)), {"recipe": name} | table)
+
+
+def _merged(base: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with the values of ``table``, section by section."""
+    merged = dict(base)
+    for key, value in table.items():
+        both = isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
+        merged[key] = _merged(base[key], value) if both else value
+    return merged
 
 
 def _parse(path: Path) -> dict[str, Any]:
