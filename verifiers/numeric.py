@@ -7,7 +7,8 @@ import math
 import threading
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
+from functools import lru_cache
+from typing import Any, TypeGuard
 
 from verifiers.evaluate import TooLarge, Undefined, children, rational
 from verifiers.grammar.nodes import Big, Node, Num, Op, Quantity, Rel, Sym
@@ -55,12 +56,60 @@ class Measure:
     algebraic: bool = True
 
     def degree(self) -> float:
-        """log2 of D, the product of the degrees of all radicals."""
-        return sum(math.log2(index) for index in self.radicals.values())
+        """log2 of D, the product of the degrees of all radicals.
+
+        Sines and cosines of k pi / n, for all n that occur, lie in one cyclotomic field together with i and
+        the square roots of their primes; its degree counts once.
+        """
+        order = math.lcm(4, *(2 * key[1] for key in self.radicals if _is_turn(key)))
+        if order == 4 or order > _MAX_ORDER:
+            return sum(math.log2(index) for index in self.radicals.values())
+        outside = (index for key, index in self.radicals.items() if not _in_cyclotomic_field(key, order))
+        return math.log2(_totient(order)) + sum(map(math.log2, outside))
 
     def bound_bits(self) -> float:
         """b with |E| >= 2^-b for a non-zero algebraic E."""
         return max(self.u, 0.0) * (2.0 ** min(self.degree(), 40.0) - 1.0) + max(self.l, 0.0)
+
+
+_MAX_ORDER = 10**6
+
+
+def _is_turn(key: object) -> TypeGuard[tuple[str, int]]:
+    return isinstance(key, tuple) and key[0] == "turn"
+
+
+def _in_cyclotomic_field(key: object, order: int) -> bool:
+    """Whether a radical lies in the field of the `order`-th roots of unity, 4 a divisor of the order."""
+    if key == "i" or _is_turn(key):
+        return True
+    if not isinstance(key, tuple) or key[1] != 2:
+        return False
+    inside = rational(key[0])
+    if not inside:
+        return False
+    rest = abs(inside.numerator) * inside.denominator
+    twos = (rest & -rest).bit_length() - 1
+    rest >>= twos
+    if twos % 2 and order % 8:
+        return False
+    # Of odd primes, those that divide the order have their roots in the field.
+    odd = order // (order & -order)
+    while (common := math.gcd(rest, odd)) > 1:
+        rest //= common
+    return math.isqrt(rest) ** 2 == rest
+
+
+@lru_cache(maxsize=256)
+def _totient(order: int) -> int:
+    result, rest, prime = order, order, 2
+    while prime * prime <= rest:
+        if rest % prime == 0:
+            result -= result // prime
+            while rest % prime == 0:
+                rest //= prime
+        prime += 1
+    return result - result // rest if rest > 1 else result
 
 
 def _merge(*measures: Measure) -> Measure:

@@ -173,7 +173,7 @@ class CommandParser(Cursor):
         parts: list[Node] = []
         while self.token.value in ("_", "^") and self.token.kind == "op":
             mark = self.advance().value
-            parts.append(Op(mark, (self.script(),)))
+            parts.append(Op(mark, (self.script(raised=mark == "^"),)))
         self.enter()
         parts.append(self.term())
         self.depth -= 1

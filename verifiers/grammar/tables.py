@@ -49,6 +49,8 @@ def _rows(parser: Cursor, name: str) -> list[list[Node]]:
                 rows.append([])
             continue
         if parser.accept("&"):
+            if name == "cases":
+                _skip_condition_words(parser)
             continue
         if parser.token.kind == "end":
             raise ParseError(f"\\begin{{{name}}} is never ended")
