@@ -9,6 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from verifiers import Outcome, read, verify
+from verifiers.grammar.nodes import Num
+from verifiers.numeric import _in_cyclotomic_field, _totient
 
 x, y = sympy.symbols("x y")
 PERTURBATIONS = [
@@ -153,3 +155,21 @@ def test_functions_of_variables(e: sympy.Expr, function: str) -> None:
     for changed in (given_expression + inner / 10**12, given_expression + x**2 - x):
         assert changed.equals((inner + e) ** 2) is False
         assert not accepts(changed, (inner + e) ** 2)
+
+
+def test_one_cyclotomic_field_counts_once_in_the_separation_bound() -> None:
+    asked = "\\sin\\frac{\\pi}{3}+\\sin\\frac{\\pi}{5}"
+    exact = sympy.sin(sympy.pi / 3) + sympy.sin(sympy.pi / 5)
+    assert accepts(exact, asked)
+    assert not accepts(exact + sympy.Rational(1, 10**300), asked)
+    assert [_totient(n) for n in (1, 4, 60, 97, 1440)] == [sympy.totient(n) for n in (1, 4, 60, 97, 1440)]
+    for order in (12, 20, 24, 60):
+        field = sympy.QQ.algebraic_field(sympy.exp(2 * sympy.pi * sympy.I / order)) if order == 12 else None
+        for square in (2, 3, 5, 6, 10, 15, 12, 7):
+            inside = _in_cyclotomic_field((Num(Fraction(square)), 2), order)
+            # sqrt(d) lies there exactly if its conductor divides the order (Kronecker, Weber).
+            core = sympy.core.numbers.Integer(
+                sympy.prod(p for p, e in sympy.factorint(square).items() if e % 2)
+            )
+            assert inside is (order % int(core if core % 4 == 1 else 4 * core) == 0)
+        assert field is None or field.mod.degree() == _totient(order)
