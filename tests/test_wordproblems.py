@@ -70,6 +70,7 @@ def test_sides_never_meet_whatever_the_seeds():
     held_out = {p.question for seed in range(3) for p in generate_problems(500, seed, side="held_out")}
     assert len(held_out) > 1000
     assert not trained & held_out
+
     # the numbers of a held-out problem are new for its template, not only the names in it
     def story(p):
         return (p.meta["template"], p.solution)
@@ -90,7 +91,10 @@ def test_unseen_templates_are_new_stories_in_known_words():
     seen = generate_problems(2000, 0)
     names = [{re.match(r"[a-z]+", p.meta["template"])[0] for p in ps} for ps in (seen, unseen)]
     assert not names[0] & names[1]
-    sentences = [{re.sub(r"\d+", "N", s) for p in ps for s in p.question.split(". ")} for ps in (seen, unseen)]
+    sentences = [
+        {re.sub(r"\d+", "N", s) for p in problems for s in p.question.split(". ")}
+        for problems in (seen, unseen)
+    ]
     assert len(sentences[1] - sentences[0]) > 0.9 * len(sentences[1])
     words = set(re.findall(r"[A-Za-z]+", " ".join(wordproblems.corpus())))
     assert not set(re.findall(r"[A-Za-z]+", " ".join(p.question for p in unseen))) - words
