@@ -127,8 +127,8 @@ class Sentinel:
         gap = float(gaps[worst])
         if not gap <= self.max_gap:
             raise SyncError(
-                f"after the sync to version {self.policy.version} engine and trainer are {gap:.3g} nats "
-                f"a token apart on problem {self._problems[worst].id!r} (bound: rollout.max_sync_gap "
+                f"after the sync to version {self.policy.version} engine and trainer differ by {gap:.3g} "
+                f"nats a token on problem {self._problems[worst].id!r} (bound: rollout.max_sync_gap "
                 f"{self.max_gap:g}): the engine does not sample from the trained weights; {_ADVICE}"
             )
         return {"sync/sentinel_gap": gap} | self._check_move(engine[mask], logprobs[mask])
