@@ -13,43 +13,18 @@ from mathrl.cli import main
 from mathrl.objective import PolicyLoss
 from mathrl.replay import replay
 
-TINY = """
-[run]
-num_threads = 1
-[model]
-hidden_size = 32
-num_layers = 1
-num_heads = 2
-num_kv_heads = 1
-intermediate_size = 64
-vocab_size = 400
-[lora]
-rank = 4
-[data]
-num_train_problems = 60
-max_steps = 1
+TINY = f"""
+extends = "{Path(__file__).with_name("tiny.toml")}"
 [sft]
-num_problems = 300
-max_steps = 1
 max_train_steps = 30
-eval_every_steps = 30
-batch_tokens = 1024
 [rollout]
-engine = "transformers"
-problems_per_step = 3
-group_size = 4
 max_completion_tokens = 12
-[reward]
-num_workers = 1
-length = -0.01
 [train]
 num_steps = 4
 [evaluate]
 num_problems = 4
 every_steps = 0
 num_samples = 0
-[checkpoint]
-every_steps = 2
 [tracking]
 tensorboard = false
 save_batch_steps = 2

@@ -15,55 +15,12 @@ from safetensors.torch import load_file
 from mathrl.cli import main
 from mathrl.run_folder import RunFolder
 
-TINY = """
-[run]
-num_threads = 1
-[model]
-hidden_size = 32
-num_layers = 1
-num_heads = 2
-num_kv_heads = 1
-intermediate_size = 64
-vocab_size = 400
-[lora]
-rank = 4
-[data]
-num_train_problems = 60
-max_steps = 1
-[sft]
-num_problems = 300
-max_steps = 1
-max_train_steps = 60
-eval_every_steps = 30
-batch_tokens = 1024
-[rollout]
-engine = "transformers"
-problems_per_step = 3
-group_size = 4
-max_completion_tokens = 16
-[reward]
-num_workers = 1
-length = -0.01
-[train]
-num_steps = 7
-[evaluate]
-num_problems = 12
-every_steps = 3
-every_num_problems = 6
-num_samples = 2
-[checkpoint]
-every_steps = 2
-[algorithm]
-kl_coef = 0.02
-"""
 VARIES = ("time/", "memory/", "tokens/per_s")
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
-    path.write_text(TINY)
-    return path
+def recipe() -> Path:
+    return Path(__file__).with_name("tiny.toml")
 
 
 @pytest.fixture(scope="module")
