@@ -51,6 +51,12 @@ format: $(READY) ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+bench: $(READY) ## sampling, verifiers, pool and evaluation, measured side by side on this machine
+	$(BIN)/python benchmarks/sampling.py
+	$(BIN)/python benchmarks/verifiers.py
+	$(BIN)/python benchmarks/verifier_pool.py
+	$(BIN)/python -m benchmarks.evaluation_speed
+
 bench-quickstart: $(READY) ## the quickstart with three seeds, and its table
 	$(BIN)/python benchmarks/quickstart.py $(ARGS)
 

@@ -1,6 +1,6 @@
 """Tokens per second of the embedded engine beside transformers' generate, side by side in one run.
 
-    python benchmarks/sampling.py [--repeats 7] [--threads 1 2]
+    python benchmarks/sampling.py [--repeats 7] [--threads 1 2] [--store]
 
 Model and prompts are as in quickstart (made from scratch; generated word problems): 32 prompts of
 8 completions. Both draw from the whole distribution at temperature 1; ours records sampling logprobs as well.
@@ -132,6 +132,7 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--store", action="store_true", help="write benchmarks/results/sampling_cpu.json")
     args = parser.parse_args()
     rows = []
     for threads in args.threads:
@@ -143,7 +144,9 @@ def main() -> None:
                 f"{threads} thread(s), {case.name}: {row['tokens_per_s']}, ours is {row['ratio']} times",
                 flush=True,
             )
-    print(store("sampling_cpu", describe() | {"sequences": NUM_PROBLEMS * GROUP_SIZE, "rows": rows}))
+    result = describe() | {"sequences": NUM_PROBLEMS * GROUP_SIZE, "rows": rows}
+    if args.store:
+        print(store("sampling_cpu", result))
 
 
 if __name__ == "__main__":

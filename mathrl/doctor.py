@@ -130,6 +130,11 @@ def first_loss(h: History) -> Said:
             "The first step's gradient is exactly 0 although rewards differ: nothing can be learned. Is the "
             "loss mask empty, or the adapter frozen?",
         )
+    elif row["policy/grad_norm"] == 0:
+        yield (
+            "note",
+            "Loss and gradient of the first step are 0: in every group all completions earned the same.",
+        )
     elif abs(row["policy/loss"]) < 1e-4 * max(1.0, row["policy/grad_norm"]):
         yield (
             "note",

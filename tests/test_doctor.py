@@ -110,6 +110,13 @@ TRIPS = [  # rule, severity, words, trouble, nearly the same without trouble
         first(policy__loss=0.3, policy__grad_norm=0.2),
     ),
     (
+        "Loss of the first step",
+        "note",
+        "earned the same",
+        first(policy__loss=0.0, policy__grad_norm=0.0, reward__equal_frac=1.0),
+        first(policy__loss=0.3, policy__grad_norm=0.2, reward__equal_frac=1.0),
+    ),
+    (
         "Sampler and trainer disagree",
         "warning",
         "0.3 nats",
