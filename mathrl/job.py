@@ -13,7 +13,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ from mathrl.run_folder import write_json
 from mathrl.sentinel import Sentinel
 from mathrl.sft import train_reference
 from mathrl.summary import build_summary, print_summary
-from mathrl.tracking import Tracker
+from mathrl.tracking import SftTracker, Tracker
 from mathrl.trainer import Hooks, Metrics, Trainer
 from mathrl.types import Batch, Group, derive_seed
 from mathrl.update import make_update
@@ -152,9 +152,22 @@ class Run:
         if cfg.sft.skip:
             return cfg.model.path
         if not self.folder.reference.is_dir():
-            with self._timed("sft"), self.progress.stage("SFT", cfg.sft.max_train_steps) as stage:
+            with (
+                self._timed("sft"),
+                self.progress.stage("SFT", cfg.sft.max_train_steps) as stage,
+                closing(SftTracker(self.folder, cfg.tracking)) as tracker,
+            ):
+
+                def on_metrics(step: int, metrics: Metrics) -> None:
+                    tracker.log(step, metrics)
+                    stage.show(step, metrics)
+
                 train_reference(
-                    cfg, self.folder.reference, demonstrations=self.plan.demonstrations, progress=stage
+                    cfg,
+                    self.folder.reference,
+                    demonstrations=self.plan.demonstrations,
+                    progress=stage,
+                    on_metrics=on_metrics,
                 )
         return str(self.folder.reference)
 

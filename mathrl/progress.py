@@ -21,6 +21,9 @@ _NUMBERS = (  # metric, how it is shown
     ("held_out/accuracy", "held-out {:.1%}"),
     ("policy/kl_ref", "KL {:.4f}"),
     ("tokens/per_s", "{:,.0f} tok/s"),
+    ("sft/loss", "loss {:.3f}"),
+    ("sft/held_out_loss", "held-out {:.3f}"),
+    ("sft/held_out_exact", "exact {:.1%}"),
 )
 
 

@@ -23,6 +23,7 @@ from mathrl.statistics import Interval
 from mathrl.training_charts import (
     LEARNING,
     MACHINE,
+    SUPERVISED,
     UPDATES,
     draw,
     held_out_chart,
@@ -85,6 +86,7 @@ def render(run: RunRecord) -> str:
         learned=[_learned(run, name) for name in _paired_sets(run)],
         learning=[held_out_chart(run), *(draw(c, run) for c in LEARNING), outcome_chart(run)],
         watched=_watched(run),
+        supervised=[draw(c, run) for c in SUPERVISED],
         updates=[draw(c, run) for c in UPDATES],
         machine=[time_chart(run), *(draw(c, run) for c in MACHINE)],
         groups=spread([row for row in run.samples if row.get("kind") == "train"], _MAX_GROUPS),

@@ -46,6 +46,10 @@ class RunFolder:
         return self.path / "reference"
 
     @property
+    def sft_metrics(self) -> Path:
+        return self.path / "sft_metrics.jsonl"
+
+    @property
     def adapter(self) -> Path:
         return self.path / "adapter"
 

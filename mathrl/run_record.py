@@ -30,6 +30,7 @@ class RunRecord:
     samples: Sequence[Mapping[str, Any]]  # samples.jsonl
     summary: Mapping[str, Any]  # empty before the run has finished
     evaluations: Mapping[tuple[str, str], Evaluation]  # (problem set, "before" | "after")
+    sft_rows: Sequence[Mapping[str, float]] = ()  # sft_metrics.jsonl, by step of the supervised stage
 
     @property
     def name(self) -> str:
@@ -53,8 +54,9 @@ class RunRecord:
         return [row.get(metric, math.nan) for row in self.rows]
 
     def present(self, metric: str) -> tuple[list[float], list[float]]:
-        """(steps, values) of the steps that have the metric."""
-        kept = [(row["step"], row[metric]) for row in self.rows if math.isfinite(row.get(metric, math.nan))]
+        """(steps, values) of the steps that have the metric; those of the supervised stage have steps of their own."""
+        rows = self.sft_rows if metric.startswith("sft/") else self.rows
+        kept = [(row["step"], row[metric]) for row in rows if math.isfinite(row.get(metric, math.nan))]
         return [s for s, _ in kept], [v for _, v in kept]
 
 
@@ -83,6 +85,7 @@ def read_run(run_dir: Path) -> RunRecord:
         [row for _, row in _rows(run_dir / "samples.jsonl")],
         summary,
         evaluations,
+        _metrics(folder.sft_metrics),
     )
 
 

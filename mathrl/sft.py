@@ -113,7 +113,7 @@ def train_reference(
     Args:
         demonstrations: as ``load_examples`` gives them; None: loaded here.
         progress: called as (steps done, steps at most).
-        on_metrics: called as (step, metrics) every ``sft.eval_every_steps``.
+        on_metrics: called as (step, metrics) every ``sft.eval_every_steps`` and at the end.
 
     Raises:
         UserError: no worked solutions, or a base that cannot be loaded; nothing is written then.
@@ -176,6 +176,8 @@ class _Stage:
         for done in range(sft.direct_answer_steps):
             rate = _LAST_PHASE * sft.learning_rate * (1 - done / sft.direct_answer_steps)
             self._train(sft.direct_answer_fraction, rate, most)
+        if sft.direct_answer_steps:
+            self._evaluate()
         if self.progress:
             self.progress(most, most)
 

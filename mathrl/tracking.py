@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import shutil
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -101,6 +102,33 @@ class Tracker:
         """Flush and close the sinks; safe to call twice."""
         while self.sinks:
             self.sinks.pop().close()
+
+
+class SftTracker:
+    """Writes ``sft_metrics.jsonl`` and TensorBoard's run ``sft``: losses of the supervised stage, anew each time.
+
+    Args:
+        folder: the run's.
+        config: whether TensorBoard is asked for.
+    """
+
+    def __init__(self, folder: RunFolder, config: TrackingConfig) -> None:
+        self.file = folder.sft_metrics
+        write_text(self.file, "")
+        events = folder.path / "tensorboard" / "sft"
+        shutil.rmtree(events, ignore_errors=True)
+        self.tensorboard = TensorBoard(events, 0) if config.tensorboard else None
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write the metrics of an SFT step."""
+        _append(self.file, [{"step": step} | dict(metrics)])
+        if self.tensorboard:
+            self.tensorboard.log(step, metrics)
+
+    def close(self) -> None:
+        """Flush and close."""
+        if self.tensorboard:
+            self.tensorboard.close()
 
 
 def check_trackers(config: TrackingConfig) -> None:

@@ -71,6 +71,23 @@ LEARNING = (
     ),
 )
 
+SUPERVISED = (
+    Chart(
+        "Loss of the supervised stage",
+        (("sft/held_out_loss", "held out"), ("sft/loss", "training")),
+        "Nats a token of worked solutions. Where answers without working follow, the end shows them.",
+        low=0.0,
+    ),
+    Chart(
+        "Solutions reproduced",
+        (("sft/held_out_exact", "held out"),),
+        "Held-out solutions that greedy decoding would write word for word.",
+        low=0.0,
+        high=1.0,
+        show=percent,
+    ),
+)
+
 UPDATES = (
     Chart(
         "Gradient norm",

@@ -63,6 +63,15 @@ def test_a_run_leaves_what_scripts_rest_on(whole):
     assert not list(whole.rglob("*.tmp"))
 
 
+def test_the_supervised_stage_leaves_its_losses_and_the_report_draws_them(whole):
+    losses = [json.loads(line) for line in (whole / "sft_metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in losses] == [30, 60]
+    assert 0 < losses[1]["sft/held_out_loss"] < losses[0]["sft/held_out_loss"]
+    assert 0 <= losses[1]["sft/held_out_exact"] <= 1
+    assert list((whole / "tensorboard" / "sft").glob("events.*"))
+    assert "Loss of the supervised stage" in (whole / "report.html").read_text()
+
+
 def test_the_adapter_is_the_one_that_was_trained(whole):
     tensors = load_file(whole / "adapter" / "adapter_model.safetensors")
     assert any("lora_B" in name and tensor.abs().max() > 0 for name, tensor in tensors.items())
