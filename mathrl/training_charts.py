@@ -75,7 +75,8 @@ SUPERVISED = (
     Chart(
         "Loss of the supervised stage",
         (("sft/held_out_loss", "held out"), ("sft/loss", "training")),
-        "Nats a token of worked solutions. Where answers without working follow, the end shows them.",
+        "Nats a token of solutions; in training with the question at its weight. The end shows what answers "
+        "without working cost, where the recipe has them.",
         low=0.0,
     ),
     Chart(
