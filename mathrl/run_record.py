@@ -54,7 +54,7 @@ class RunRecord:
         return [row.get(metric, math.nan) for row in self.rows]
 
     def present(self, metric: str) -> tuple[list[float], list[float]]:
-        """(steps, values) of the steps that have the metric; those of the supervised stage have steps of their own."""
+        """(steps, values) of the steps that have the metric; sft/… by the steps of the supervised stage."""
         rows = self.sft_rows if metric.startswith("sft/") else self.rows
         kept = [(row["step"], row[metric]) for row in rows if math.isfinite(row.get(metric, math.nan))]
         return [s for s, _ in kept], [v for _, v in kept]

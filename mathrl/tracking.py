@@ -105,7 +105,7 @@ class Tracker:
 
 
 class SftTracker:
-    """Writes ``sft_metrics.jsonl`` and TensorBoard's run ``sft``: losses of the supervised stage, anew each time.
+    """Writes the losses of the supervised stage to ``sft_metrics.jsonl`` and TensorBoard, anew each time.
 
     Args:
         folder: the run's.

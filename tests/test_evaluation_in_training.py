@@ -17,7 +17,8 @@ from mathrl.statistics import wilson_interval
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that cannot learn (its learning rate is next to 0) and may stop after two evaluations in vain."""
     folder = tmp_path_factory.mktemp("stop")
-    words = ["train", str(Path(__file__).with_name("tiny.toml")), "--run.output_dir", str(folder), "--run.name", "run"]
+    recipe = str(Path(__file__).with_name("tiny.toml"))
+    words = ["train", recipe, "--run.output_dir", str(folder), "--run.name", "run"]
     words += ["--evaluate.every_steps", "1", "--evaluate.early_stop_patience", "2"]
     words += ["--update.learning_rate", "1e-12", "--sft.max_train_steps", "10", "--train.num_steps", "30"]
     assert main(words) == 0
