@@ -33,6 +33,8 @@ _PHRASES = {
 }  # fmt: skip
 _ARTICLE = re.compile(r"^(?:an?|the) (?=\w{2})")
 _AND = re.compile(r" and ")
+# A reference of two numbers is a list, but 0,5 and 1000,99 are hardly one.
+_SURELY_DECIMAL_COMMA = re.compile(r"[-+]?(?:0,\d+|\d{3,},\d{1,2}|\d+,\d{4,})")
 _DECIMAL_COMMA = re.compile(r"[-+]?(?:0,\d+|\d+,(?:\d{1,2}|\d{4,}))")
 
 
@@ -55,9 +57,9 @@ def read(text: str) -> Answer:
     contradicts = False
     node: Node | None = None
     try:
-        node = parse(text)
+        node = Sym(_PHRASES[words]) if words in _PHRASES else parse(text)
         if words in _PHRASES:
-            node = Sym(_PHRASES[words])
+            pass
         elif _is_prose(node):
             node = None
         else:
@@ -94,7 +96,7 @@ def answers_equal(reference: Answer, given: Answer) -> bool:
     """Whether two answers are the same; the reference decides what is forgiven."""
     if reference.contradicts or given.contradicts:
         return reference.contradicts and reference.key == given.key
-    if reference.key == given.key:
+    if reference.key == given.key or (_is_word(reference.node) and reference.node == given.node):
         return True
     if reference.node is None or _is_word(reference.node):
         return _same_words(reference, given)
@@ -119,10 +121,11 @@ def _same_words(reference: Answer, given: Answer) -> bool:
 
 
 def _same_with_decimal_comma(reference: Answer, given: Answer) -> bool:
-    """1000,99 against 1000.99: two numbers would be no answer here, so the comma is a decimal one."""
-    for decimal, comma in ((reference, given), (given, reference)):
-        if isinstance(decimal.node, Num) and decimal.node.decimals and _DECIMAL_COMMA.fullmatch(comma.key):
-            return read(comma.key.replace(",", ".")).node == decimal.node
+    """1000,99 for 1000.99: two numbers would be no answer here, so the comma is a decimal one; 1000, 99 is two."""
+    if isinstance(reference.node, Num) and reference.node.decimals and _DECIMAL_COMMA.fullmatch(given.cleaned):
+        return read(given.key.replace(",", ".")).node == reference.node
+    if isinstance(given.node, Num) and _SURELY_DECIMAL_COMMA.fullmatch(reference.cleaned):
+        return read(reference.key.replace(",", ".")).node == given.node
     return False
 
 

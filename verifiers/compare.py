@@ -20,6 +20,7 @@ from verifiers.grammar.nodes import (
     SetOp,
     Sym,
 )
+from verifiers.numeric import has_unevaluated
 from verifiers.matrices import matrix_value, unit_vector_sum
 from verifiers.realsets import is_set_like, real_set, sets_equal, substitute
 from verifiers.relations import labelled, labels_agree, reduce_chain, relations_equal
@@ -184,6 +185,10 @@ def _without_membership(node: Node) -> Node:
 
 def _same_relations(reference: Node, given: Node) -> bool:
     ours, theirs = labelled(reference), labelled(given)
+    if isinstance(given, Rel) and not isinstance(reference, Rel) and set(given.ops) == {"="}:
+        sides = given.sides[1:] if has_unevaluated(given.sides[0]) else given.sides
+        if (theirs is None or sides is not given.sides) and all(same(reference, side) for side in sides):
+            return True
     if isinstance(reference, Rel) and isinstance(given, Rel):
         if ours and theirs:
             theirs = _same_argument(ours[0], theirs)
@@ -212,6 +217,7 @@ def _same_argument(reference: Node, given: tuple[Node, Node]) -> tuple[Node, Nod
             name.args[:-1] == reference.args[:-1]
             and isinstance(old, Sym)
             and isinstance(new, Sym)
+            and (old.name + new.name).islower()
             and old != new
         ):
             return Op("mul", (*name.args[:-1], new)), substitute(value, old.name, new)
@@ -270,6 +276,10 @@ def _same_groups(reference: Node, given: Node) -> bool:
         if isinstance(group, Group) and group.brackets == _SET and len(group.items) == 1:
             return same(group.items[0], given) if group is reference else same(reference, group.items[0])
         return False
+    for point, other, first in ((reference, given, True), (given, reference, False)):
+        # {(1, 2)}: the one solution.
+        if point.brackets == _SET and len(point.items) == 1 and other.brackets == "()":
+            return same(point.items[0], other) if first else same(other, point.items[0])
     ours, ordered_ours = _strip_labels(reference.items)
     theirs, ordered_theirs = _strip_labels(given.items)
     if ordered_ours and ordered_theirs:
@@ -289,7 +299,8 @@ def _same_groups(reference: Node, given: Node) -> bool:
             return False
     if _SET in kinds:
         return False
-    if any(kind in _BARE for kind in kinds) and not all(kind in _TUPLE or kind == "" for kind in kinds):
+    bare = ("", "and") if ordered_ours or ordered_theirs else ("",)
+    if any(kind in _BARE for kind in kinds) and not all(kind in _TUPLE or kind in bare for kind in kinds):
         return False
     if any(_same_name_throughout(group) for group in (reference, given)):
         return False

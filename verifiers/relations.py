@@ -14,6 +14,10 @@ from verifiers.scalars import Points, scalars_equal, values_equal
 _FLIPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "=": "=", "!=": "!="}
 
 
+ANGLE = Sym("angle")
+_PARTS = frozenset("abcdkmnpqrs")
+
+
 class Inconsistent(ParseError):
     """The sides of a chain a = b = c contradict each other: it states no answer."""
 
@@ -33,7 +37,7 @@ def reduce_chain(rel: Rel) -> Node:
         open_sides = [side for side in sides if free_symbols(side) or isinstance(side, Group)]
         if open_sides:
             return Rel((sides[1], sides[0]), ("=",)) if is_name(sides[1]) and not is_name(sides[0]) else rel
-    label = sides[0] if is_name(sides[0]) else None
+    label = sides[0] if is_name(sides[0]) or (len(sides) > 2 and is_sum_of_names(sides[0])) else None
     if label is not None and len(sides) > 1:
         sides, ops = sides[1:], rel.ops[1:]
         # AB = BC = 5 names the value twice.
@@ -60,11 +64,25 @@ def _sides_agree(left: Node, right: Node) -> bool:
 
 def labelled(node: Node) -> tuple[Node, Node] | None:
     """(name, value) of `name = value`, None for anything else."""
-    if isinstance(node, Rel) and node.ops == ("=",) and is_name(node.sides[0]):
+    if isinstance(node, Rel) and node.ops == ("=",):
         name, value = node.sides
+        if is_sum_of_names(name):
+            return None if free_symbols(value) or isinstance(value, Group) else (name, value)
+        if not is_name(name):
+            return None
         if _applied(name) or not free_symbols(value) & free_symbols(name):
             return name, value
     return None
+
+
+def is_sum_of_names(node: Node) -> bool:
+    """m + n, which names what is asked for; x + 1 does not, and x + y = 5 is an equation."""
+    return (
+        isinstance(node, Op)
+        and node.name == "add"
+        and all(isinstance(arg, Sym) and arg.name in _PARTS for arg in node.args)
+        and len(set(node.args)) == len(node.args)
+    )
 
 
 def _applied(name: Node) -> bool:
@@ -73,13 +91,21 @@ def _applied(name: Node) -> bool:
 
 
 def labels_agree(reference: Node, given: Node) -> bool:
-    """The same name, or two names of a function's value: f(x), g(x) and y."""
-    if reference == given or values_equal(reference, given):
+    """The same name, or two names of a function's value: f(x) and y; AB is not AC, P(A) is not P(B)."""
+    if reference == given:
+        return True
+    if ANGLE in (_head(reference), _head(given)):  # angle ABC is CBA, and not ACB
+        return isinstance(reference, Op) and isinstance(given, Op) and reference.args[1:] == given.args[:0:-1]
+    if values_equal(reference, given):
         return True
     if _applied(reference) and _applied(given):
-        return reference.args[0] == given.args[0]  # type: ignore[union-attr]
+        return False
     pair = (reference, given)
     return any(_applied(name) for name in pair) and any(name in (Sym("y"), Sym("z")) for name in pair)
+
+
+def _head(name: Node) -> Node | None:
+    return name.args[0] if isinstance(name, Op) and name.name == "mul" else None
 
 
 def _difference(rel: Rel) -> Node:

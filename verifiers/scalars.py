@@ -10,13 +10,14 @@ from verifiers.evaluate import TooLarge, Undefined, children, free_symbols, rati
 from verifiers.grammar.nodes import Matrix, Node, Num, Op, Quantity, Sym
 from verifiers.numeric import GUARD_BITS, Numeric, constants_equal, has_unevaluated, measure
 from verifiers.plain import PlainNumber, same_plain, terminates, within_own_digits
-from verifiers.units import convert
+from verifiers.units import changes_value, convert
 
 NUM_POINTS = 3
 _REACH = (Fraction(1), Fraction(5), Fraction(1, 7))
 """Points lie near 1, where most functions are real, and further out and further in, where branches differ."""
 
 _UNIT_LETTERS = frozenset("msghLlNJWVAKdCF")
+_BARE_UNITS = frozenset("msghLNJWV")
 _INTEGER_POINT_BITS = 61
 _CONSTANTS_OF_INTEGRATION = (Sym("c"), Sym("K"), Sym("k"), Sym("C_1"), Sym("c_1"))
 
@@ -205,8 +206,8 @@ def scalars_equal(reference: Node, given: Node) -> bool:
         return _congruent(reference, given)
     if isinstance(reference, Quantity) or isinstance(given, Quantity):
         return _quantities_equal(reference, given)
-    if free_symbols(given) == {"m"} and not free_symbols(reference):
-        # "7 m" and "7 m^2" can only be metres where the reference has no variable.
+    if not free_symbols(reference) and free_symbols(given) and free_symbols(given) <= _BARE_UNITS:
+        # "7 m" and "7 m/s" can only be units where the reference has no variable.
         return _exact_or_rounded(reference, getattr(_with_unit_letters(given), "value", given))
     return _exact_or_rounded(reference, given)
 
@@ -316,8 +317,12 @@ def _quantities_equal(reference: Node, given: Node) -> bool:
     if isinstance(reference, Quantity) and isinstance(given, Quantity):
         if reference.unit == given.unit:
             return scalars_equal(reference.value, given.value)
+        if "radian" in (reference.unit, given.unit):
+            return values_equal(*(q.value if q.unit == "radian" else q for q in (reference, given)))
         ours, our_dimension = convert(reference.unit)
         theirs, their_dimension = convert(given.unit)
+        if _generic(our_dimension) or _generic(their_dimension):
+            return _power(our_dimension) == _power(their_dimension) and scalars_equal(reference.value, given.value)
         if our_dimension != their_dimension:
             return False
         return values_equal(_scaled(reference.value, ours), _scaled(given.value, theirs))
@@ -330,10 +335,22 @@ def _quantities_equal(reference: Node, given: Node) -> bool:
     if isinstance(given, Quantity):
         if given.unit == "%":
             return _at_most_one(reference) and values_equal(reference, given)
+        if changes_value(given.unit):
+            return False
         if given.unit == "degree" and values_equal(reference, given):
             return True
         return scalars_equal(reference, given.value)
     return _exact_or_rounded(reference, given)
+
+
+def _generic(dimension: tuple[tuple[str, int], ...]) -> bool:
+    """Square or cubic units, whatever the unit is."""
+    return len(dimension) == 1 and dimension[0][0] == "unit"
+
+
+def _power(dimension: tuple[tuple[str, int], ...]) -> int:
+    """The exponent of the only length or unit in a dimension; 0 for any other."""
+    return dimension[0][1] if len(dimension) == 1 and dimension[0][0] in ("unit", "length") else 0
 
 
 def _at_most_one(node: Node) -> bool:

@@ -53,6 +53,22 @@ _TABLE: dict[str, tuple[str, Fraction, str]] = {
     "degreeC": ("celsius", Fraction(1), "celsius degreescelsius degreecelsius"),
     "degreeF": ("fahrenheit", Fraction(1), "fahrenheit degreesfahrenheit degreefahrenheit"),
     "radian": ("radian", Fraction(1), "rad"),
+    "nm": ("length", Fraction(1, 10**9), "nanometer nanometre"),
+    "um": ("length", Fraction(1, 10**6), "micrometer micrometre micron"),
+    "K": ("kelvin", Fraction(1), "kelvin"),
+    "N": ("newton", Fraction(1), "newton"),
+    "kN": ("newton", Fraction(1000), "kilonewton"),
+    "J": ("joule", Fraction(1), "joule"),
+    "kJ": ("joule", Fraction(1000), "kilojoule"),
+    "W": ("watt", Fraction(1), "watt"),
+    "kW": ("watt", Fraction(1000), "kilowatt"),
+    "V": ("volt", Fraction(1), "volt"),
+    "A": ("ampere", Fraction(1), "ampere amp"),
+    "Hz": ("hertz", Fraction(1), "hertz"),
+    "kHz": ("hertz", Fraction(1000), "kilohertz"),
+    "MHz": ("hertz", Fraction(10**6), "megahertz"),
+    "Pa": ("pascal", Fraction(1), "pascal"),
+    "kPa": ("pascal", Fraction(1000), "kilopascal"),
     "dozen": ("dozen", Fraction(12), ""),
     "%": ("percent", Fraction(1), "percent percentage pct"),
 }
@@ -93,6 +109,8 @@ def normal_unit(text: str) -> str:
         elif lower in ("squared", "cubed"):
             if parts:
                 parts[-1] += "^2" if lower == "squared" else "^3"
+            else:
+                parts.append(lower)
         elif lower in ("per", "/"):
             parts.append("/")
         elif word == "^" or word.lstrip("-").isdigit():
@@ -100,12 +118,24 @@ def normal_unit(text: str) -> str:
                 parts[-1] += word
         elif lower in _FILLER and not (lower in ("in",) and not parts and text.strip() == "in"):
             if prefix and lower in ("unit", "units"):
+                parts.append(f"unit{prefix}")
                 prefix = ""
         else:
             parts.append(_one(word) + prefix)
             prefix = ""
     joined = " ".join(parts).replace(" / ", "/").replace("/ ", "/").strip(" /")
     return joined
+
+
+_NO_UNITS = frozenset(
+    """ten tens tenth tenths hundredth hundredths thousandth thousandths third thirds halve half lakh crore
+    squared cubed plus minus below base wrong incorrect not""".split()
+)
+
+
+def changes_value(unit: str) -> bool:
+    """Whether words after a number are part of its value ("42 tenths", "42 plus one") or deny it."""
+    return any(word in _NO_UNITS for word in unit.replace("/", " ").split())
 
 
 @lru_cache(maxsize=1024)

@@ -30,6 +30,7 @@ _BASE_NAMES = {
     "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
     "twelve": 12, "sixteen": 16,
 }  # fmt: skip
+_ORDINALS = tuple(Op("mul", (Sym(end[0]), Sym(end[1]))) for end in ("st", "nd", "rd", "th"))
 MAX_BASE = 36
 _COUNTS = frozenset("CAP")
 
@@ -85,6 +86,8 @@ class AtomParser(CommandParser):
             self.advance()
             return Sym(base.name + "'") if isinstance(base, Sym) else base
         exponent = self.script()
+        if isinstance(base, Num) and exponent in _ORDINALS:
+            return base
         if isinstance(exponent, Sym) and exponent.name in ('"th"', '"st"', '"nd"', '"rd"'):
             return base
         return Op("pow", (base, exponent))
@@ -196,7 +199,14 @@ class AtomParser(CommandParser):
         if self.token.value == "_" and self.token.kind == "op":
             self.advance()
             start = self.position
-            self.script(raised=False)
+            if self.token.kind == "fn":
+                self.advance()
+            elif self.token.value == "{" and self.tokens[self.position + 1].kind in ("fn", "text", "word"):
+                while self.token.value != "}" and self.token is not END:
+                    self.advance()
+                self.expect("}")
+            else:
+                self.script(raised=False)
             script = "".join(part.value for part in self.tokens[start : self.position]).strip("{}")
             if name in _COUNTS and script.isdigit() and self.token.value == "^":
                 return self.count_of_choices(name, script)

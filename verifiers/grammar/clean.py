@@ -30,7 +30,7 @@ _SYMBOLS = {
     "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}",
     "⟨": r"\langle ", "⟩": r"\rangle ", "∣": "|", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ",
     "⌉": r"\rceil ", "∧": r"\text{ and }", "∨": r"\text{ or }", "€": r"\euro ", "£": r"\pounds ",
-    "¥": r"\yen ", "→": r"\to ", "℃": r"^\circ C", "，": ",", "。": ".", "、": ",", "：": ":", "；": ";",
+    "¥": r"\yen ", "¢": r"\text{ cents}", "→": r"\to ", "℃": r"^\circ C", "，": ",", "。": ".", "、": ",", "：": ":", "；": ";",
 }  # fmt: skip
 _TABLE = str.maketrans(_SYMBOLS | {letter: rf"\{name} " for letter, name in _GREEK.items()})
 _DIRECTION_OVERRIDES = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -51,7 +51,7 @@ _INFIX = re.compile(r"\\(?:over|choose)(?![A-Za-z])")
 _WRAPPED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 # A backslash before the mark would make it the second half of a line break.
 _EDGE_SPACES = re.compile(r"^(?:\\[,;:! ]|[~\s])+|(?<!\\)(?:\\[,;:!]|\\ |[~\s])+$")
-_TRAILING = re.compile(r"(?:\s|(?<!\\)[.,;:]|\\\\)+$")
+_TRAILING = re.compile(r"(?:\s|(?<!\\)[.,;:]|\\\\|\\(?:text|mathrm)\s*\{\s*[.,;]?\s*\})+$")
 
 
 def _fraction_or_self(char: str) -> str:
@@ -106,7 +106,7 @@ def clean(text: str) -> str:
     if "C" in text:
         text = _CHOOSE.sub(lambda m: rf"\binom{{{m[1] or m[2]}}}{{{m[3] or m[4]}}}", text)
     if "\\" in text:
-        text = _SPACES.sub(" ", text)
+        text = _SPACES.sub(" ", text).replace("{:}", ":")
     text = text.strip().strip("`*").strip()
     previous = None
     while previous != text:

@@ -59,6 +59,10 @@ _CONNECTIVE = re.compile(r"\s*(?:,|;|and/or\b|and\b|or\b)\s*")
 _TRAILING_IF = re.compile(r"(.*?)\s*,\s*", re.DOTALL)
 _TRAILING_AND = re.compile(r"(.*\S)\s*,?\s+(and|or)\s*", re.DOTALL)
 _ENDS_HERE = re.compile(r"\s*(?:$|[,;.)^/}])")
+_UNIT_LETTERS = frozenset("msghLlJNWVAK")
+_UNITS_LIKE_FUNCTIONS = frozenset({"min", "sec"})
+_ORDINAL = re.compile(r"(?:st|nd|rd|th)(?![A-Za-z])")
+_DOTS = re.compile(r"(\d{0,20})\.(\d{0,6}?)(\d{1,6}?)\3{2,20}(?:\\[lc]?dots(?:[cb]|(?![A-Za-z]))|\.\.\.)", re.ASCII)
 _NO_UNITS = frozenset("abcefijnopqrtuvwxyzMOPQRSTUXYZ")
 _NOON = re.compile(r"([AaPp])\.? ?[Mm]\b\.?")
 _LETTER_NUMERAL = re.compile(r"(\d*[A-Z][A-Z\d]{0,30})_(?:\{(\d\d)\}|(\d\d))(?!\d)", re.ASCII)
@@ -114,10 +118,16 @@ class _Lexer:
                 self.spaced = True
             elif "_" in text and self.letter_numeral():
                 continue
-            elif char.isdigit() or (char == "." and text[self.index + 1 : self.index + 2].isdigit()):
+            elif char.isdigit() or (
+                char == "."
+                and (text[self.index + 1 : self.index + 2].isdigit() or _REPEATING.match(text, self.index))
+            ):
                 self.number()
             elif char == "\\":
                 self.command()
+            elif char.isalpha() and not char.isascii() and self.follows_value():
+                self.index += 1  # a counter word of another script: 30个
+                self.add("text", char)
             elif char.isalpha():
                 self.letters()
             elif text[self.index : self.index + 2] in _TWO_CHARS:
@@ -149,6 +159,12 @@ class _Lexer:
     def number(self) -> None:
         text = self.text
         repeating = _REPEATING.match(text, self.index)
+        dots = None if repeating else _DOTS.match(text, self.index)
+        if dots:
+            self.check_digits(dots[0])
+            self.add("num", "|".join((dots[1] or "0", dots[2], dots[3])))
+            self.index = dots.end()
+            return
         if repeating:
             digits = "|".join((repeating[1] or "0", repeating[2], repeating[3] or repeating[4]))
             self.check_digits(digits)
@@ -280,12 +296,24 @@ class _Lexer:
             "tilde",
         ):
             letters = re.sub(r"[^A-Za-z0-9]", "", stripped)
-            if letters.isdigit() or not letters or "\\" in stripped:
+            if name in ("overline", "bar") and len(letters) > 1 and letters.isupper():
+                self.splice(content)  # the segment AB
+            elif name in ("overline", "bar") and stripped.isalpha() and len(stripped) == 1:
+                self.add("sym", f"bar {stripped}")  # the conjugate or the mean, which is not z itself
+            elif letters.isdigit() or not letters or "\\" in stripped:
                 self.splice(content)
             else:
                 self.add("sym", letters if len(letters) > 1 or letters not in "ie" else f"vector {letters}")
         elif len(stripped) == 1 and stripped in _NO_UNITS and self.follows_value():
             self.add("sym", stripped)  # 12\\text{x} is 12x
+        elif name == "mathrm" and stripped in _UNIT_LETTERS and self.follows_value():
+            self.add("text", stripped)
+        elif stripped == "to" and self.follows_value():
+            self.add("op", ":")  # 4 to 3
+        elif stripped in _UNITS_LIKE_FUNCTIONS and self.unit_here():
+            self.add("text", stripped)
+        elif stripped in ("infinity", "Infinity"):
+            self.add("sym", "oo")
         elif stripped in FUNCTIONS:
             self.add("fn", FUNCTIONS[stripped])
         elif len(stripped) == 1 and stripped.isalpha() and name not in ("text", "textbf", "mbox", "textrm"):
@@ -323,7 +351,13 @@ class _Lexer:
             self.add("text", noon[1].lower() + "m")
             return
         self.index = match.end()
-        if word == "in" and self.follows_value() and _ENDS_HERE.match(self.text, self.index):
+        if self.tokens and self.tokens[-1].kind == "num" and not self.spaced and _ORDINAL.fullmatch(word):
+            return  # 7th
+        if word in _UNITS_LIKE_FUNCTIONS and self.unit_here():
+            self.add("text", word)
+        elif word == "to" and self.tokens and self.tokens[-1].kind == "num":
+            self.add("op", ":")
+        elif word == "in" and self.follows_value() and _ENDS_HERE.match(self.text, self.index):
             self.add("text", "in")  # 6 in, not "in" a set
         elif word in WORD_OPERATORS:
             kind, value = WORD_OPERATORS[word]
@@ -346,6 +380,10 @@ class _Lexer:
                     self.add("sym", letter)
             else:
                 self.add("word", word)
+
+    def unit_here(self) -> bool:
+        """Whether 25 min or 25 sec ends here, so that it is no function."""
+        return self.follows_value() and bool(_ENDS_HERE.match(self.text, self.index))
 
     def follows_value(self) -> bool:
         return bool(self.tokens) and (

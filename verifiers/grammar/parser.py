@@ -155,8 +155,8 @@ class Parser(AtomParser):
         if not words:
             return node
         unit = normal_unit(" ".join(words))
-        if unit == "radian":
-            return node
+        if unit == "radian" and not isinstance(node, Num):
+            return node  # pi/3 radians
         if isinstance(node, Quantity):
             # "\$5 per hour": the currency is part of the unit. "5\% of x" is not a unit we know.
             return Quantity(node.value, normal_unit(f"{node.unit} {' '.join(words)}"))
@@ -232,6 +232,9 @@ class Parser(AtomParser):
         whole = isinstance(left, Num) and literal and left.decimals is None and left.value.denominator == 1
         is_number = self.token.kind == "num"
         right = self.power()
+        if is_number and (left == Sym("i") or (isinstance(left, Op) and left.name in ("fact", "fact2"))):
+            factors.append(right)  # 2!2! and e^{i2\\pi/3}
+            return
         if is_number:
             if not (whole and isinstance(right, Num) and self.token.value == "/" and self.token.kind == "op"):
                 raise ParseError("two numbers side by side")
