@@ -31,6 +31,11 @@ _PHRASES = {
     "does not exist": '"undefined"', "dne": '"undefined"', "undefined": '"undefined"',
     "not defined": '"undefined"', "is undefined": '"undefined"',
 }  # fmt: skip
+# n^2 for all n; "where n = 3" would change the value.
+_WITHOUT_QUANTIFIER = re.compile(
+    r"(?:,|\s|\\q?quad)*\\(?:text|mbox|textrm|mathrm)\s*\{\s*,?\s*(?:for (?:all|every|any|each)\b[^{}=]*\}[^=]*"
+    r"|where\s*\}[^=]*\\in\b[^=]*)$"
+)
 _ARTICLE = re.compile(r"^(?:an?|the) (?=\w{2})")
 _AND = re.compile(r" and ")
 # A reference of two numbers is a list, but 0,5 and 1000,99 are hardly one.
@@ -64,6 +69,8 @@ def read(text: str) -> Answer:
             node = None
         else:
             node = simplify(node)
+        if node is None and (shorter := _WITHOUT_QUANTIFIER.sub("", cleaned)) and shorter != cleaned:
+            return read(shorter)
     except Inconsistent:
         contradicts = True
     except ParseError:
@@ -116,8 +123,23 @@ def _same_words(reference: Answer, given: Answer) -> bool:
         _OPERATOR.search(given.cleaned)
     ):
         return False
+    parts = [_named_parts(side.cleaned) for side in (reference, given)]
+    if len(parts[0]) > 1 and parts[0] == parts[1]:
+        return True
+    if reference.words in _YES_OR_NO and _YES_IT_IS.fullmatch(given.words):
+        return given.words.startswith(reference.words) and given.words.endswith("not") <= (reference.words == "no")
     ours, theirs = (_ARTICLE.sub("", _AND.sub(" ", side.words)) for side in (reference, given))
     return ours == theirs or ours.replace(" ", "") == theirs.replace(" ", "")
+
+
+_SEPARATOR = re.compile(r",|;|\band\b|&")
+_YES_OR_NO = ("yes", "no")
+_YES_IT_IS = re.compile(r"(?:yes|no) (?:it|they|he|she|there|we) (?:is|are|does|do|can|has|have|was|will)(?: not)?")
+
+
+def _named_parts(cleaned: str) -> list[str]:
+    """The names in "Amy and Bob", sorted: their order says nothing."""
+    return sorted(filter(None, map(normal_words, _SEPARATOR.split(cleaned))))
 
 
 def _same_with_decimal_comma(reference: Answer, given: Answer) -> bool:

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from verifiers.answers import Answer, answers_equal, read
 from verifiers.base import AnswerType, ParseError
-from verifiers.choice import Choice
+from verifiers.choice import Choice, option_parts, several_letters
 from verifiers.grammar.clean import clean
-from verifiers.number import spelled_number
+from verifiers.number import spelled_fraction, spelled_number
 from verifiers.plain import read_plain
 from verifiers.text import normal_words
 
@@ -26,8 +26,9 @@ class Auto(AnswerType):
     def parse(self, text: str) -> Answer:
         """Read any answer. Raises `ParseError` where it is neither bounded mathematics nor words."""
         spelled = spelled_number(clean(text) if len(text) < 200 else text)
+        fraction = spelled_fraction(text.strip(" .$*"))
         try:
-            return read(text if spelled is None else str(spelled))
+            return read(fraction or (text if spelled is None else str(spelled)))
         except ParseError:
             # "(B) 42" is no mathematics, but it names a letter.
             cleaned = clean(text)
@@ -38,11 +39,33 @@ class Auto(AnswerType):
     def equal(self, reference: Answer, given: Answer) -> bool:
         if answers_equal(reference, given):
             return True
+        if _same_options(reference.cleaned, given.cleaned):
+            return True
         if _CHOICE_REFERENCE.fullmatch(reference.cleaned):
             try:
                 return Choice().parse(reference.cleaned) == Choice().parse(given.cleaned)
             except ParseError:
                 return False
+        return False
+
+
+def _same_options(reference: str, given: str) -> bool:
+    """Whether a letter with its value meets either ("(B) 3" is B and is 3), or several letters the same ones."""
+    ours, theirs = option_parts(reference), option_parts(given)
+    if ours and theirs:
+        return ours[0] == theirs[0] and _same_text(ours[1], theirs[1])
+    if ours:
+        return given.strip("() ") == ours[0] or _same_text(ours[1], given)
+    if theirs and not _CHOICE_REFERENCE.fullmatch(reference):
+        return _same_text(reference, theirs[1])
+    letters = several_letters(reference)
+    return len(letters) > 1 and letters == several_letters(given)
+
+
+def _same_text(reference: str, given: str) -> bool:
+    try:
+        return answers_equal(read(reference), read(given))
+    except ParseError:
         return False
 
 

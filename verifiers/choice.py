@@ -16,7 +16,7 @@ _FONTS = re.compile(
 )
 _BLANKS = re.compile(r"\s")
 _LETTER = re.compile(
-    r"(?:option|choice|answer)?[(\[]?([A-Ja-j])[)\].:]?(?:(?<=[)\].:])(?P<rest>.*))?", re.DOTALL
+    r"(?:[Oo]ption|[Cc]hoice|[Aa]nswer)?[(\[]?([A-Ja-j])[)\].:]?(?:(?<=[)\].:])(?P<rest>.*))?", re.DOTALL
 )
 _ANOTHER = re.compile(r"[(\[]?\b[A-J]\b[)\].:]|\b(?:or|and)\b\s*[(\[]?[A-J]\b|[,/]\s*[(\[]?[A-J]\b")
 
@@ -44,6 +44,35 @@ class Choice(AnswerType):
 
     def equal(self, reference: str, given: str) -> bool:
         return reference == given
+
+
+_OPTION = re.compile(
+    r"\s*(?:\\(?:text|mathrm|mathbf)(?:bf|rm|it)?\s*\{\s*)?(?:\(\s*([A-J])\s*\)|([A-J])\s*[).:])\s*(\}?)[\s~,:]*(?:\\[ ,;:]\s*)*(?=\S)(.*)",
+    re.DOTALL,
+)
+
+
+def option_parts(text: str) -> tuple[str, str] | None:
+    """(letter, what it stands for) of "(B) 3" or `\\textbf{(B)}\\ 3`; None for any other text."""
+    found = _OPTION.fullmatch(text)
+    if found is None:
+        return None
+    value = found[4]
+    if not found[3] and value.endswith("}") and value.count("}") > value.count("{"):
+        value = value[:-1]
+    return (found[1] or found[2], value.strip()) if value.strip(" }") else None
+
+
+_SEVERAL = re.compile(r"[A-J](?:(?:[\s,;&]|\\text|\\text|and|[{}])*[A-J]){1,9}")
+
+
+def several_letters(text: str) -> str:
+    """The letters of "A, B and D" or "ABD" in order; "" for any other text."""
+    plain = _FONTS.sub(" ", text)
+    if not _SEVERAL.fullmatch(plain.strip()):
+        return ""
+    letters = re.findall(r"[A-J]", plain)
+    return "".join(sorted(set(letters))) if len(set(letters)) == len(letters) else ""
 
 
 def option_letter(text: str, options: Sequence[str], preferred: str = "") -> str:

@@ -22,7 +22,7 @@ from verifiers.grammar.nodes import (
 )
 from verifiers.numeric import has_unevaluated
 from verifiers.matrices import matrix_value, unit_vector_sum
-from verifiers.realsets import is_set_like, real_set, sets_equal, substitute
+from verifiers.realsets import is_name, is_set_like, real_set, sets_equal, substitute
 from verifiers.relations import labelled, labels_agree, reduce_chain, relations_equal
 from verifiers.scalars import scalars_equal, values_equal
 from verifiers.units import add_quantities
@@ -31,6 +31,7 @@ _BARE = frozenset({"", "or", "and"})
 _SET = "\\{\\}"
 _TUPLE = frozenset({"()", "langlerangle"})
 _ROOTS = frozenset({"x_", "z_", "r_", "t_"})
+EMPTY = Sym("emptyset")
 MAX_MATCHES = 10_000
 """Comparisons for one unordered list; more are refused."""
 
@@ -39,7 +40,12 @@ def simplify(node: Node) -> Node:
     """Chains reduced, ± written out, nested bare lists of one item unwrapped. Raises `Inconsistent`."""
     if isinstance(node, Rel):
         node = reduce_chain(node)
-        if isinstance(node, Rel) and node.ops == ("in",) and _is_finite_set(node.sides[1]):
+        if (
+            isinstance(node, Rel)
+            and node.ops == ("in",)
+            and _is_finite_set(node.sides[1])
+            and is_name(node.sides[0])
+        ):
             return simplify(node.sides[1])
     if isinstance(node, Rel) and node.ops == ("=",) and _has_choice(node.sides[1]):
         return Group("", tuple(Rel((node.sides[0], side), ("=",)) for side in both_signs(node.sides[1])))
@@ -110,6 +116,8 @@ def same(reference: Node, given: Node) -> bool:
     """Whether a given answer is the reference; both must have gone through `simplify`."""
     if reference == given:
         return True
+    if EMPTY in (reference, given) and _is_finite_set(given if reference == EMPTY else reference):
+        return False
     if isinstance(given, Group) and not isinstance(reference, Group | SetOp):
         given = _said_once(given)
     if is_set_like(reference) or is_set_like(given):
@@ -288,8 +296,8 @@ def _same_groups(reference: Node, given: Node) -> bool:
         )
     kinds = (reference.brackets, given.brackets)
     if kinds == (_SET, _SET):
-        return all(any(same(a, b) for b in theirs) for a in ours) and all(
-            any(same(a, b) for a in ours) for b in theirs
+        return all(any(_same_member(a, b) for b in theirs) for a in ours) and all(
+            any(_same_member(a, b) for a in ours) for b in theirs
         )
     if all(kind in _BARE or kind == _SET for kind in kinds) and not ordered_ours and not ordered_theirs:
         return _same_unordered(ours, theirs)
@@ -305,6 +313,11 @@ def _same_groups(reference: Node, given: Node) -> bool:
     if any(_same_name_throughout(group) for group in (reference, given)):
         return False
     return len(ours) == len(theirs) and all(map(same, ours, theirs))
+
+
+def _same_member(reference: Node, given: Node) -> bool:
+    """Members of a set: {2} is not 2 there."""
+    return _is_finite_set(reference) == _is_finite_set(given) and same(reference, given)
 
 
 def _repeated(items: Sequence[Node]) -> list[Node]:

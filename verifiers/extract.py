@@ -31,11 +31,15 @@ from verifiers.prose import (
     MAX_BARE_WORDS,
     NEGATION,
     WORD,
+    choice_named,
+    closing_line,
     conclusion,
     prose,
+    retracted,
     short_sentence,
     tidy,
     value_named,
+    with_unit,
     without_remarks,
 )
 
@@ -156,7 +160,36 @@ def boxed(text: str) -> str | None:
     if candidate and candidate[1] not in parts:
         parts.append(candidate[1])
     parts = [_SAID.sub("", part) or part for part in parts]
+    rest = text[boxes[-1].end :]
+    before = text[max(0, boxes[-1].start - 12) : boxes[-1].start]
+    if _GLUED_BEFORE.search(before) or _GLUED_AFTER.match(rest):
+        return None
+    if _MINUS_BEFORE.search(before):
+        parts[-1] = f"-({parts[-1]})"
+    scale = _SCALE_AFTER_BOX.match(rest)
+    if scale and _PLAIN_VALUE.fullmatch(parts[-1]):
+        parts[-1] += f" {scale[1]}"
+    if retracted(rest, parts[-1]):
+        return None
+    unit = _UNIT_AFTER_BOX.match(rest)
+    if unit and _PLAIN_VALUE.fullmatch(parts[-1]):
+        parts[-1] += rf"\text{{ {unit[1]}}}"
     return ", ".join(parts)
+
+
+# -\boxed{5}, 2\cdot\boxed{5}, \frac{\boxed{5}}{2} and x > \boxed{5} do not say 5.
+_GLUED_BEFORE = re.compile(
+    r"(?:\d|\\(?:cdot|times|div|neq?|leq?|geq?|[lg]t)\s?|(?<![A-Za-z/])[A-Za-z]\s?[<>]\s?|\\[dt]?frac\{|\\sqrt\{|\^\{?)$"
+)
+_GLUED_AFTER = re.compile(r"\d|\^")
+_MINUS_BEFORE = re.compile(r"[$(=\s{]-$")
+_SCALE_AFTER_BOX = re.compile(r"[\s$)\]\\]*(?:text\{\s*)?(hundred|thousand|million|billion|trillion)\b")
+_PLAIN_VALUE = re.compile(r"-?[\d.,/]+")
+_UNIT_AFTER_BOX = re.compile(
+    r"[\s$)\]\\]*(?:text\{\s*)?((?:square |cubic )?(?:mm|cm|km|kg|mg|ml|millimet(?:er|re)s|centimet(?:er|re)s|met(?:er|re)s"
+    r"|kilomet(?:er|re)s|inches|inch|feet|foot|yards?|miles?|grams?|kilograms?|pounds?|ounces?|seconds?|minutes?|hours?"
+    r"|days?|weeks?|months?|years?|dollars?|cents?|lit(?:er|re)s|gallons?)(?:\^\{?[23]\}?)?)(?![\w^])"
+)
 
 
 # "\text{The answer is } 42" inside of a box.
@@ -171,7 +204,8 @@ def _is_negated(text: str, box: _Box) -> bool:
     return bool(_NEGATED_BEFORE.search(before) or _NEGATED_AFTER.match(text, box.end))
 
 
-_HASHES = re.compile(r"####[ \t]*\n?([^\n]*)")
+_HASHES = re.compile(r"####[ \t]*(?:(?:Final )?Answer:?[ \t]*)?\n?([^\n]*)")
+_LABEL = re.compile(r"^(?:the\s+)?(?:final\s+)?(?:answer|total|result)\s*[:=]\s*(?=\S)", re.IGNORECASE)
 _A_LINE = re.compile(r"^[ \t]*A:[ \t]*([^\n]*)", re.MULTILINE)
 
 
@@ -181,7 +215,7 @@ def gsm8k(text: str) -> str | None:
         if mark in text:
             found = pattern.findall(text)
             if found:
-                named = tidy(found[-1])
+                named = _LABEL.sub("", tidy(found[-1])) or tidy(found[-1])
                 plain = len(named) > MAX_BARE_CHARS or NEGATION.search(named)
                 return (named if plain else value_named(without_remarks(named))) or None
     return None
@@ -206,12 +240,17 @@ def bare(text: str) -> str | None:
     return text.strip() or None
 
 
+_CONDITION = re.compile(r"\b(?:when|where|if|since|because|for|with|as)\b", re.IGNORECASE)
+
+
 def last_formula(text: str) -> str | None:
     """The last formula (or joined formulas) of a short text; the text itself if it is a line of few words."""
     text = text.strip()
     if not text or len(text) > MAX_BARE_CHARS:
         return None
     formulas = list(FORMULA.finditer(text))
+    while len(formulas) > 1 and _CONDITION.search(text[formulas[-2].end() : formulas[-1].start()]):
+        text = text[: formulas.pop().start()]  # "$64$ when $x = 2$"
     if formulas:
         outside = FORMULA.sub(" ", text)
         words = [w for w in WORD.findall(outside) if w.lower() not in ("and", "or")]
@@ -219,14 +258,19 @@ def last_formula(text: str) -> str | None:
             if len(formulas) > 1 and _joined(text[formulas[-2].end() : formulas[-1].start()]):
                 return tidy(text[formulas[-2].start() : formulas[-1].end()])
             return tidy(formulas[-1][0])
+        if words and len(formulas) == 1 and WORD.search(text[: formulas[0].start()]):
+            return with_unit(tidy(text[formulas[0].start() :]))
     elif "\n" in text or len(WORD.findall(text)) > MAX_BARE_WORDS:
         return None
-    return tidy(text)
+    return without_remarks(with_unit(tidy(text)))
 
 
 def _short_unit(tail: str) -> bool:
-    """Whether what follows the last formula can be its unit ("miles", "square feet")."""
-    return 0 < len(WORD.findall(tail)) <= 2 and len(tail) < 30
+    """Whether what follows the last formula can be its unit ("miles", "square feet", "m/s")."""
+    return _UNIT_TAIL.fullmatch(tail) is not None and len(WORD.findall(tail)) <= 2
+
+
+_UNIT_TAIL = re.compile(r"\s*(?!(?:as|if|when|where)\b)[A-Za-z][A-Za-z/^*{}\d .]{0,27}")
 
 
 def auto(text: str) -> str | None:
@@ -235,7 +279,7 @@ def auto(text: str) -> str | None:
         return boxed(text)
     if "<answer>" in text:
         return tag(text)
-    for rule in (gsm8k, prose, conclusion, short_sentence, last_formula):
+    for rule in (gsm8k, prose, choice_named, conclusion, closing_line, short_sentence, last_formula):
         found = rule(text)
         if found is not None:
             return found
@@ -294,4 +338,14 @@ def extract(completion: str, rule: str = "auto") -> str | None:
     function = _rule(rule)
     # "\\b" that a string literal swallowed.
     text = without_thinking(completion.replace("\x08oxed", "\\boxed"))
-    return None if text is None else function(text)
+    if text is None:
+        return None
+    if "<<" in text:
+        text = _CALCULATOR.sub("", text)
+    if "$^" in text:
+        text = _RAISED_UNIT.sub(r"\1", text)
+    return function(text)
+
+
+_CALCULATOR = re.compile(r"<<[^<>\n]{0,200}>>")  # GSM8K's <<48/2=24>>
+_RAISED_UNIT = re.compile(r"(?<=[A-Za-z])\$(\^(?:\{-?\d\}|-?\d))\$")  # cm$^2$

@@ -9,6 +9,9 @@ from verifiers.base import MAX_COMPLETION_CHARS, Outcome, Verdict
 from verifiers.extract import extract as extract_answer
 from verifiers.plain import read_plain, same_plain
 
+MAX_FAST_CHARS = 100_000
+"""Longer completions are judged by a worker, under its time limit."""
+
 _NUMERIC_TYPES = frozenset({"auto", "number"})
 
 
@@ -30,6 +33,8 @@ def try_fast(
     if len(completion) > MAX_COMPLETION_CHARS:
         detail = f"completion of {len(completion)} characters, at most {MAX_COMPLETION_CHARS} are read"
         return Verdict(Outcome.UNPARSED, None, detail, time.perf_counter() - start)
+    if len(completion) > MAX_FAST_CHARS:
+        return None
     reference = read_plain(answer)
     if reference is None:
         return None

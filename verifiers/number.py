@@ -79,6 +79,24 @@ _TENS = {
 _SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
 
 
+_PARTS = {
+    "half": 2, "halves": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7,
+    "eighth": 8, "ninth": 9, "tenth": 10,
+}  # fmt: skip
+
+
+def spelled_fraction(text: str) -> str | None:
+    """ "one half", "two-thirds", "a quarter" as 1/2, 2/3, 1/4; None for any other text."""
+    words = text.lower().replace("-", " ").split() if len(text) < 40 else []
+    if words == ["half"]:
+        return "1/2"
+    if len(words) != 2:
+        return None
+    top = 1 if words[0] in ("a", "an") else _UNITS.get(words[0])
+    bottom = _PARTS.get(words[1]) or _PARTS.get(words[1].removesuffix("s"))
+    return f"{top}/{bottom}" if top and bottom else None
+
+
 def spelled_number(text: str) -> int | None:
     """The value of a number in English words ("twenty-one", "one hundred and five"); None for any other text.
 

@@ -312,7 +312,8 @@ def is_name(node: Node) -> bool:
         if node.name in ("div", "abs"):
             return all(is_name(arg) for arg in node.args)
         return (
-            node.name not in ("add", "neg", "pow", "root", "pm", "mp", "mul", "fact") and len(node.args) > 0
+            node.name not in ("add", "neg", "pow", "root", "pm", "mp", "mul", "fact", "ln", "log")
+            and len(node.args) > 0
         )
     parts: tuple[Node, ...] = ()
     if isinstance(node, Ratio):

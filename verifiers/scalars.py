@@ -335,7 +335,7 @@ def _quantities_equal(reference: Node, given: Node) -> bool:
     if isinstance(given, Quantity):
         if given.unit == "%":
             return _at_most_one(reference) and values_equal(reference, given)
-        if changes_value(given.unit):
+        if changes_value(given.value, given.unit):
             return False
         if given.unit == "degree" and values_equal(reference, given):
             return True

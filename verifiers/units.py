@@ -100,7 +100,7 @@ def normal_unit(text: str) -> str:
     """The normal form of a unit: "square feet" -> "ft^2", "miles per hour" -> "mi/h"; "" for fillers only."""
     parts: list[str] = []
     prefix = ""
-    for word in _WORD.findall(text.replace("\\", " ")[:200]):
+    for word in _WORD.findall(text.replace("\\", " ").replace("per cent", "percent")[:200]):
         lower = word.lower()
         if lower in ("square", "sq"):
             prefix = "^2"
@@ -128,14 +128,22 @@ def normal_unit(text: str) -> str:
 
 
 _NO_UNITS = frozenset(
-    """ten tens tenth tenths hundredth hundredths thousandth thousandths third thirds halve half lakh crore
-    squared cubed plus minus below base wrong incorrect not""".split()
+    """tens tenth tenths hundredth hundredths thousandth thousandths third thirds halve half lakh crore
+    squared cubed doubled tripled halved plus minus below base wrong incorrect not least most or if otherwise
+    through over divided choose mille gross""".split()
 )
+_SPELLED = dict(zip("one two three four five six seven eight nine ten eleven twelve".split(), range(1, 13), strict=True))
+_STRAY_DIGIT = re.compile(r"(?<![\^\d-])\d")
 
 
-def changes_value(unit: str) -> bool:
+def changes_value(value: Node, unit: str) -> bool:
     """Whether words after a number are part of its value ("42 tenths", "42 plus one") or deny it."""
-    return any(word in _NO_UNITS for word in unit.replace("/", " ").split())
+    for part in unit.split():
+        if part in _SPELLED and value != Num(Fraction(_SPELLED[part])):
+            return True
+    return bool(_STRAY_DIGIT.search(unit)) or any(
+        part.partition("^")[0] in _NO_UNITS for part in unit.replace("/", " ").split()
+    )
 
 
 @lru_cache(maxsize=1024)

@@ -133,7 +133,7 @@ class CommandParser(Cursor):
             return self.big(name)
         if name.startswith("begin:"):
             return environment(self, name.removeprefix("begin:"))
-        if name in ("boxed", "fbox", "cancel", "underline"):
+        if name in ("boxed", "fbox", "underline"):
             return self.argument()
         raise ParseError(f"cannot read \\{name} here")
 

@@ -130,6 +130,9 @@ class _Lexer:
                 self.add("text", char)
             elif char.isalpha():
                 self.letters()
+            elif text.startswith("!=", self.index) and not self.spaced and self.follows_number():
+                self.add("op", "!")  # 5!=120
+                self.index += 1
             elif text[self.index : self.index + 2] in _TWO_CHARS:
                 self.add("op", _TWO_CHARS[text[self.index : self.index + 2]])
                 self.index += 2
@@ -380,6 +383,9 @@ class _Lexer:
                     self.add("sym", letter)
             else:
                 self.add("word", word)
+
+    def follows_number(self) -> bool:
+        return bool(self.tokens) and (self.tokens[-1].kind == "num" or self.tokens[-1].value == ")")
 
     def unit_here(self) -> bool:
         """Whether 25 min or 25 sec ends here, so that it is no function."""

@@ -231,9 +231,13 @@ class Parser(AtomParser):
         literal = isinstance(left, Num) and self.tokens[self.position - 1].kind == "num"
         whole = isinstance(left, Num) and literal and left.decimals is None and left.value.denominator == 1
         is_number = self.token.kind == "num"
+        braced, spaced = self.tokens[self.position - 1].value == "}", self.token.spaced
         right = self.power()
         if is_number and (left == Sym("i") or (isinstance(left, Op) and left.name in ("fact", "fact2"))):
             factors.append(right)  # 2!2! and e^{i2\\pi/3}
+            return
+        if is_number and isinstance(left, Op) and left.name == "pow" and (braced or spaced):
+            factors.append(right)  # 2^{3}3^{2} and 2^3 3^2
             return
         if is_number:
             if not (whole and isinstance(right, Num) and self.token.value == "/" and self.token.kind == "op"):
