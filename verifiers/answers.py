@@ -88,14 +88,14 @@ def _reads_as_words(cleaned: str) -> bool:
     return bool(_TEXT_COMMAND.search(cleaned) or _WORD.search(cleaned))
 
 
-def _is_word(node: object) -> bool:
+def is_word(node: object) -> bool:
     return isinstance(node, Sym) and node.name.startswith('"')
 
 
 def _is_prose(node: object) -> bool:
     """Whether words stand inside an expression: then it is a phrase, and no product of its words."""
     if isinstance(node, Op):
-        return any(_is_word(arg) or _is_prose(arg) for arg in node.args)
+        return any(is_word(arg) or _is_prose(arg) for arg in node.args)
     return any(_is_prose(part) for part in children(node))
 
 
@@ -103,11 +103,11 @@ def answers_equal(reference: Answer, given: Answer) -> bool:
     """Whether two answers are the same; the reference decides what is forgiven."""
     if reference.contradicts or given.contradicts:
         return reference.contradicts and reference.key == given.key
-    if reference.key == given.key or (_is_word(reference.node) and reference.node == given.node):
+    if reference.key == given.key or (is_word(reference.node) and reference.node == given.node):
         return True
-    if reference.node is None or _is_word(reference.node):
+    if reference.node is None or is_word(reference.node):
         return _same_words(reference, given)
-    if _is_word(given.node):
+    if is_word(given.node):
         return _OPERATOR.search(reference.cleaned) is None and _same_words(reference, given)
     if given.node is None:
         return False
@@ -127,14 +127,18 @@ def _same_words(reference: Answer, given: Answer) -> bool:
     if len(parts[0]) > 1 and parts[0] == parts[1]:
         return True
     if reference.words in _YES_OR_NO and _YES_IT_IS.fullmatch(given.words):
-        return given.words.startswith(reference.words) and given.words.endswith("not") <= (reference.words == "no")
+        return given.words.startswith(reference.words) and given.words.endswith("not") <= (
+            reference.words == "no"
+        )
     ours, theirs = (_ARTICLE.sub("", _AND.sub(" ", side.words)) for side in (reference, given))
     return ours == theirs or ours.replace(" ", "") == theirs.replace(" ", "")
 
 
 _SEPARATOR = re.compile(r",|;|\band\b|&")
 _YES_OR_NO = ("yes", "no")
-_YES_IT_IS = re.compile(r"(?:yes|no) (?:it|they|he|she|there|we) (?:is|are|does|do|can|has|have|was|will)(?: not)?")
+_YES_IT_IS = re.compile(
+    r"(?:yes|no) (?:it|they|he|she|there|we) (?:is|are|does|do|can|has|have|was|will)(?: not)?"
+)
 
 
 def _named_parts(cleaned: str) -> list[str]:
@@ -144,7 +148,11 @@ def _named_parts(cleaned: str) -> list[str]:
 
 def _same_with_decimal_comma(reference: Answer, given: Answer) -> bool:
     """1000,99 for 1000.99: two numbers would be no answer here, so the comma is a decimal one; 1000, 99 is two."""
-    if isinstance(reference.node, Num) and reference.node.decimals and _DECIMAL_COMMA.fullmatch(given.cleaned):
+    if (
+        isinstance(reference.node, Num)
+        and reference.node.decimals
+        and _DECIMAL_COMMA.fullmatch(given.cleaned)
+    ):
         return read(given.key.replace(",", ".")).node == reference.node
     if isinstance(given.node, Num) and _SURELY_DECIMAL_COMMA.fullmatch(reference.cleaned):
         return read(reference.key.replace(",", ".")).node == given.node
@@ -172,4 +180,4 @@ class Structured(AnswerType):
         return answers_equal(reference, given)
 
 
-__all__ = ["MAX_ITEMS", "Answer", "Group", "Structured", "answers_equal", "read"]
+__all__ = ["MAX_ITEMS", "Answer", "Group", "Structured", "answers_equal", "is_word", "read"]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from typing import ClassVar
 
-from verifiers.answers import Answer, answers_equal, read
+from verifiers.answers import Answer, answers_equal, is_word, read
 from verifiers.base import AnswerType, ParseError
 from verifiers.choice import Choice, option_parts, several_letters
 from verifiers.grammar.clean import clean
 from verifiers.number import spelled_fraction, spelled_number
 from verifiers.plain import read_plain
+from verifiers.prose import NEGATION, prose, short_sentence
 from verifiers.text import normal_words
 
 _CHOICE_REFERENCE = re.compile(r"\\text(?:bf|rm)?\{\s*\(?[A-J]\)?\s*\}|\(?[A-J]\)?", re.ASCII)
@@ -39,6 +40,10 @@ class Auto(AnswerType):
     def equal(self, reference: Answer, given: Answer) -> bool:
         if answers_equal(reference, given):
             return True
+        if reference.node is not None and given.node is None or is_word(given.node):
+            value = _value_in_words(given.cleaned)
+            if value and not is_word(reference.node) and _same_text(reference.cleaned, value):
+                return True
         if _same_options(reference.cleaned, given.cleaned):
             return True
         if _CHOICE_REFERENCE.fullmatch(reference.cleaned):
@@ -49,6 +54,23 @@ class Auto(AnswerType):
         return False
 
 
+_TEXT = re.compile(r"\\(?:text|mbox|textrm|textbf|mathrm)\s*\{([^{}]*)\}")
+_FILLER = re.compile(
+    r"^(?:exactly|a total of|(?:the )?(?:final )?(?:answer|result)(?: is)?:?)\s+", re.IGNORECASE
+)
+
+
+def _value_in_words(cleaned: str) -> str:
+    r"""The value in `\text{8 apples}`, `\text{The answer is 8}` or `\text{exactly }42`; "" where there is none."""
+    plain = _TEXT.sub(r"\1", cleaned)
+    if plain == cleaned or "\\" in plain or NEGATION.search(plain):
+        return ""
+    short = _FILLER.sub("", plain)
+    if short != plain or short[:1].isdigit() or re.fullmatch(r"[A-Za-z]\s*=\s*-?[\d./]+", short):
+        return short
+    return prose(plain) or short_sentence(plain) or ""
+
+
 def _same_options(reference: str, given: str) -> bool:
     """Whether a letter with its value meets either ("(B) 3" is B and is 3), or several letters the same ones."""
     ours, theirs = option_parts(reference), option_parts(given)
@@ -56,7 +78,7 @@ def _same_options(reference: str, given: str) -> bool:
         return ours[0] == theirs[0] and _same_text(ours[1], theirs[1])
     if ours:
         return given.strip("() ") == ours[0] or _same_text(ours[1], given)
-    if theirs and not _CHOICE_REFERENCE.fullmatch(reference):
+    if theirs and f"({theirs[0]})" in given.replace(" ", "") and not _CHOICE_REFERENCE.fullmatch(reference):
         return _same_text(reference, theirs[1])
     letters = several_letters(reference)
     return len(letters) > 1 and letters == several_letters(given)

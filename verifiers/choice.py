@@ -47,7 +47,7 @@ class Choice(AnswerType):
 
 
 _OPTION = re.compile(
-    r"\s*(?:\\(?:text|mathrm|mathbf)(?:bf|rm|it)?\s*\{\s*)?(?:\(\s*([A-J])\s*\)|([A-J])\s*[).:])\s*(\}?)[\s~,:]*(?:\\[ ,;:]\s*)*(?=\S)(.*)",
+    r"\s*(?:\\(?:text|mathrm|mathbf)(?:bf|rm|it)?\s*\{\s*)?(?:\(\s*([A-J])\s*\)|([A-J])\s*[).])\s*(\}?)[\s~,:]*(?:\\[ ,;:]\s*)*(?=\S)(.*)",
     re.DOTALL,
 )
 
@@ -72,7 +72,9 @@ def several_letters(text: str) -> str:
     if not _SEVERAL.fullmatch(plain.strip()):
         return ""
     letters = re.findall(r"[A-J]", plain)
-    return "".join(sorted(set(letters))) if len(set(letters)) == len(letters) else ""
+    if len(set(letters)) != len(letters) or (plain.strip().isalpha() and letters != sorted(letters)):
+        return ""  # BAD is an angle
+    return "".join(sorted(letters))
 
 
 def option_letter(text: str, options: Sequence[str], preferred: str = "") -> str:

@@ -34,6 +34,7 @@ from verifiers.prose import (
     choice_named,
     closing_line,
     conclusion,
+    first_line,
     prose,
     retracted,
     short_sentence,
@@ -179,16 +180,18 @@ def boxed(text: str) -> str | None:
 
 # -\boxed{5}, 2\cdot\boxed{5}, \frac{\boxed{5}}{2} and x > \boxed{5} do not say 5.
 _GLUED_BEFORE = re.compile(
-    r"(?:\d|\\(?:cdot|times|div|neq?|leq?|geq?|[lg]t)\s?|(?<![A-Za-z/])[A-Za-z]\s?[<>]\s?|\\[dt]?frac\{|\\sqrt\{|\^\{?)$"
+    r"(?:\d|\\(?:cdot|times|div|neq?|leq?|geq?|[lg]t)\s?|(?<![A-Za-z/])[A-Za-z]\s?[<>]\s?|\\[dt]?frac\{|\\x?cancel\{|\\sqrt\{|\^\{?)\Z"
 )
-_GLUED_AFTER = re.compile(r"\d|\^")
-_MINUS_BEFORE = re.compile(r"[$(=\s{]-$")
+_GLUED_AFTER = re.compile(
+    r"\d|\^|\s?\\(?:cdot|times|div)(?![A-Za-z])|\s*\$?\s*,\s*\$?-?\d[\d.]*\$?\s*(?:,|$)"
+)
+_MINUS_BEFORE = re.compile(r"(?:\A|[$(=\s{])-\Z")
 _SCALE_AFTER_BOX = re.compile(r"[\s$)\]\\]*(?:text\{\s*)?(hundred|thousand|million|billion|trillion)\b")
 _PLAIN_VALUE = re.compile(r"-?[\d.,/]+")
 _UNIT_AFTER_BOX = re.compile(
     r"[\s$)\]\\]*(?:text\{\s*)?((?:square |cubic )?(?:mm|cm|km|kg|mg|ml|millimet(?:er|re)s|centimet(?:er|re)s|met(?:er|re)s"
     r"|kilomet(?:er|re)s|inches|inch|feet|foot|yards?|miles?|grams?|kilograms?|pounds?|ounces?|seconds?|minutes?|hours?"
-    r"|days?|weeks?|months?|years?|dollars?|cents?|lit(?:er|re)s|gallons?)(?:\^\{?[23]\}?)?)(?![\w^])"
+    r"|days?|weeks?|months?|years?|dollars?|cents?|lit(?:er|re)s|gallons?)(?:\^\{?[23]\}?)?|[mgsh](?=[\s.$]*(?:\n|$)))(?![\w^])"
 )
 
 
@@ -279,7 +282,16 @@ def auto(text: str) -> str | None:
         return boxed(text)
     if "<answer>" in text:
         return tag(text)
-    for rule in (gsm8k, prose, choice_named, conclusion, closing_line, short_sentence, last_formula):
+    for rule in (
+        gsm8k,
+        prose,
+        choice_named,
+        conclusion,
+        closing_line,
+        first_line,
+        short_sentence,
+        last_formula,
+    ):
         found = rule(text)
         if found is not None:
             return found

@@ -40,17 +40,24 @@ CANDIDATE_AFTER = re.compile(
     re.IGNORECASE,
 )
 """Another candidate that is offered after an answer."""
-_NOT = re.compile(r"(?:not|n't|never|neither)\b", re.IGNORECASE)
+_NOT = re.compile(r"(?:not|n't|never|neither|cannot|anything but)\b", re.IGNORECASE)
 # "no more than 42", "one less than 42" and "the square of 42" are not 42.
 _NOT_ITSELF = re.compile(
-    r"(?:\bthan|\bthan or equal to|\b(?:square|square root|cube|cube root|half|double|triple) of|\bhalf|\btwice"
+    r"(?:\bthan|\bthan or equal to|\bup to|\b(?:third|quarter|fourth|fifth|tenth) of|\b(?:square|square root|cube|cube root|half|double|triple) of|\bhalf|\btwice"
+    r"|\b(?:negative|reciprocal|opposite|complement|inverse|one|multiple|factor|power|either) of|\bbut|\bexcept"
     r"|\bclose to|\bnearly|\balmost)\s+\$?$",
     re.IGNORECASE,
 )
-_DENIED = re.compile(r"(?:\b(?:false|untrue|incorrect|wrong|not true)|n't think)(?:\s+to say)?(?:\s+that)?(?:\s+the)?\s+$")
+_DENIED = re.compile(
+    r"(?:\b(?:false|untrue|incorrect|wrong|not true|if|suppose|assum(?:e|ing)|unless|whether)|n't think)"
+    r"(?:\s+to say)?(?:\s+that)?(?:\s+the)?\s+$",
+    re.IGNORECASE,
+)
+_HYPOTHETICAL = re.compile(r"\s*(?:if|suppose|assum(?:e|ing))\b", re.IGNORECASE)
 _RETRACTED = re.compile(
     r"[\s.?!…*$)\]\\]*(?:oh,?\s+|but\s+)?(?:(?:no|wait|actually|hmm+|oops|sorry|correction|not at all)\b"
-    r"|(?:they are|this is|that is|that's|it is)\s+(?:wrong|incorrect)\b)[^\n]{0,160}", re.IGNORECASE
+    r"|(?:they are|this is|that is|that's|it is)\s+(?:wrong|incorrect)\b)[^\n]{0,160}",
+    re.IGNORECASE,
 )
 _TAIL = re.compile(
     r"\s+(?:in total|in all|altogether|overall)$|,\s*(?:as (?:required|desired|claimed|expected|needed|wanted|stated)|"
@@ -62,12 +69,12 @@ _UNIT_AFTER = re.compile(
     r"((?:-?\$[^$\n]{1,200}\$|\\\([^\n]{1,200}?\\\)))\s*((?!(?:or|and|if|when|for|as|is|mod)\b)[A-Za-z]+"
     r"(?:(?:\s?[/*·]\s?|\s)[A-Za-z]+){0,2}(?:\^\{?-?\d\}?)?)"
 )
-NEGATION = re.compile(r"\b(?:not|never|neither|nor|cannot)\b|n't\b", re.IGNORECASE)
+NEGATION = re.compile(r"\b(?:not|never|neither|nor|cannot|false|wrong|incorrect)\b|n't\b", re.IGNORECASE)
 _LATER_NOT = re.compile(r"[,;]\s*(?:and\s+)?not\b.*$", re.IGNORECASE | re.DOTALL)
 _REASON = re.compile(r"[,;]?\s{1,3}(?:since|because)\b.*$", re.IGNORECASE | re.DOTALL)
 _REMARK = re.compile(r"\s{0,3}\([^()$\d\\]{0,60}[A-Za-z]{3}[^()$\d\\]{0,60}\)$")
 _ABOUT = re.compile(
-    r"^(?:approximately|approx\.?|about|around|roughly|nearly|exactly|precisely|simply|just|option|choice)\s+"
+    r"^(?:approximately|approx\.?|about|around|roughly|exactly|precisely|simply|just|option|choice)\s+"
     r"(?=[-\d.$\\(A-J])",
     re.IGNORECASE,
 )
@@ -77,7 +84,23 @@ _COPULA = re.compile(r"\b(?:is|are|equals|equal to|becomes)\b\s*:?\s*", re.IGNOR
 
 def prose(text: str) -> str | None:
     """What follows the last "the answer is", to the end of that sentence; "is not 42" names nothing."""
-    if not any(word in text for word in ("nswer", "ans", "Ans", "NSWER", "correct", "inal", "答案", "选", "espuesta", "éponse", "твет", "ntwort")):
+    if not any(
+        word in text
+        for word in (
+            "nswer",
+            "ans",
+            "Ans",
+            "NSWER",
+            "correct",
+            "inal",
+            "答案",
+            "选",
+            "espuesta",
+            "éponse",
+            "твет",
+            "ntwort",
+        )
+    ):
         return None
     anchors = list(_ANCHOR.finditer(text))
     for anchor in reversed(anchors):
@@ -102,6 +125,8 @@ def retracted(rest: str, answer: str) -> bool:
     if found is None:
         return False
     others = _NUMBER_IN_TEXT.findall(found[0])
+    if rest.lstrip().startswith("?") and not others:
+        return True
     return any(number not in answer for number in others) and not any(number in answer for number in others)
 
 
@@ -128,7 +153,7 @@ def value_named(sentence: str) -> str:
         # "Tom has $42" names a number, "sin 30" is one.
         counts = len(words) == 2 and sentence[0].isalpha() and words[0].lower() not in _MATHEMATICAL
         return (_lone_number(sentence) if counts else None) or sentence
-    copulas = list(_COPULA.finditer(sentence))
+    copulas = [c for c in _COPULA.finditer(sentence) if not _NOT_ITSELF.search(sentence[: c.end()])]
     tail = tidy(sentence[copulas[-1].end() :]) if copulas else ""
     if (
         any(char.isdigit() for char in tail)
@@ -205,8 +230,11 @@ def short_sentence(text: str) -> str | None:
         or "?" in text
         or "\\" in text
         or FORMULA.search(text)
+        or _TWO_SENTENCES.search(text)
+        or _HYPOTHETICAL.match(text)
     ):
         return None
+    text = text.replace("**", "")
     words = WORD.findall(text)
     if len(words) > MAX_BARE_WORDS:
         return None
@@ -215,6 +243,15 @@ def short_sentence(text: str) -> str | None:
         return value_named(tidy(labelled[1]))
     if len(words) >= 3 and (value := only_value(text)) is not None:
         return value
+    if (
+        len(words) == 2
+        and text[0].isalpha()
+        and words[0].lower() not in _MATHEMATICAL
+        and not _BOUND.search(text)
+    ):
+        value = only_value(text)
+        if value is not None:
+            return value
     copulas = list(_SAYS.finditer(text))
     if len(copulas) != 1 or not text[0].isalpha() or _NUMBER_IN_TEXT.search(text[: copulas[0].start()]):
         return None
@@ -223,6 +260,7 @@ def short_sentence(text: str) -> str | None:
     return _ABOUT.sub("", tail) if tail and few and not _NOT_ITSELF.search(tail + " ") else None
 
 
+_TWO_SENTENCES = re.compile(r"[.!]\s+[A-Z]")
 _LABELLED_LINE = re.compile(
     r"(?:the\s+)?(?:final\s+)?(?:total|result|solution|sum|output|final|value|number)(?:\s+[a-z]+){0,3}\s*[:=]\s*(.+)",
     re.IGNORECASE,
@@ -257,14 +295,19 @@ def closing_line(text: str) -> str | None:
         named = tidy(bold[1])
         labelled = _ANY_LABEL.fullmatch(named)
         return value_named(tidy(labelled[1]) if labelled else named) or None
+    if text[:start].rstrip().endswith(":") and _BARE_SUM.fullmatch(line):
+        return tidy(line)
     labelled = _ANY_LABEL.fullmatch(line)
     if labelled and "=" not in labelled[1]:
         return value_named(tidy(labelled[1])) or None
     return None
 
 
-_BOLD_END = re.compile(r"\*\*([^*\n]+)\*\*[^*\n\d]{0,30}$")
-_ANY_LABEL = re.compile(r"[A-Za-z][^=:\n\d]{0,80}(?::|=(?:[^=\n]{0,80}=)?)\s*\$?(-?[\d.,]+(?:\s+[a-z]+){0,2})\.?")
+_BOLD_END = re.compile(r"\*\*([^*\n]+)\*\*[^*\n\d]{0,60}$")
+_BARE_SUM = re.compile(r"[\d\s+*/×÷.,$()-]{3,200}=\s*\$?-?[\d.,]+")
+_ANY_LABEL = re.compile(
+    r"[A-Za-z][^=:\n\d]{0,80}(?::|=(?:[^=\n]{0,80}=)?)\s*\$?(-?[\d.,]+(?:\s+[a-z]+){0,2})\.?"
+)
 
 
 def first_sentence(text: str) -> str:
@@ -301,6 +344,19 @@ def first_sentence(text: str) -> str:
     return text
 
 
+_FIRST_LINE = re.compile(
+    r"\s*\**((?:\\?\$)?-?\d[^\n*]{0,40}?)\**\.?[ \t]*\n\s*\**(?:explanation|reason(?:ing)?|justification|working|---)\b",
+    re.IGNORECASE,
+)
+
+
+def first_line(text: str) -> str | None:
+    """The number that an explanation follows."""
+    found = _FIRST_LINE.match(text)
+    return tidy(found[1]) if found else None
+
+
+_DECORATION = re.compile(r"^(?:#{1,6}\s+|>\s+|•\s*|-\s+(?=\*\*)|<b>)+|(?:\s*[✅✓✔☑🎉]\ufe0f?|</b>)+$")
 _EDGE = re.compile(r"^[\s*_`\"']+|[\s*_`\"']+$")
 _END_TOKEN = re.compile(r"(?:<\|[^|<>]{1,40}\|>|</s>|<eos>|<end_of_turn>).*$", re.DOTALL)
 
@@ -309,6 +365,7 @@ def tidy(text: str) -> str:
     """Without end-of-text marks, Markdown emphasis, quotes and a closing full stop."""
     if "<" in text:
         text = _END_TOKEN.sub("", text)
+    text = _DECORATION.sub("", text)
     text = _EDGE.sub("", text)
     if text[-1:] in (".", ",", ";", ":", "。") and not text.endswith("\\,") and not text.endswith("\\;"):
         text = _EDGE.sub("", text[:-1])

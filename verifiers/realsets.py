@@ -132,14 +132,21 @@ def is_set_like(node: Node) -> bool:
             return True
         if node.brackets in _INTERVALS and len(node.items) == 2:
             return any(infinity_sign(item) for item in node.items)
-        return node.brackets in ("", "or", "and") and all(
-            isinstance(i, Rel) and _is_inequality(i) for i in node.items
+        return (
+            node.brackets in ("", "or", "and")
+            and all(isinstance(i, Rel) and (_is_inequality(i) or _is_point(i)) for i in node.items)
+            and not all(isinstance(i, Rel) and _is_point(i) for i in node.items)
         )
     return isinstance(node, Rel) and _is_inequality(node)
 
 
 def _is_inequality(rel: Rel) -> bool:
     return any(op in ("<", "<=", ">", ">=", "!=") for op in rel.ops) or rel.ops == ("in",)
+
+
+def _is_point(rel: Rel) -> bool:
+    """The x = 5 of "x < 3 or x = 5"."""
+    return rel.ops == ("=",) and is_name(rel.sides[0]) and not free_symbols(rel.sides[1])
 
 
 def real_set(node: Node) -> list[Piece] | None:
@@ -172,10 +179,17 @@ def _real_set(node: Node) -> list[Piece] | None:
         return normalise([_open_infinite(Piece(low, high, low_closed, high_closed))])
     if node.brackets == "\\{\\}":
         return normalise([Piece(item, item, True, True) for item in node.items])
-    if node.brackets in ("", "or", "and") and all(is_set_like(item) for item in node.items):
+    if node.brackets in ("", "or", "and") and all(
+        is_set_like(item) or (isinstance(item, Rel) and _is_point(item)) for item in node.items
+    ):
         if len({free_symbols(item) for item in node.items if isinstance(item, Rel)}) > 1:
             return None  # x < -2 or y > 2
-        sets = [_real_set(item) for item in node.items]
+        sets = [
+            [Piece(item.sides[1], item.sides[1], True, True)]
+            if isinstance(item, Rel) and _is_point(item)
+            else _real_set(item)
+            for item in node.items
+        ]
         common = None if node.brackets == "or" else _all(sets, intersect)
         # "x < 1, x > 3" can only mean either: together they would exclude everything.
         return common or _all(sets, lambda a, b: normalise(a + b))
@@ -299,7 +313,9 @@ def substitute(node: Node, name: str, value: Node) -> Node:
 def is_name(node: Node) -> bool:
     """Whether a left side only names what is asked for: x, x_1, f(x), AB, |AB|, AB/CD, a : b, (x, y)."""
     if isinstance(node, Sym):
-        return node.name not in ("pi", "e", "i", "oo") and not node.name.startswith("set ")
+        return node.name not in ("pi", "e", "i", "oo") and (
+            not node.name.startswith("set ") or node.name == "set P"
+        )
     if isinstance(node, Op):
         head = node.args[0]
         if isinstance(head, Op) and head.name == "pow" and head.args[1] == Num(Fraction(-1)):
@@ -307,7 +323,12 @@ def is_name(node: Node) -> bool:
         if node.name == "mul" and isinstance(head, Sym):
             applied = head.name.rstrip("'") in _FUNCTION_NAMES
             return is_name(head) and all(
-                is_name(arg) or (applied and isinstance(arg, Num | Group)) for arg in node.args[1:]
+                is_name(arg)
+                or (
+                    applied
+                    and (isinstance(arg, Num | Group) or (isinstance(arg, Op) and not free_symbols(arg)))
+                )
+                for arg in node.args[1:]
             )
         if node.name in ("div", "abs"):
             return all(is_name(arg) for arg in node.args)

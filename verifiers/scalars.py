@@ -322,7 +322,8 @@ def _quantities_equal(reference: Node, given: Node) -> bool:
         ours, our_dimension = convert(reference.unit)
         theirs, their_dimension = convert(given.unit)
         if _generic(our_dimension) or _generic(their_dimension):
-            return _power(our_dimension) == _power(their_dimension) and scalars_equal(reference.value, given.value)
+            same_kind = max(_power(our_dimension), 1) == max(_power(their_dimension), 1)
+            return same_kind and scalars_equal(reference.value, given.value)
         if our_dimension != their_dimension:
             return False
         return values_equal(_scaled(reference.value, ours), _scaled(given.value, theirs))

@@ -116,6 +116,8 @@ def normal_unit(text: str) -> str:
         elif word == "^" or word.lstrip("-").isdigit():
             if parts and parts[-1] != "/":
                 parts[-1] += word
+        elif lower in ("unit", "units") and not prefix and not parts:
+            parts.append("unit")
         elif lower in _FILLER and not (lower in ("in",) and not parts and text.strip() == "in"):
             if prefix and lower in ("unit", "units"):
                 parts.append(f"unit{prefix}")
@@ -130,9 +132,11 @@ def normal_unit(text: str) -> str:
 _NO_UNITS = frozenset(
     """tens tenth tenths hundredth hundredths thousandth thousandths third thirds halve half lakh crore
     squared cubed doubled tripled halved plus minus below base wrong incorrect not least most or if otherwise
-    through over divided choose mille gross""".split()
+    through over divided choose mille gros gross score false negative impossible no none undefined cannot""".split()
 )
-_SPELLED = dict(zip("one two three four five six seven eight nine ten eleven twelve".split(), range(1, 13), strict=True))
+_SPELLED = dict(
+    zip("one two three four five six seven eight nine ten eleven twelve".split(), range(1, 13), strict=True)
+)
 _STRAY_DIGIT = re.compile(r"(?<![\^\d-])\d")
 
 

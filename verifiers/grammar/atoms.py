@@ -248,9 +248,10 @@ class AtomParser(CommandParser):
         if opening == "\\{" and self.token.value in ("|", ":") and len(items) == 1:
             self.advance()
             self.set_depth = 0
-            conditions = self.listing("list")
+            conditions = self.listing()
             self.expect("\\}")
-            return Builder(items[0], conditions.items if isinstance(conditions, Group) else (conditions,))
+            listed = isinstance(conditions, Group) and conditions.brackets in ("", "and")
+            return Builder(items[0], conditions.items if listed else (conditions,))  # type: ignore[union-attr]
         if opening == "\\{" and len(items) == 1 and isinstance(items[0], Group | Matrix):
             # \left\{ \begin{array}... \right. is a system of equations: its brace is never closed.
             self.accept("\\}")

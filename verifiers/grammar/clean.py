@@ -45,6 +45,12 @@ _DOUBLED = re.compile(r"\\\\(?=[A-Za-z]{2,}|[{}%$])")
 _CHOOSE = re.compile(
     r"(?:\{\})?[_^](?:\{(\d+)\}|(\d))\s*(?:\\(?:text|mathrm)\{C\}|C)\s*_(?:\{(\d+)\}|(\d))", re.ASCII
 )
+_BASE_IN_WORDS = re.compile(
+    r"\s*(?:_\{\s*\\text\s*\{\s*base\s*\}\s*(\d{1,2})\s*\}|\\text\s*\{\s*\(?\s*(?:in )?base\s*(\d{1,2})\s*\)?\s*\})$",
+    re.ASCII,
+)
+_BASED_BRACKET = re.compile(r"\(([0-9A-F]{1,80})\)(?=_\{?\d)", re.ASCII)
+_BRACED_COMMA = re.compile(r"(?<=\d)\{,\}(?=(?:\d{1,2}|\d{4,})(?!\d))", re.ASCII)
 _REVERSED = re.compile(r"([\[\]])([^\[\]()]*[,;][^\[\]()]*)([\[\]])")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _INFIX = re.compile(r"\\(?:over|choose)(?![A-Za-z])")
@@ -105,6 +111,12 @@ def clean(text: str) -> str:
         text = _REVERSED.sub(_usual_brackets, text)
     if "C" in text:
         text = _CHOOSE.sub(lambda m: rf"\binom{{{m[1] or m[2]}}}{{{m[3] or m[4]}}}", text)
+    if "base" in text:
+        text = _BASE_IN_WORDS.sub(lambda m: f"_{{{m[1] or m[2]}}}", text)
+    if ")_" in text:
+        text = _BASED_BRACKET.sub(r"\1", text)
+    if "{,}" in text:
+        text = _BRACED_COMMA.sub(".", text)
     if "\\" in text:
         text = _SPACES.sub(" ", text).replace("{:}", ":")
     text = text.strip().strip("`*").strip()

@@ -59,10 +59,12 @@ _CONNECTIVE = re.compile(r"\s*(?:,|;|and/or\b|and\b|or\b)\s*")
 _TRAILING_IF = re.compile(r"(.*?)\s*,\s*", re.DOTALL)
 _TRAILING_AND = re.compile(r"(.*\S)\s*,?\s+(and|or)\s*", re.DOTALL)
 _ENDS_HERE = re.compile(r"\s*(?:$|[,;.)^/}])")
-_UNIT_LETTERS = frozenset("msghLlJNWVAK")
+_UNIT_LETTERS = frozenset("msghLlJNWVAKC")
 _UNITS_LIKE_FUNCTIONS = frozenset({"min", "sec"})
 _ORDINAL = re.compile(r"(?:st|nd|rd|th)(?![A-Za-z])")
-_DOTS = re.compile(r"(\d{0,20})\.(\d{0,6}?)(\d{1,6}?)\3{2,20}(?:\\[lc]?dots(?:[cb]|(?![A-Za-z]))|\.\.\.)", re.ASCII)
+_DOTS = re.compile(
+    r"(\d{0,20})\.(\d{0,6}?)(\d{1,6}?)\3{2,20}(?:\\[lc]?dots(?:[cb]|(?![A-Za-z]))|\.\.\.)", re.ASCII
+)
 _NO_UNITS = frozenset("abcefijnopqrtuvwxyzMOPQRSTUXYZ")
 _NOON = re.compile(r"([AaPp])\.? ?[Mm]\b\.?")
 _LETTER_NUMERAL = re.compile(r"(\d*[A-Z][A-Z\d]{0,30})_(?:\{(\d\d)\}|(\d\d))(?!\d)", re.ASCII)
@@ -309,7 +311,12 @@ class _Lexer:
                 self.add("sym", letters if len(letters) > 1 or letters not in "ie" else f"vector {letters}")
         elif len(stripped) == 1 and stripped in _NO_UNITS and self.follows_value():
             self.add("sym", stripped)  # 12\\text{x} is 12x
-        elif name == "mathrm" and stripped in _UNIT_LETTERS and self.follows_value():
+        elif (
+            name == "mathrm"
+            and stripped in _UNIT_LETTERS
+            and self.follows_value()
+            and self.text[self.index : self.index + 1] != "_"
+        ):
             self.add("text", stripped)
         elif stripped == "to" and self.follows_value():
             self.add("op", ":")  # 4 to 3
