@@ -33,8 +33,8 @@ _PHRASES = {
 }  # fmt: skip
 # n^2 for all n; "where n = 3" would change the value.
 _WITHOUT_QUANTIFIER = re.compile(
-    r"(?:,|\s|\\q?quad)*\\(?:text|mbox|textrm|mathrm)\s*\{\s*,?\s*(?:for (?:all|every|any|each)\b[^{}=]*\}[^=]*"
-    r"|where\s*\}[^=]*\\in\b[^=]*)$"
+    r"(?:,|\s|\\q?quad)*\\(?:text|mbox|textrm|mathrm)\s*\{\s*,?\s*"
+    r"(?:for (?:all|every|any|each)\b[^{}=]*\}[^=]*|where\s*\}[^=]*\\in\b[^=]*)$"
 )
 _ARTICLE = re.compile(r"^(?:an?|the) (?=\w{2})")
 _AND = re.compile(r" and ")
@@ -147,7 +147,7 @@ def _named_parts(cleaned: str) -> list[str]:
 
 
 def _same_with_decimal_comma(reference: Answer, given: Answer) -> bool:
-    """1000,99 for 1000.99: two numbers would be no answer here, so the comma is a decimal one; 1000, 99 is two."""
+    """1000,99 for 1000.99: two numbers would be no answer here, so the comma is a decimal one."""
     if (
         isinstance(reference.node, Num)
         and reference.node.decimals

@@ -9,10 +9,12 @@ from verifiers.answers import Answer, answers_equal, is_word, read
 from verifiers.base import AnswerType, ParseError
 from verifiers.choice import Choice, option_parts, several_letters
 from verifiers.grammar.clean import clean
+from verifiers.lines import short_sentence
 from verifiers.number import spelled_fraction, spelled_number
 from verifiers.plain import read_plain
-from verifiers.prose import NEGATION, prose, short_sentence
+from verifiers.prose import prose
 from verifiers.text import normal_words
+from verifiers.wording import NEGATION
 
 _CHOICE_REFERENCE = re.compile(r"\\text(?:bf|rm)?\{\s*\(?[A-J]\)?\s*\}|\(?[A-J]\)?", re.ASCII)
 
@@ -40,7 +42,7 @@ class Auto(AnswerType):
     def equal(self, reference: Answer, given: Answer) -> bool:
         if answers_equal(reference, given):
             return True
-        if reference.node is not None and given.node is None or is_word(given.node):
+        if (reference.node is not None and given.node is None) or is_word(given.node):
             value = _value_in_words(given.cleaned)
             if value and not is_word(reference.node) and _same_text(reference.cleaned, value):
                 return True
@@ -61,7 +63,7 @@ _FILLER = re.compile(
 
 
 def _value_in_words(cleaned: str) -> str:
-    r"""The value in `\text{8 apples}`, `\text{The answer is 8}` or `\text{exactly }42`; "" where there is none."""
+    r"""The value in `\text{8 apples}`, `\text{The answer is 8}` or `\text{exactly }42`; else ""."""
     plain = _TEXT.sub(r"\1", cleaned)
     if plain == cleaned or "\\" in plain or NEGATION.search(plain):
         return ""
@@ -72,7 +74,7 @@ def _value_in_words(cleaned: str) -> str:
 
 
 def _same_options(reference: str, given: str) -> bool:
-    """Whether a letter with its value meets either ("(B) 3" is B and is 3), or several letters the same ones."""
+    """A letter with its value meets either ("(B) 3" is B and is 3), and several letters the same ones."""
     ours, theirs = option_parts(reference), option_parts(given)
     if ours and theirs:
         return ours[0] == theirs[0] and _same_text(ours[1], theirs[1])

@@ -47,8 +47,12 @@ class Choice(AnswerType):
 
 
 _OPTION = re.compile(
-    r"\s*(?:\\(?:text|mathrm|mathbf)(?:bf|rm|it)?\s*\{\s*)?(?:\(\s*([A-J])\s*\)|([A-J])\s*[).])\s*(\}?)[\s~,:]*(?:\\[ ,;:]\s*)*(?=\S)(.*)",
-    re.DOTALL,
+    r"""
+    \s*(?:\\(?:text|mathrm|mathbf)(?:bf|rm|it)?\s*\{\s*)?
+    (?:\(\s*([A-J])\s*\)|([A-J])\s*[).])\s*(\}?)
+    [\s~,:]*(?:\\[ ,;:]\s*)*(?=\S)(.*)
+    """,
+    re.DOTALL | re.VERBOSE,
 )
 
 

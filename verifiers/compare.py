@@ -20,8 +20,8 @@ from verifiers.grammar.nodes import (
     SetOp,
     Sym,
 )
-from verifiers.numeric import has_unevaluated
 from verifiers.matrices import matrix_value, unit_vector_sum
+from verifiers.numeric import has_unevaluated
 from verifiers.realsets import is_name, is_set_like, real_set, sets_equal, substitute
 from verifiers.relations import labelled, labels_agree, reduce_chain, relations_equal
 from verifiers.scalars import scalars_equal, values_equal

@@ -22,64 +22,16 @@ import functools
 import importlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from verifiers.prose import (
-    CANDIDATE_AFTER,
-    FORMULA,
-    MAX_BARE_CHARS,
-    MAX_BARE_WORDS,
-    NEGATION,
-    WORD,
-    choice_named,
-    closing_line,
-    conclusion,
-    first_line,
-    prose,
-    retracted,
-    short_sentence,
-    tidy,
-    value_named,
-    with_unit,
-    without_remarks,
-)
+from verifiers.boxes import boxed, joined
+from verifiers.lines import choice_named, closing_line, conclusion, first_line, short_sentence
+from verifiers.markup import FORMULA, WORD, tidy, with_unit
+from verifiers.prose import MAX_BARE_CHARS, MAX_BARE_WORDS, prose, value_named, without_remarks
+from verifiers.wording import NEGATION
 
 Rule = Callable[[str], str | None]
 
-MAX_DIFFERENT_BOXES = 10
-"""More different boxes than this is naming candidates, not self-correction."""
-
-# A doubled backslash is the trace of a string that was escaped twice.
-_BOX_TOKEN = re.compile(
-    r"\\{1,2}(?:boxed|fbox)\s*\{|\\{1,2}(?:boxed|fbox)[ \t]+(?=[^\s{])|\\.|[{}]", re.DOTALL
-)
 _THINK_TAG = re.compile(r"<\s*(/?)\s*think(?:ing)?\s*>", re.IGNORECASE)
-_SPACING = re.compile(r"\\(?:quad|qquad|text|mathrm|mbox|[,;:! ])|[\s${}().*~|&:]|\\[\[\]()]|\\\\")
-_CONNECTIVE = re.compile(r"(?:,|;|/|\band\b|\bor\b|\bas well as\b)+", re.IGNORECASE)
-_JOINING_PHRASE = re.compile(r"[^.!?\n=]{0,40}\b(?:and|or)\b[^.!?\n=\w]*", re.IGNORECASE)
-_ALTERNATIVE = re.compile(
-    r"[\s$.,;*)\]\\]*\b(?:or|or else|alternatively|otherwise)\b[^\n]{0,60}", re.IGNORECASE
-)
-_LABELLED_NEXT = re.compile(
-    r"(?:[\s$)\]\\,;]*\b(?:and|or)\b|[\s$)\]\\]*[,;])[\s$(\[\\]*[A-Za-z](?:_\{?\w+\}?)?\s*=[\s$(\\]*"
-)
-_NEGATED_BEFORE = re.compile(
-    r"(?:\bnot(?: equal to| be)?|\bnever|n't(?: be)?|\brather than|\binstead of|\bcannot be)"
-    r"[\s$:({\[]*\\?[(\[]?\s*$",
-    re.IGNORECASE,
-)
-_NEGATED_AFTER = re.compile(
-    r"[\s$.,)\]\\]*(?:text\{\s*)?(?:is|are|was|would be|cannot|can't)\s*"
-    r"(?:n't|not|wrong|incorrect|false|be right|be correct)",
-    re.IGNORECASE,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class _Box:
-    start: int
-    end: int
-    content: str
 
 
 def without_thinking(completion: str) -> str | None:
@@ -102,113 +54,9 @@ def without_thinking(completion: str) -> str | None:
     return None if depth else "".join(kept) + completion[position:]
 
 
-def _find_boxes(text: str) -> tuple[list[_Box], bool]:
-    """All complete outermost boxes in order, and whether the box that starts last is still open."""
-    boxes: list[_Box] = []
-    stack: list[tuple[bool, int, int]] = []
-    for token in _BOX_TOKEN.finditer(text):
-        word = token[0]
-        if word == "{":
-            stack.append((False, token.start(), token.end()))
-        elif word == "}":
-            if not stack:
-                continue
-            is_box, start, content_start = stack.pop()
-            if is_box:
-                while boxes and boxes[-1].start > start:
-                    boxes.pop()
-                boxes.append(_Box(start, token.end(), text[content_start : token.start()].strip()))
-        elif word[-1] == "{" and len(word) > 2:
-            stack.append((True, token.start(), token.end()))
-        elif len(word) > 2:
-            content = re.compile(r"[^\s$]+").match(text, token.end())
-            if content:
-                boxes.append(_Box(token.start(), content.end(), content[0].rstrip(".,;")))
-    open_start = max((start for is_box, start, _ in stack if is_box), default=-1)
-    return boxes, open_start > (boxes[-1].start if boxes else -1)
-
-
-def _joined(gap: str) -> bool:
-    """Whether the text between two boxes only joins them into one answer."""
-    if len(gap) > 80:
-        return False
-    bare = _CONNECTIVE.sub("", _SPACING.sub(" ", gap)).strip()
-    return not bare or any(
-        pattern.fullmatch(gap) is not None for pattern in (_JOINING_PHRASE, _LABELLED_NEXT, _ALTERNATIVE)
-    )
-
-
-def boxed(text: str) -> str | None:
-    r"""The last complete box; boxes joined by connectives are returned together, comma-separated."""
-    if "\\boxed" not in text and "\\fbox" not in text:
-        return None
-    boxes, last_is_open = _find_boxes(text)
-    if last_is_open:
-        return None
-    boxes = [box for box in boxes if not _is_negated(text, box)]
-    if not boxes or not boxes[-1].content:
-        return None
-    different = {box.content for box in boxes}
-    if len(different) > MAX_DIFFERENT_BOXES:
-        return None
-    parts = [boxes[-1].content]
-    for earlier, later in zip(boxes[-2::-1], boxes[:0:-1], strict=True):
-        if not _joined(text[earlier.end : later.start]):
-            break
-        if earlier.content not in parts:
-            parts.insert(0, earlier.content)
-    candidate = CANDIDATE_AFTER.match(text, boxes[-1].end)
-    if candidate and candidate[1] not in parts:
-        parts.append(candidate[1])
-    parts = [_SAID.sub("", part) or part for part in parts]
-    rest = text[boxes[-1].end :]
-    before = text[max(0, boxes[-1].start - 12) : boxes[-1].start]
-    if _GLUED_BEFORE.search(before) or _GLUED_AFTER.match(rest):
-        return None
-    if _MINUS_BEFORE.search(before):
-        parts[-1] = f"-({parts[-1]})"
-    scale = _SCALE_AFTER_BOX.match(rest)
-    if scale and _PLAIN_VALUE.fullmatch(parts[-1]):
-        parts[-1] += f" {scale[1]}"
-    if retracted(rest, parts[-1]):
-        return None
-    unit = _UNIT_AFTER_BOX.match(rest)
-    if unit and _PLAIN_VALUE.fullmatch(parts[-1]):
-        parts[-1] += rf"\text{{ {unit[1]}}}"
-    return ", ".join(parts)
-
-
-# -\boxed{5}, 2\cdot\boxed{5}, \frac{\boxed{5}}{2} and x > \boxed{5} do not say 5.
-_GLUED_BEFORE = re.compile(
-    r"(?:\d|\\(?:cdot|times|div|neq?|leq?|geq?|[lg]t)\s?|(?<![A-Za-z/])[A-Za-z]\s?[<>]\s?|\\[dt]?frac\{|\\x?cancel\{|\\sqrt\{|\^\{?)\Z"
-)
-_GLUED_AFTER = re.compile(
-    r"\d|\^|\s?\\(?:cdot|times|div)(?![A-Za-z])|\s*\$?\s*,\s*\$?-?\d[\d.]*\$?\s*(?:,|$)"
-)
-_MINUS_BEFORE = re.compile(r"(?:\A|[$(=\s{])-\Z")
-_SCALE_AFTER_BOX = re.compile(r"[\s$)\]\\]*(?:text\{\s*)?(hundred|thousand|million|billion|trillion)\b")
-_PLAIN_VALUE = re.compile(r"-?[\d.,/]+")
-_UNIT_AFTER_BOX = re.compile(
-    r"[\s$)\]\\]*(?:text\{\s*)?((?:square |cubic )?(?:mm|cm|km|kg|mg|ml|millimet(?:er|re)s|centimet(?:er|re)s|met(?:er|re)s"
-    r"|kilomet(?:er|re)s|inches|inch|feet|foot|yards?|miles?|grams?|kilograms?|pounds?|ounces?|seconds?|minutes?|hours?"
-    r"|days?|weeks?|months?|years?|dollars?|cents?|lit(?:er|re)s|gallons?)(?:\^\{?[23]\}?)?|[mgsh](?=[\s.$]*(?:\n|$)))(?![\w^])"
-)
-
-
-# "\text{The answer is } 42" inside of a box.
-_SAID = re.compile(
-    r"^[\s{]*\\text\s*\{[^{}\d]{0,60}\b(?:answer|result|solution|value)\b[^{}\d]{0,40}(?:\bis\b|\bare\b|:|=)"
-    r"\s*\}\s*"
-)
-
-
-def _is_negated(text: str, box: _Box) -> bool:
-    before = text[max(0, box.start - 40) : box.start]
-    return bool(_NEGATED_BEFORE.search(before) or _NEGATED_AFTER.match(text, box.end))
-
-
 _HASHES = re.compile(r"####[ \t]*(?:(?:Final )?Answer:?[ \t]*)?\n?([^\n]*)")
 _LABEL = re.compile(r"^(?:the\s+)?(?:final\s+)?(?:answer|total|result)\s*[:=]\s*(?=\S)", re.IGNORECASE)
+_MAX_LINE_CHARS = 8000  # more than the grammar reads
 _A_LINE = re.compile(r"^[ \t]*A:[ \t]*([^\n]*)", re.MULTILINE)
 
 
@@ -218,7 +66,8 @@ def gsm8k(text: str) -> str | None:
         if mark in text:
             found = pattern.findall(text)
             if found:
-                named = _LABEL.sub("", tidy(found[-1])) or tidy(found[-1])
+                line = found[-1][:_MAX_LINE_CHARS]
+                named = _LABEL.sub("", tidy(line)) or tidy(line)
                 plain = len(named) > MAX_BARE_CHARS or NEGATION.search(named)
                 return (named if plain else value_named(without_remarks(named))) or None
     return None
@@ -258,7 +107,7 @@ def last_formula(text: str) -> str | None:
         outside = FORMULA.sub(" ", text)
         words = [w for w in WORD.findall(outside) if w.lower() not in ("and", "or")]
         if words and not _short_unit(text[formulas[-1].end() :]):
-            if len(formulas) > 1 and _joined(text[formulas[-2].end() : formulas[-1].start()]):
+            if len(formulas) > 1 and joined(text[formulas[-2].end() : formulas[-1].start()]):
                 return tidy(text[formulas[-2].start() : formulas[-1].end()])
             return tidy(formulas[-1][0])
         if words and len(formulas) == 1 and WORD.search(text[: formulas[0].start()]):

@@ -8,6 +8,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from verifiers.grammar.nodes import Node, Num, Quantity
+from verifiers.grammar.vocabulary import words
 
 _INCH = Fraction(254, 10000)
 _POUND = Fraction(45359237, 10**8)
@@ -129,14 +130,15 @@ def normal_unit(text: str) -> str:
     return joined
 
 
-_NO_UNITS = frozenset(
-    """tens tenth tenths hundredth hundredths thousandth thousandths third thirds halve half lakh crore
-    squared cubed doubled tripled halved plus minus below base wrong incorrect not least most or if otherwise
-    through over divided choose mille gros gross score false negative impossible no none undefined cannot""".split()
+_NO_UNITS = words(
+    """
+    tens tenth tenths hundredth hundredths thousandth thousandths third thirds halve half lakh crore gross
+    gros score mille squared cubed doubled tripled halved plus minus below base over divided choose through or
+    if otherwise wrong incorrect false not no none negative impossible undefined cannot least most
+    """
 )
-_SPELLED = dict(
-    zip("one two three four five six seven eight nine ten eleven twelve".split(), range(1, 13), strict=True)
-)
+_COUNTS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+_SPELLED = {word: number for number, word in enumerate(_COUNTS, start=1)}
 _STRAY_DIGIT = re.compile(r"(?<![\^\d-])\d")
 
 

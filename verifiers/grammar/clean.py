@@ -30,7 +30,8 @@ _SYMBOLS = {
     "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}",
     "⟨": r"\langle ", "⟩": r"\rangle ", "∣": "|", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ",
     "⌉": r"\rceil ", "∧": r"\text{ and }", "∨": r"\text{ or }", "€": r"\euro ", "£": r"\pounds ",
-    "¥": r"\yen ", "¢": r"\text{ cents}", "→": r"\to ", "℃": r"^\circ C", "，": ",", "。": ".", "、": ",", "：": ":", "；": ";",
+    "¥": r"\yen ", "¢": r"\text{ cents}",
+    "→": r"\to ", "℃": r"^\circ C", "，": ",", "。": ".", "、": ",", "：": ":", "；": ";",
 }  # fmt: skip
 _TABLE = str.maketrans(_SYMBOLS | {letter: rf"\{name} " for letter, name in _GREEK.items()})
 _DIRECTION_OVERRIDES = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -46,8 +47,11 @@ _CHOOSE = re.compile(
     r"(?:\{\})?[_^](?:\{(\d+)\}|(\d))\s*(?:\\(?:text|mathrm)\{C\}|C)\s*_(?:\{(\d+)\}|(\d))", re.ASCII
 )
 _BASE_IN_WORDS = re.compile(
-    r"\s*(?:_\{\s*\\text\s*\{\s*base\s*\}\s*(\d{1,2})\s*\}|\\text\s*\{\s*\(?\s*(?:in )?base\s*(\d{1,2})\s*\)?\s*\})$",
-    re.ASCII,
+    r"""
+    \s*(?:_\{\s*\\text\s*\{\s*base\s*\}\s*(\d{1,2})\s*\}
+     |\\text\s*\{\s*\(?\s*(?:in\ )?base\s*(\d{1,2})\s*\)?\s*\})$
+    """,
+    re.ASCII | re.VERBOSE,
 )
 _BASED_BRACKET = re.compile(r"\(([0-9A-F]{1,80})\)(?=_\{?\d)", re.ASCII)
 _BRACED_COMMA = re.compile(r"(?<=\d)\{,\}(?=(?:\d{1,2}|\d{4,})(?!\d))", re.ASCII)
