@@ -21,6 +21,9 @@ _CHOICE_REFERENCE = re.compile(r"\\text(?:bf|rm)?\{\s*\(?[A-J]\)?\s*\}|\(?[A-J]\
 _CHOICE_WITH_TEXT = re.compile(r"(?:\\text(?:bf|rm)?\{)?\s*(?:\(\s*[A-J]\s*\)|[A-J][).:])")
 
 
+_SIGN_IN_WORDS = re.compile(r"^\s*(?:negative|minus)\s+(?=\d)", re.IGNORECASE)
+
+
 class Auto(AnswerType):
     """Any answer; a reference that is one letter A to J is a multiple choice."""
 
@@ -29,6 +32,7 @@ class Auto(AnswerType):
     def parse(self, text: str) -> Answer:
         """Read any answer. Raises `ParseError` where it is neither bounded mathematics nor words."""
         spelled = spelled_number(clean(text) if len(text) < 200 else text)
+        text = _SIGN_IN_WORDS.sub("-", text)
         fraction = spelled_fraction(text.strip(" .$*"))
         try:
             return read(fraction or (text if spelled is None else str(spelled)))

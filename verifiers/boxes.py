@@ -25,7 +25,7 @@ _LABELLED_NEXT = re.compile(
 )
 _NEGATED_BEFORE = re.compile(
     r"(?:\bnot(?: equal to| be)?|\bnever|n't(?: be)?|\brather than|\binstead of|\bcannot be)"
-    r"[\s$:({\[]*\\?[(\[]?\s*$",
+    r"[ \t$:({\[]*\\?[(\[]?[ \t]*$",
     re.IGNORECASE,
 )
 _NEGATED_AFTER = re.compile(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import TypeGuard
 
+from verifiers.evaluate import free_symbols
 from verifiers.grammar.nodes import (
     Builder,
     Cases,
@@ -194,7 +195,8 @@ def _without_membership(node: Node) -> Node:
 def _same_relations(reference: Node, given: Node) -> bool:
     ours, theirs = labelled(reference), labelled(given)
     if isinstance(given, Rel) and not isinstance(reference, Rel) and set(given.ops) == {"="}:
-        sides = given.sides[1:] if has_unevaluated(given.sides[0]) else given.sides
+        unevaluated = has_unevaluated(given.sides[0]) or "ldots" in free_symbols(given.sides[0])
+        sides = given.sides[1:] if unevaluated else given.sides
         if (theirs is None or sides is not given.sides) and all(same(reference, side) for side in sides):
             return True
     if isinstance(reference, Rel) and isinstance(given, Rel):

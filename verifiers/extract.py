@@ -4,13 +4,17 @@ Every rule first drops `<think>...</think>`; an unclosed `<think>` leaves no ans
 
 - `boxed`: the last complete `\boxed{}` or `\fbox{}`; a later unclosed box means no answer. Boxes that
   follow each other with nothing but connectives between them are one answer with several parts ("1, 2"): a
-  list reference accepts it, a single-valued one never does, so naming candidates does not pay.
+  list reference accepts it, a single-valued one never does, so naming candidates does not pay. What is glued
+  to the box counts: a minus before it and a unit after it belong to the answer, a factor, a power or "no
+  wait, it is 43" make it no answer.
 - `gsm8k`: the rest of the line after the last `####`, else after the last line that starts with `A:`.
 - `prose`: what follows the last "the answer is" (or "answer:"), to the end of its sentence.
 - `tag`: the last `<answer>...</answer>`.
 - `bare`: the whole text.
-- `auto`: `boxed`, else `gsm8k`, else `prose`, else the text's conclusion ("therefore ... is 3"), else the
-  last formula of a short text, else the text if it is short.
+- `auto`: `boxed`, else `gsm8k`, else `prose`, else the letter of "option C is correct", else the text's
+  conclusion ("therefore ... is 3"), else what its last line sets apart (in bold, or as "total: 3"), else the
+  number before an explanation, else what a single short sentence says, else the last formula of a short
+  text, else the text if it is short.
 
 All rules take time linear in the length of the completion.
 """
@@ -24,10 +28,17 @@ import re
 from collections.abc import Callable
 
 from verifiers.boxes import boxed, joined
-from verifiers.lines import choice_named, closing_line, conclusion, first_line, short_sentence
+from verifiers.lines import (
+    choice_named,
+    closing_line,
+    conclusion,
+    first_line,
+    named_before,
+    short_sentence,
+)
 from verifiers.markup import FORMULA, WORD, tidy, with_unit
 from verifiers.prose import MAX_BARE_CHARS, MAX_BARE_WORDS, prose, value_named, without_remarks
-from verifiers.wording import NEGATION
+from verifiers.wording import NEGATION, retracted
 
 Rule = Callable[[str], str | None]
 
@@ -64,9 +75,11 @@ def gsm8k(text: str) -> str | None:
     """What the last `####` names, else what the last line starting with `A:` names."""
     for mark, pattern in (("####", _HASHES), ("A:", _A_LINE)):
         if mark in text:
-            found = pattern.findall(text)
+            found = list(pattern.finditer(text))
             if found:
-                line = found[-1][:_MAX_LINE_CHARS]
+                if retracted(text[found[-1].end() :][:400], found[-1][1]):
+                    return None
+                line = found[-1][1][:_MAX_LINE_CHARS]
                 named = _LABEL.sub("", tidy(line)) or tidy(line)
                 plain = len(named) > MAX_BARE_CHARS or NEGATION.search(named)
                 return (named if plain else value_named(without_remarks(named))) or None
@@ -131,22 +144,24 @@ def auto(text: str) -> str | None:
         return boxed(text)
     if "<answer>" in text:
         return tag(text)
-    for rule in (
-        gsm8k,
-        prose,
-        choice_named,
-        conclusion,
-        closing_line,
-        first_line,
-        short_sentence,
-        last_formula,
-    ):
+    for rule in _AUTO:
         found = rule(text)
         if found is not None:
             return found
     return None
 
 
+_AUTO: tuple[Rule, ...] = (
+    gsm8k,
+    prose,
+    named_before,
+    choice_named,
+    conclusion,
+    closing_line,
+    first_line,
+    short_sentence,
+    last_formula,
+)
 _RULES: dict[str, Rule] = {
     "auto": auto,
     "boxed": boxed,
@@ -203,10 +218,13 @@ def extract(completion: str, rule: str = "auto") -> str | None:
         return None
     if "<<" in text:
         text = _CALCULATOR.sub("", text)
+    if "~~" in text:
+        text = _STRUCK_OUT.sub("", text)
     if "$^" in text:
         text = _RAISED_UNIT.sub(r"\1", text)
     return function(text)
 
 
 _CALCULATOR = re.compile(r"<<[^<>\n]{0,200}>>")  # GSM8K's <<48/2=24>>
+_STRUCK_OUT = re.compile(r"~~[^~\n]{0,200}~~")
 _RAISED_UNIT = re.compile(r"(?<=[A-Za-z])\$(\^(?:\{-?\d\}|-?\d))\$")  # cm$^2$

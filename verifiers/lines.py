@@ -30,7 +30,11 @@ def conclusion(text: str) -> str | None:
     if not starts:
         return None
     tail = text[-MAX_CONCLUSION_CHARS:][starts[-1].end() :]
-    sentence = tidy(without_remarks(tidy(first_sentence(tail.replace("**", "")))))
+    tail = tail.replace("**", "")
+    sentence = first_sentence(tail)
+    if NUMBER_IN_TEXT.search(tail[len(sentence) :]):
+        return None  # more is worked out after it
+    sentence = tidy(without_remarks(tidy(sentence)))
     if NEGATION.search(sentence):
         return None
     formulas = list(FORMULA.finditer(sentence))
@@ -93,6 +97,26 @@ _SAYS = re.compile(
 )
 
 
+def named_before(text: str) -> str | None:
+    """The value of "47 minutes is the answer" and of {"answer": 47}."""
+    found = list(_NAMED_BEFORE.finditer(text)) or list(_JSON_FIELD.finditer(text))
+    if not found or NEGATION.search(found[-1][0]):
+        return None
+    return tidy(next(filter(None, found[-1].groups()), "")) or None
+
+
+_NAMED_BEFORE = re.compile(
+    r"""
+    (?:^|(?<=[\s(]))((?:\\?\$)?-?\d[\d,.]{0,20}%?(?:\ [a-z]{1,20}){0,2})
+    \s+is\s+(?:the|my|our)\s+(?:final\s+)?answer\b
+    """,
+    re.MULTILINE | re.VERBOSE,
+)
+_JSON_FIELD = re.compile(
+    r"""["'](?:final_?)?answer["']\s*:\s*(?:"([^"\n]{1,80})"|([^",{}\n]{1,80}?))\s*[,}]""", re.IGNORECASE
+)
+
+
 def choice_named(text: str) -> str | None:
     """The letter in "so option C is correct" at the end of a text."""
     found = _CHOICE_NAMED.search(text[-MAX_CONCLUSION_CHARS:])
@@ -120,6 +144,8 @@ def closing_line(text: str) -> str | None:
         named = tidy(bold[1])
         labelled = _ANY_LABEL.fullmatch(named)
         return value_named(tidy(labelled[1]) if labelled else named) or None
+    if line.startswith("#"):
+        return value_named(tidy(line)) or None
     if text[:start].rstrip().endswith(":") and _BARE_SUM.fullmatch(line):
         return tidy(line)
     labelled = _ANY_LABEL.fullmatch(line)

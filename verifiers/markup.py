@@ -9,7 +9,8 @@ WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 FORMULA = re.compile(
     r"""
     \$\$(.+?)\$\$
-    | (?<!\\)\$(?!\s*\d[\d,.]*\s+[a-z]{3})((?:\\\$|[^$\n])+?)(?<![\\=+*/×-])(?<![=+*/×-]\ )\$
+    | (?<!\\)\$(?!\s*\d[\d,.]*\s+(?:[a-z]{3}|[A-Za-z]+[\s,.]))((?:\\\$|[^$\n])+?)
+      (?<![\\=+*/×-])(?<![=+*/×-]\ )\$
     | \\\[(.+?)\\\]
     | \\\(([^\n]+?)\\\)
     """,
@@ -24,7 +25,7 @@ _UNIT_AFTER = re.compile(
 )
 _DECORATION = re.compile(r"^(?:\#{1,6}\s+|>\s+|•\s*|-\s+(?=\*\*)|<b>)+|(?:\s?[✅✓✔☑🎉]\ufe0f?|</b>)+$")
 _EDGE = re.compile(r"^[\s*_`\"']+|[\s*_`\"']+$")
-_END_TOKEN = re.compile(r"(?:<\|[^|<>]{1,40}\|>|</s>|<eos>|<end_of_turn>).*$", re.DOTALL)
+_END_TOKEN = re.compile(r"(?:<\|[^|<>]{1,40}\|>|</s>|<eos>|<end_of_turn>|\[/?INST\]).*$", re.DOTALL)
 
 
 def with_unit(answer: str) -> str:
@@ -56,6 +57,9 @@ def first_sentence(text: str) -> str:
         elif depth <= 0 and not in_formula:
             if char == "\n" and text[:index].strip():
                 return text[:index]
+            if text[max(0, index - 2) : index + 1] in ("i.e", "e.g", ".e.", ".g."):
+                index += 1
+                continue
             if char in ".!?" and (index + 1 == len(text) or text[index + 1] in " \n\t*\"'<" or char != "."):
                 # "5!" is a factorial, "5! " too: only a mark after a letter or a bracket ends a sentence.
                 is_factorial = char == "!" and text[:index].rstrip()[-1:].isalnum()
@@ -69,7 +73,7 @@ def first_sentence(text: str) -> str:
 
 def tidy(text: str) -> str:
     """Without end-of-text marks, Markdown emphasis, quotes and a closing full stop."""
-    if "<" in text:
+    if "<" in text or "INST" in text:
         text = _END_TOKEN.sub("", text)
     text = _DECORATION.sub("", text)
     text = _EDGE.sub("", text)

@@ -11,6 +11,7 @@ from verifiers.markup import FORMULA, WORD, first_sentence, tidy, with_unit
 from verifiers.wording import (
     BOUND,
     CANDIDATE_AFTER,
+    HAD_IT_BEEN,
     NOT_AT_START,
     NUMBER_IN_TEXT,
     SUM_IN_TEXT,
@@ -31,7 +32,7 @@ _ANCHOR = re.compile(
     r"""
     (?: \b(?:final\s+|correct\s+)?(?:answer|(?<=correct\ )(?:option|choice)|(?<=final\ )(?:result|solution))
         (?:\s+choice)?[ \t]{0,3}\*{0,3}\s{0,3}
-        (?:\b(?:is|are|would\ be|will\ be|must\ be)\b|=|:|：|-(?=\s\d))
+        (?:\b(?:is|are|would\ be|will\ be|must\ be)\b|=|:|：|[-–—](?=\s\d))
       | \bfinal\ answer\b
       | \banswer(?=\s[-$]?\d)
       | \bans(?:\s?[:=]|\.)
@@ -40,7 +41,7 @@ _ANCHOR = re.compile(
       | \b(?:respuesta|réponse|antwort|ответ)\s?[:：]
       | ^[^\w\n]{0,9}(?:final\ )?answer[^\w\n]{0,9}\n
     )
-    (?:\s*(?:equal\ to|therefore|thus|simply|exactly|indeed)\b)?[\s:*]*
+    (?:\s*(?:equal\ to|therefore|thus|simply|exactly|indeed)\b)?[\s:*}]*
     """,
     re.IGNORECASE | re.MULTILINE | re.VERBOSE,
 )
@@ -50,6 +51,12 @@ _TAIL = re.compile(
     | ,\s*(?:as\ (?:required|desired|claimed|expected|needed|wanted|stated)|and\ we\ are\ done|q\.?e\.?d)$
     """,
     re.IGNORECASE | re.VERBOSE,
+)
+_NOT_BUT = re.compile(r"not\s[^;,.]{1,40}[;,]\s*(?:but|it\s+is|it's)\s+(.+)", re.IGNORECASE | re.DOTALL)
+_NOT_THE_OTHER = re.compile(r"\s*\((?:and\s+)?not\b[^()]*\)$", re.IGNORECASE)
+_SAID_AGAIN = re.compile(
+    r"(.*\S)(?:\s+\((?:that\ is,?|i\.e\.,?|or|=)\s*([^()]*\d[^()]*)\)|,?\s+i\.e\.,?\s+(.*\d.*))",
+    re.IGNORECASE | re.DOTALL,
 )
 _PER = re.compile(r"\ba (day|week|month|year|hour|minute)$")
 _LATER_NOT = re.compile(r"[,;]\s*(?:and\s+)?not\b.*$", re.IGNORECASE | re.DOTALL)
@@ -80,7 +87,10 @@ def prose(text: str) -> str | None:
             continue
         rest = text[anchor.end() : anchor.end() + MAX_BARE_CHARS]
         sentence = first_sentence(rest)
-        answer = tidy(_LATER_NOT.sub("", sentence))
+        if anchor[0].lower().rstrip().endswith("would be") and HAD_IT_BEEN.search(sentence):
+            continue
+        corrected = _NOT_BUT.match(sentence)
+        answer = tidy(_LATER_NOT.sub("", corrected[1] if corrected else sentence))
         if answer and not NOT_AT_START.match(answer):
             if retracted(rest[len(sentence) :], answer):
                 return None
@@ -96,6 +106,10 @@ def without_remarks(answer: str) -> str:
     for pattern in (_REASON, _REMARK, _TAIL, ABOUT):
         shorter = tidy(pattern.sub("", answer))
         answer = shorter or answer
+    answer = _NOT_THE_OTHER.sub("", answer)
+    again = _SAID_AGAIN.fullmatch(answer)
+    if again:
+        return f"{again[1]} or {again[2] or again[3]}"
     return _PER.sub(r"per \1", answer)
 
 

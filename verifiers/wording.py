@@ -40,7 +40,8 @@ _NOT_ITSELF = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _DENIED = re.compile(
-    r"(?:\b(?:false|untrue|incorrect|wrong|not true|if|suppose|assum(?:e|ing)|unless|whether)|n't think)"
+    r"(?:\b(?:false|untrue|incorrect|wrong|not true|if|suppose|assum(?:e|ing)|unless|whether|doubt|unlikely)"
+    r"|n't think|(?:^|[.!?\n]\s*)is)"
     r"(?:\s+to say)?(?:\s+that)?(?:\s+the)?\s+$",
     re.IGNORECASE,
 )
@@ -55,6 +56,17 @@ _RETRACTED = re.compile(
 )
 
 
+_WITHDRAWN = re.compile(
+    r"""
+    [\s.?!…,;*$)\]\\]*(?:(?:but|i)\s+)?
+    (?:(?:they\ are|this\ is|that\ is|that's|it\ is|it's)\s+(?:wrong|incorrect|false)\b
+     |(?:strike|scratch|withdraw)\s+(?:that|this)\b|(?:disregard|ignore)\s+th(?:at|is|e)\b|just\ kidding\b)
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+HAD_IT_BEEN = re.compile(r"\b(?:if|had|unless|were)\b", re.IGNORECASE)
+
+
 def not_itself(before: str) -> bool:
     """Whether the words before a number make another one of it: "one less than 42", "the square of 42"."""
     return _NOT_ITSELF.search(before[-40:]) is not None
@@ -67,6 +79,8 @@ def denied(before: str) -> bool:
 
 def retracted(rest: str, answer: str) -> bool:
     """Whether what follows an answer takes it back: "No wait, it is 43"."""
+    if _WITHDRAWN.match(rest[:400]):
+        return True
     found = _RETRACTED.match(rest[:400])
     if found is None:
         return False

@@ -46,6 +46,9 @@ _DOUBLED = re.compile(r"\\\\(?=[A-Za-z]{2,}|[{}%$])")
 _CHOOSE = re.compile(
     r"(?:\{\})?[_^](?:\{(\d+)\}|(\d))\s*(?:\\(?:text|mathrm)\{C\}|C)\s*_(?:\{(\d+)\}|(\d))", re.ASCII
 )
+_TIMES = re.compile(r"(?<=\d)\s+[xX]\s+(?=\\?\$?\d)")
+_CURRENCY_NAME = re.compile(r"^(?:USD|US\\?\$)\s*(?=\d)")
+_HYPHENED = re.compile(r"(\d\s+[a-z]+)-((?:up|shirt|pointer|out|on|down|in)s?\b)")
 _BASE_IN_WORDS = re.compile(
     r"""
     \s*(?:_\{\s*\\text\s*\{\s*base\s*\}\s*(\d{1,2})\s*\}
@@ -115,6 +118,13 @@ def clean(text: str) -> str:
         text = _REVERSED.sub(_usual_brackets, text)
     if "C" in text:
         text = _CHOOSE.sub(lambda m: rf"\binom{{{m[1] or m[2]}}}{{{m[3] or m[4]}}}", text)
+    if "x" in text:
+        text = _TIMES.sub(r" \\times ", text)
+    if text.startswith("U"):
+        text = _CURRENCY_NAME.sub(r"\\$", text)
+    if "-" in text:
+        text = _HYPHENED.sub(r"\1\2", text)
+    text = text.replace("{:}", ":")
     if "base" in text:
         text = _BASE_IN_WORDS.sub(lambda m: f"_{{{m[1] or m[2]}}}", text)
     if ")_" in text:
@@ -122,7 +132,7 @@ def clean(text: str) -> str:
     if "{,}" in text:
         text = _BRACED_COMMA.sub(".", text)
     if "\\" in text:
-        text = _SPACES.sub(" ", text).replace("{:}", ":")
+        text = _SPACES.sub(" ", text)
     text = text.strip().strip("`*").strip()
     previous = None
     while previous != text:

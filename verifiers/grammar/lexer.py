@@ -61,6 +61,8 @@ _TRAILING_AND = re.compile(r"(.*\S)\s*,?\s+(and|or)\s*", re.DOTALL)
 _ENDS_HERE = re.compile(r"\s*(?:$|[,;.)^/}])")
 _UNIT_LETTERS = frozenset("msghLlJNWVAKC")
 _UNITS_LIKE_FUNCTIONS = frozenset({"min", "sec"})
+_NOUNS = frozenset({"logs", "tanks", "dots", "costs", "sins", "tans", "logins"})
+_NOUN_ENDS = re.compile(r"\s*(?:$|[,;.)]|[a-z]{3})")
 _ORDINAL = re.compile(r"(?:st|nd|rd|th)(?![A-Za-z])")
 _DOTS = re.compile(
     r"(\d{0,20})\.(\d{0,6}?)(\d{1,6}?)\3{2,20}(?:\\[lc]?dots(?:[cb]|(?![A-Za-z]))|\.\.\.)", re.ASCII
@@ -372,13 +374,15 @@ class _Lexer:
         elif word in WORD_OPERATORS:
             kind, value = WORD_OPERATORS[word]
             self.add(kind, value)
-        elif lower in CONSTANT_WORDS:
+        elif lower in CONSTANT_WORDS and not (word in _NOUNS and self.spaced and self.follows_value()):
             self.add("sym", CONSTANT_WORDS[lower])
         elif lower in FUNCTIONS and len(word) > 1:
             self.add("fn", FUNCTIONS[lower])
         elif word in GREEK:
             self.add("sym", word)
-        elif len(word) > 1 and (lower in UNIT_WORDS or word in UNIT_WORDS) and self.follows_value():
+        elif (self.spaced and self.follows_value() and self.is_noun(word)) or (
+            len(word) > 1 and (lower in UNIT_WORDS or word in UNIT_WORDS) and self.follows_value()
+        ):
             self.add("text", word)
         elif len(word) == 1:
             self.add("sym", word)
@@ -390,6 +394,12 @@ class _Lexer:
                     self.add("sym", letter)
             else:
                 self.add("word", word)
+
+    def is_noun(self, word: str) -> bool:
+        """Whether a word after a number is what it counts, no letters and no function: 24 men, 3 logs."""
+        if not word.islower() or len(word) < 3 or word in FUNCTIONS or word in GREEK:
+            return False
+        return (len(word) == 3 and bool(_NOUN_ENDS.match(self.text, self.index))) or word in _NOUNS
 
     def follows_number(self) -> bool:
         return bool(self.tokens) and (self.tokens[-1].kind == "num" or self.tokens[-1].value == ")")

@@ -29,6 +29,18 @@ _TIME_SUFFIX = {"am": "am", "pm": "pm", "a.m.": "am", "p.m.": "pm", "a.m": "am",
 _SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 
 
+def _negative(term: Node) -> Node:
+    if isinstance(term, Num):
+        return Num(-term.value, term.decimals)
+    if isinstance(term, Quantity):
+        return Quantity(_negative(term.value), term.unit)
+    return Op("neg", (term,))
+
+
+def _has_pi(node: object) -> bool:
+    return node == Sym("pi") or (isinstance(node, Op) and any(_has_pi(arg) for arg in node.args))
+
+
 class Parser(AtomParser):
     """Recursive descent over a bounded token list; depth is checked at every bracket."""
 
@@ -133,7 +145,7 @@ class Parser(AtomParser):
                     raise ParseError("a unit to a power that is not a number")
                 words[-1] += f"^{exponent.value}"
             elif (
-                words
+                (words or isinstance(node, Quantity))
                 and token.value in ("/", "*")
                 and self.tokens[self.position + 1].kind in ("text", "word", "sym")
             ):
@@ -155,7 +167,7 @@ class Parser(AtomParser):
         if not words:
             return node
         unit = normal_unit(" ".join(words))
-        if unit == "radian" and not isinstance(node, Num):
+        if unit == "radian" and _has_pi(node):
             return node  # pi/3 radians
         if isinstance(node, Quantity):
             # "\$5 per hour": the currency is part of the unit. "5\% of x" is not a unit we know.
@@ -190,7 +202,7 @@ class Parser(AtomParser):
                 choice = choice or (sign if sign in ("pm", "mp") else "")
             term = self.term()
             if negative:
-                term = Num(-term.value, term.decimals) if isinstance(term, Num) else Op("neg", (term,))
+                term = _negative(term)
             terms.append(Op(choice, (term,)) if choice else term)
             if self.token.kind != "op" or self.token.value not in _SIGNS:
                 break
@@ -205,6 +217,11 @@ class Parser(AtomParser):
                 self.advance()
                 factors.append(self.signed_power())
             elif token.kind == "op" and token.value == "/":
+                if isinstance(factors[-1], Quantity) and self.tokens[self.position + 1].kind in (
+                    "text",
+                    "word",
+                ):
+                    return self.product(factors)  # $6/hour: the word is part of the unit
                 self.advance()
                 divisor = self.signed_power()
                 factors = [Op("div", (self.product(factors), divisor))]
