@@ -56,6 +56,31 @@ def test_no_gsm8k_solution_is_taken_for_the_next_question_unless_equal(
     assert confused == []
 
 
+@pytest.mark.parametrize(
+    "ending",
+    [
+        "\n#### {}",
+        "\nTherefore, the final answer is $\\boxed{{{}}}$.",
+        " The answer is {}.",
+        "\n\n**Answer:** {}",
+        "\nA: {}",
+        "\nSo the answer is ${}.",
+    ],
+)
+def test_gsm8k_solutions_are_judged_by_the_number_that_their_ending_marks(
+    gsm8k: list[tuple[str, str]], ending: str
+) -> None:
+    refused, accepted = [], []
+    for text, reference in gsm8k:
+        working = text.rpartition("####")[0].rstrip()
+        if not verify(working + ending.format(reference), reference).correct:
+            refused.append(working[-60:])
+        if verify(working + ending.format(number(reference) + 1), reference).correct:
+            accepted.append(working[-60:])
+    assert refused == []
+    assert accepted == []
+
+
 def test_svamp_and_mawps_references_are_met_by_themselves_and_by_no_neighbour(data_dir: Path) -> None:
     answers = [str(row["Answer"]) for row in json.loads((data_dir / "svamp/SVAMP.json").read_text())]
     for name in ("addsub", "multiarith", "singleeq", "singleop"):
