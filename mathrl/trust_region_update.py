@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mathrl.batch import micro_batches
 from mathrl.config import Config
 from mathrl.distributed import sum_gradients, sum_ranks
 from mathrl.errors import NonFiniteError
 from mathrl.losses import Totals
+from mathrl.micro_batching import MicroBatches
 from mathrl.objective import Meter, PolicyLoss, global_totals
 from mathrl.trust_region import (
     GaussNewton,
@@ -111,7 +111,7 @@ class TrustRegion:
     def _boundary_step(self, policy: Policy, batch: Batch, gradient: Tensor) -> tuple[Tensor, Solution]:
         """(n,) the natural-gradient step whose quadratic KL is delta, and how it was solved for."""
         cfg = self.config.algorithm
-        fisher = _Fisher(policy, self._sample(batch), self.parameters, self.config)
+        fisher = _Fisher(policy, self._sample(batch), self.parameters, self.config, self.loss.micro_batches)
         solved = conjugate_gradient(lambda v: fisher(v) + cfg.cg_damping * v, -gradient, cfg.cg_iterations)
         curvature = float(solved.x @ (solved.image - cfg.cg_damping * solved.x))  # s^T F s, undamped
         return boundary_scale(curvature, cfg.trust_region_kl) * solved.x, solved
@@ -138,8 +138,13 @@ class TrustRegion:
 
     @torch.no_grad()
     def _old_parts(self, policy: Policy, batch: Batch) -> list[_Part]:
-        parts = (batch.rows(rows) for rows in micro_batches(batch, self.config.update.micro_batch_tokens))
-        return [_Part(part, policy.hidden_states(part)[part.loss_mask]) for part in parts]
+        parts: list[_Part] = []
+
+        def add(rows: Tensor, part: Batch) -> None:
+            parts.append(_Part(part, policy.hidden_states(part)[part.loss_mask]))
+
+        self.loss.micro_batches.run(batch, add)
+        return parts
 
     @torch.no_grad()
     def _measure(self, policy: Policy, parts: list[_Part], totals: Totals, moved: bool = True) -> Trial:
@@ -165,28 +170,36 @@ class TrustRegion:
 class _Fisher:
     """Fisher-vector products of the mean KL over a batch's tokens, all ranks.
 
-    The graph of one micro-batch is kept between products; of several, each is computed again, since all
-    together would not fit where one does.
+    The graph of a batch that fits in one micro-batch is kept between products; of several, each is computed
+    again, since all together would not fit where one does. What runs out of memory is done again in halves.
     """
 
-    def __init__(self, policy: Policy, batch: Batch, parameters: list[Any], config: Config):
+    def __init__(
+        self, policy: Policy, batch: Batch, parameters: list[Any], config: Config, parts: MicroBatches
+    ):
         self.policy, self.batch, self.parameters, self.config = policy, batch, parameters, config
+        self.micro_batches = parts
         self.tokens = global_totals(batch).tokens
-        self.parts = list(micro_batches(batch, config.update.micro_batch_tokens))
-        self.kept = self._linearise(self.parts[0]) if len(self.parts) == 1 else None
+        self.kept: GaussNewton | None = None  # of the whole batch
 
     def __call__(self, vector: Tensor) -> Tensor:
+        product = torch.zeros_like(vector)
+
+        def add(rows: Tensor, part: Batch) -> None:
+            whole = len(rows) == self.batch.num_completions
+            graph = self.kept
+            if graph is None or not whole:
+                self.kept = None  # its memory, before another graph is built
+                graph = self._linearise(part)
+            product.add_(graph(vector))
+            if whole:
+                self.kept = graph
+
         with sdpa_kernel(SDPBackend.MATH):  # here too: checkpointed layers are computed again
-            if self.kept is not None:
-                product = self.kept(vector)
-            else:
-                product = torch.zeros_like(vector)
-                for rows in self.parts:
-                    product += self._linearise(rows)(vector)
+            self.micro_batches.run(self.batch, add)
         return sum_ranks(product) / max(self.tokens, 1.0)
 
-    def _linearise(self, rows: Tensor) -> GaussNewton:
-        part = self.batch.rows(rows)
+    def _linearise(self, part: Batch) -> GaussNewton:
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernels cannot be differentiated twice
             hidden = self.policy.hidden_states(part)[part.loss_mask]
             head, temperature = self.policy.head_weight(), self.config.rollout.temperature

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mathrl import trust_region
+from mathrl.micro_batching import MicroBatches
 from mathrl.trust_region import (
     GaussNewton,
     Trial,
@@ -226,7 +227,8 @@ def test_fisher_products_of_the_policy_are_second_derivatives_of_its_kl(settings
     vector = torch.randn(
         sum(p.numel() for p in parameters), dtype=F64, generator=torch.Generator().manual_seed(3)
     )
-    got = _Fisher(policy, batch, parameters, config)(vector)
+    parts = MicroBatches(config.update.micro_batch_tokens)
+    got = _Fisher(policy, batch, parameters, config, parts)(vector)
     policy = double_policy()
     parameters = policy.trainable_parameters()
     with sdpa_kernel(SDPBackend.MATH):
@@ -237,6 +239,28 @@ def test_fisher_products_of_the_policy_are_second_derivatives_of_its_kl(settings
         expected = flatten(torch.autograd.grad(gradient @ vector, parameters))
     assert expected.norm() > 0.01
     assert_close(got, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_a_step_that_runs_out_of_memory_is_made_in_halves(monkeypatch):
+    moved, metrics = [], []
+    for room in (None, 20):
+        policy = double_policy()
+        update, batch = trust_region_update(policy)
+        hidden_states, largest = policy.hidden_states, []
+
+        def tight(part, room=room, hidden_states=hidden_states, largest=largest):
+            if room and torch.is_grad_enabled() and part.num_tokens > room:  # a graph takes the memory
+                raise torch.OutOfMemoryError("planted")
+            largest.append(part.num_tokens)
+            return hidden_states(part)
+
+        monkeypatch.setattr(policy, "hidden_states", tight)
+        metrics.append(update(policy, batch))
+        moved.append(weights(policy))
+        assert batch.num_tokens > 20
+        assert (update.loss.micro_batches.max_tokens < 64) == bool(room)
+    assert metrics[0]["trust_region/accepted"] == 1
+    assert_close(moved[0], moved[1], rtol=1e-8, atol=1e-11)
 
 
 @pytest.mark.parametrize("delta", [1e-4, 1e-2, 0.3])
