@@ -62,13 +62,7 @@ def read(text: str) -> Answer:
     contradicts = False
     node: Node | None = None
     try:
-        node = Sym(_PHRASES[words]) if words in _PHRASES else parse(text)
-        if words in _PHRASES:
-            pass
-        elif _is_prose(node):
-            node = None
-        else:
-            node = simplify(node)
+        node = Sym(_PHRASES[words]) if words in _PHRASES else _tree(text)
         if node is None and (shorter := _WITHOUT_QUANTIFIER.sub("", cleaned)) and shorter != cleaned:
             return read(shorter)
     except Inconsistent:
@@ -79,6 +73,12 @@ def read(text: str) -> Answer:
     except RecursionError:
         raise ParseError("an answer nested too deeply") from None
     return Answer(key, words, node, contradicts, cleaned)
+
+
+def _tree(text: str) -> Node | None:
+    """The simplified tree of a text; None for a phrase. Raises `ParseError`."""
+    node = parse(text)
+    return None if _is_prose(node) else simplify(node)
 
 
 def _reads_as_words(cleaned: str) -> bool:

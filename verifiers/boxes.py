@@ -59,7 +59,7 @@ _UNIT_AFTER = re.compile(
     """,
     re.VERBOSE,
 )
-# "\\text{The answer is } 42" inside of a box.
+# "\text{The answer is } 42" inside of a box.
 _SAID = re.compile(
     r"^[\s{]*\\text\s*\{[^{}\d]{0,60}\b(?:answer|result|solution|value)\b[^{}\d]{0,40}(?:\bis\b|\bare\b|:|=)"
     r"\s*\}\s*"

@@ -67,7 +67,7 @@ def option_parts(text: str) -> tuple[str, str] | None:
     return (found[1] or found[2], value.strip()) if value.strip(" }") else None
 
 
-_SEVERAL = re.compile(r"[A-J](?:(?:[\s,;&]|\\text|\\text|and|[{}])*[A-J]){1,9}")
+_SEVERAL = re.compile(r"[A-J](?:(?:[\s,;&]|and)*[A-J]){1,9}")
 
 
 def several_letters(text: str) -> str:

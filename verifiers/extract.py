@@ -77,7 +77,7 @@ def gsm8k(text: str) -> str | None:
         if mark in text:
             found = list(pattern.finditer(text))
             if found:
-                if retracted(text[found[-1].end() :][:400], found[-1][1]):
+                if retracted(text[found[-1].end() :], found[-1][1]):
                     return None
                 line = found[-1][1][:_MAX_LINE_CHARS]
                 named = _LABEL.sub("", tidy(line)) or tidy(line)

@@ -67,14 +67,8 @@ def short_sentence(text: str) -> str | None:
     labelled = _LABELLED_LINE.fullmatch(text)
     if labelled:
         return value_named(tidy(labelled[1]))
-    if len(words) >= 3 and (value := only_value(text)) is not None:
-        return value
-    if (
-        len(words) == 2
-        and text[0].isalpha()
-        and words[0].lower() not in MATHEMATICAL
-        and not BOUND.search(text)
-    ):
+    two = len(words) == 2 and text[0].isalpha() and words[0].lower() not in MATHEMATICAL
+    if len(words) >= 3 or (two and not BOUND.search(text)):
         value = only_value(text)
         if value is not None:
             return value

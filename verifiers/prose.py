@@ -83,7 +83,7 @@ def prose(text: str) -> str | None:
         return None
     anchors = list(_ANCHOR.finditer(text))
     for anchor in reversed(anchors):
-        if denied(text[max(0, anchor.start() - 40) : anchor.start()]):
+        if denied(text, anchor.start()):
             continue
         rest = text[anchor.end() : anchor.end() + MAX_BARE_CHARS]
         sentence = first_sentence(rest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cmp_to_key
-from typing import Any
+from typing import Any, TypeGuard
 
 from verifiers.base import ParseError
 from verifiers.evaluate import free_symbols
@@ -134,8 +134,8 @@ def is_set_like(node: Node) -> bool:
             return any(infinity_sign(item) for item in node.items)
         return (
             node.brackets in ("", "or", "and")
-            and all(isinstance(i, Rel) and (_is_inequality(i) or _is_point(i)) for i in node.items)
-            and not all(isinstance(i, Rel) and _is_point(i) for i in node.items)
+            and all(_is_point(i) or (isinstance(i, Rel) and _is_inequality(i)) for i in node.items)
+            and not all(map(_is_point, node.items))
         )
     return isinstance(node, Rel) and _is_inequality(node)
 
@@ -144,9 +144,14 @@ def _is_inequality(rel: Rel) -> bool:
     return any(op in ("<", "<=", ">", ">=", "!=") for op in rel.ops) or rel.ops == ("in",)
 
 
-def _is_point(rel: Rel) -> bool:
+def _is_point(node: Node) -> TypeGuard[Rel]:
     """The x = 5 of "x < 3 or x = 5"."""
-    return rel.ops == ("=",) and is_name(rel.sides[0]) and not free_symbols(rel.sides[1])
+    return (
+        isinstance(node, Rel)
+        and node.ops == ("=",)
+        and is_name(node.sides[0])
+        and not free_symbols(node.sides[1])
+    )
 
 
 def real_set(node: Node) -> list[Piece] | None:
@@ -180,14 +185,12 @@ def _real_set(node: Node) -> list[Piece] | None:
     if node.brackets == "\\{\\}":
         return normalise([Piece(item, item, True, True) for item in node.items])
     if node.brackets in ("", "or", "and") and all(
-        is_set_like(item) or (isinstance(item, Rel) and _is_point(item)) for item in node.items
+        is_set_like(item) or _is_point(item) for item in node.items
     ):
         if len({free_symbols(item) for item in node.items if isinstance(item, Rel)}) > 1:
             return None  # x < -2 or y > 2
         sets = [
-            [Piece(item.sides[1], item.sides[1], True, True)]
-            if isinstance(item, Rel) and _is_point(item)
-            else _real_set(item)
+            [Piece(item.sides[1], item.sides[1], True, True)] if _is_point(item) else _real_set(item)
             for item in node.items
         ]
         common = None if node.brackets == "or" else _all(sets, intersect)

@@ -48,22 +48,19 @@ _DENIED = re.compile(
 _RETRACTED = re.compile(
     r"""
     [\s.?!…*$)\]\\]*(?:oh,?\s+|but\s+)?
-    (?:(?:no|wait|actually|hmm+|oops|sorry|correction|not\ at\ all)\b
-     |(?:they\ are|this\ is|that\ is|that's|it\ is)\s+(?:wrong|incorrect)\b)
-    [^\n]{0,160}
+    (?:no|wait|actually|hmm+|oops|sorry|correction|not\ at\ all)\b[^\n]{0,160}
     """,
     re.IGNORECASE | re.VERBOSE,
 )
-
-
 _WITHDRAWN = re.compile(
     r"""
-    [\s.?!…,;*$)\]\\]*(?:(?:but|i)\s+)?
+    [\s.?!…,;*$)\]\\]*(?:oh,?\s+|(?:but|i)\s+)?
     (?:(?:they\ are|this\ is|that\ is|that's|it\ is|it's)\s+(?:wrong|incorrect|false)\b
      |(?:strike|scratch|withdraw)\s+(?:that|this)\b|(?:disregard|ignore)\s+th(?:at|is|e)\b|just\ kidding\b)
     """,
     re.IGNORECASE | re.VERBOSE,
 )
+_MAX_REST_CHARS = 400
 HAD_IT_BEEN = re.compile(r"\b(?:if|had|unless|were)\b", re.IGNORECASE)
 
 
@@ -72,16 +69,17 @@ def not_itself(before: str) -> bool:
     return _NOT_ITSELF.search(before[-40:]) is not None
 
 
-def denied(before: str) -> bool:
-    """Whether what stands before "the answer is" denies or supposes it: "it is false that the ..."."""
-    return _DENIED.search(before[-40:]) is not None
+def denied(text: str, position: int) -> bool:
+    """Whether what stands before "answer is" denies or supposes it: "it is false that the ..."."""
+    return _DENIED.search(text[max(0, position - 40) : position]) is not None
 
 
 def retracted(rest: str, answer: str) -> bool:
     """Whether what follows an answer takes it back: "No wait, it is 43"."""
-    if _WITHDRAWN.match(rest[:400]):
+    rest = rest[:_MAX_REST_CHARS]
+    if _WITHDRAWN.match(rest):
         return True
-    found = _RETRACTED.match(rest[:400])
+    found = _RETRACTED.match(rest)
     if found is None:
         return False
     others = NUMBER_IN_TEXT.findall(found[0])

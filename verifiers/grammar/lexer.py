@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from verifiers.base import ParseError
-from verifiers.grammar.nodes import MAX_DEPTH, MAX_DIGITS, MAX_TOKENS
+from verifiers.grammar.nodes import MAX_DEPTH, MAX_TOKENS
+from verifiers.grammar.numerals import letter_numeral, numeral, starts_with_point
 from verifiers.grammar.vocabulary import (
     COMMANDS,
     CONSTANT_WORDS,
@@ -34,13 +35,6 @@ class Token:
 
 END: Final = Token("end", "")
 
-_GROUPED = r"(?:(?: ?\{\s*,\s*\}|,(?:\\! ?)+|\\,|\\!|\\ |\\;|\\:|~|,\\,| (?=\d{3}(?!\d)))\d{3}(?!\d))"
-_NUMBER = re.compile(
-    rf"(?P<grouped>\d{{1,3}}{_GROUPED}+)(?P<gdec>\.\d+)?"
-    r"|(?P<whole>\d+)?(?P<dec>\.\d+)(?P<exp>[eE][-+]?\d+)?|(?P<int>\d+)(?P<iexp>[eE][-+]?\d+)?(?:\.(?!\d))?",
-    re.ASCII,
-)
-_COMMA_GROUPED = re.compile(r"(?!0)\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?(?!,\d)", re.ASCII)
 _COMMAND = re.compile(r"\\([A-Za-z]+)\*?")
 _LETTERS = re.compile(r"[A-Za-z]+")
 _TWO_CHARS = {"**": "^", "<=": "<=", ">=": ">=", "!=": "!=", "==": "=", "=<": "<=", "=>": ">=", ":=": "="}
@@ -64,13 +58,8 @@ _UNITS_LIKE_FUNCTIONS = frozenset({"min", "sec"})
 _NOUNS = frozenset({"logs", "tanks", "dots", "costs", "sins", "tans", "logins"})
 _NOUN_ENDS = re.compile(r"\s*(?:$|[,;.)]|[a-z]{3})")
 _ORDINAL = re.compile(r"(?:st|nd|rd|th)(?![A-Za-z])")
-_DOTS = re.compile(
-    r"(\d{0,20})\.(\d{0,6}?)(\d{1,6}?)\3{2,20}(?:\\[lc]?dots(?:[cb]|(?![A-Za-z]))|\.\.\.)", re.ASCII
-)
 _NO_UNITS = frozenset("abcefijnopqrtuvwxyzMOPQRSTUXYZ")
 _NOON = re.compile(r"([AaPp])\.? ?[Mm]\b\.?")
-_LETTER_NUMERAL = re.compile(r"(\d*[A-Z][A-Z\d]{0,30})_(?:\{(\d\d)\}|(\d\d))(?!\d)", re.ASCII)
-_REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*(?:\{(\d+)\}|(\d))", re.ASCII)
 
 
 def brace_content(text: str, start: int) -> tuple[str, int]:
@@ -120,13 +109,12 @@ class _Lexer:
             if char in " \t\n\r~":
                 self.index += 1
                 self.spaced = True
-            elif "_" in text and self.letter_numeral():
-                continue
-            elif char.isdigit() or (
-                char == "."
-                and (text[self.index + 1 : self.index + 2].isdigit() or _REPEATING.match(text, self.index))
-            ):
-                self.number()
+            elif "_" in text and (found := letter_numeral(text, self.index)):
+                self.add_number(found)
+            elif char.isdigit() or (char == "." and starts_with_point(text, self.index)):
+                # "(1,234)" is a pair: a comma groups digits only outside of brackets.
+                in_list = bool(self.tokens) and self.tokens[-1].value in (",", ";")
+                self.add_number(numeral(text, self.index, commas=self.brackets <= 0 and not in_list))
             elif char == "\\":
                 self.command()
             elif char.isalpha() and not char.isascii() and self.follows_value():
@@ -150,59 +138,9 @@ class _Lexer:
                 raise ParseError(f"unreadable character {char!r}")
         return [*self.tokens, END]
 
-    def letter_numeral(self) -> bool:
-        """A numeral with letters for digits, as 2A_{16}; its base is in its subscript."""
-        match = _LETTER_NUMERAL.match(self.text, self.index)
-        if match is None or not 11 <= (base := int(match[2] or match[3])) <= 36:
-            return False
-        digits = match[1]
-        # A_{12} and AB_{12} are names.
-        if len(digits) < 2 or (digits.isalpha() and base != 16) or int(max(digits), 36) >= base:
-            return False
-        self.add("num", str(int(digits, base)))
-        self.index = match.end()
-        return True
-
-    def number(self) -> None:
-        text = self.text
-        repeating = _REPEATING.match(text, self.index)
-        dots = None if repeating else _DOTS.match(text, self.index)
-        if dots:
-            self.check_digits(dots[0])
-            self.add("num", "|".join((dots[1] or "0", dots[2], dots[3])))
-            self.index = dots.end()
-            return
-        if repeating:
-            digits = "|".join((repeating[1] or "0", repeating[2], repeating[3] or repeating[4]))
-            self.check_digits(digits)
-            self.add("num", digits)
-            self.index = repeating.end()
-            return
-        match = None
-        # "(1,234)" is a pair: a comma groups digits only outside of brackets.
-        after_unit_of_list = bool(self.tokens) and self.tokens[-1].value in (",", ";")
-        if self.brackets <= 0 and not after_unit_of_list:
-            match = _COMMA_GROUPED.match(text, self.index)
-        if match:
-            self.check_digits(match[0])
-            self.add("num", match[0].replace(",", ""))
-            self.index = match.end()
-            return
-        match = _NUMBER.match(text, self.index)
-        if match is None:
-            raise ParseError(f"unreadable number at {text[self.index : self.index + 20]!r}")
-        self.check_digits(match[0])
-        if match["grouped"]:
-            value = re.sub(r"[^\d]", "", match["grouped"]) + (match["gdec"] or "")
-        else:
-            value = match[0].rstrip(".")
+    def add_number(self, found: tuple[str, int]) -> None:
+        value, self.index = found
         self.add("num", value)
-        self.index = match.end()
-
-    @staticmethod
-    def check_digits(digits: str) -> None:
-        if len(digits) > MAX_DIGITS:
-            raise ParseError(f"a number of {len(digits)} digits, at most {MAX_DIGITS} are read")
 
     def command(self) -> None:
         text = self.text

@@ -251,7 +251,7 @@ class Parser(AtomParser):
         braced, spaced = self.tokens[self.position - 1].value == "}", self.token.spaced
         right = self.power()
         if is_number and (left == Sym("i") or (isinstance(left, Op) and left.name in ("fact", "fact2"))):
-            factors.append(right)  # 2!2! and e^{i2\\pi/3}
+            factors.append(right)  # 2!2! and e^{i2\pi/3}
             return
         if is_number and isinstance(left, Op) and left.name == "pow" and (braced or spaced):
             factors.append(right)  # 2^{3}3^{2} and 2^3 3^2
