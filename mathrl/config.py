@@ -177,6 +177,9 @@ class RolloutConfig(Section):
     merge_adapter: bool = Field(
         False, description="vllm: serve merged weights instead of the adapter (loses small deltas)"
     )
+    num_replicas: int = Field(
+        1, ge=1, le=8, description="vllm: cores side by side on the device; small models wait for one core"
+    )
     compile_engine: bool = Field(
         True, description="vllm: compile the layers (CUDA): a slower start, faster steps of large models"
     )
@@ -265,7 +268,7 @@ class UpdateConfig(Section):
         8192, ge=16, description="tokens (prompt + completion) of one forward/backward"
     )
     fused_lora: bool = Field(True, description="own LoRA linears instead of peft's eager ones")
-    compile: bool = Field(False, description="torch.compile the layers (CUDA)")
+    compile: bool = Field(False, description="torch.compile the layers (CUDA), in supervised training too")
     share_prompts: bool = Field(True, description="compute a group's prompt once in the training forward")
     gradient_checkpointing: bool = Field(
         False, description="recompute activations: less memory, a third more work"

@@ -96,15 +96,14 @@ def make_plan(config: Config, shape: Shape, device_bytes: int, *, itemsize: int 
     }
     if own_engine:
         sequences = min(MAX_SEQUENCES, rollout.problems_per_step * rollout.group_size)
+        replicas = rollout.num_replicas
+        working = BATCHED_TOKENS * 2 * itemsize * (shape.intermediate_size + shape.hidden_size)
         engine = {
-            "engine: weights": weights,
-            "engine: adapter slot": 0 if rollout.merge_adapter else adapter * itemsize,
-            "engine: activations": BATCHED_TOKENS
-            * 2
-            * itemsize
-            * (shape.intermediate_size + shape.hidden_size),
+            "engine: weights": replicas * weights,
+            "engine: adapter slot": 0 if rollout.merge_adapter else replicas * adapter * itemsize,
+            "engine: activations": replicas * working,
             "engine: logits": 3 * 4 * sequences * shape.vocab_size,
-            "engine: CUDA context and graphs": ENGINE_CONTEXT,
+            "engine: CUDA context and graphs": replicas * ENGINE_CONTEXT,
         }
         wanted = kv_tokens(config, sequences) * shape.kv_bytes(itemsize)
     else:
@@ -141,7 +140,7 @@ def make_plan(config: Config, shape: Shape, device_bytes: int, *, itemsize: int 
 
 
 def engine_limits(config: Config, shape: Shape, device_bytes: int, *, itemsize: int, context: int) -> Limits:
-    """What to start vLLM with.
+    """What to start each of vLLM's replicas with.
 
     Raises:
         UserError: not even one completion's keys and values fit.
@@ -150,15 +149,18 @@ def engine_limits(config: Config, shape: Shape, device_bytes: int, *, itemsize: 
     length = min(context, rollout.max_prompt_tokens + longest_completion(config))
     rank = 0 if rollout.merge_adapter else config.lora.rank
     plan = make_plan(config, shape, device_bytes, itemsize=itemsize)
+    replicas = rollout.num_replicas
+    most = math.ceil(rollout.problems_per_step / replicas) * rollout.group_size  # of one replica
+    sequences, cache = min(plan.num_sequences, most), plan.kv_cache_bytes // replicas
     if rollout.gpu_memory_fraction:
-        return Limits(length, plan.num_sequences, rank, 0, rollout.gpu_memory_fraction)
-    if plan.kv_cache_bytes < shape.kv_bytes(itemsize) * (length + KV_BLOCK):
+        return Limits(length, sequences, rank, 0, rollout.gpu_memory_fraction / replicas)
+    if cache < shape.kv_bytes(itemsize) * (length + KV_BLOCK):
         raise UserError(
             f"{device_bytes / GIB:.1f} GiB of device memory leave no room for vLLM's cache beside the "
             "trainer: take a smaller model or update.micro_batch_tokens, or rollout.engine transformers "
             "(`mathrl plan` shows what takes how much)"
         )
-    return Limits(length, plan.num_sequences, rank, plan.kv_cache_bytes, plan.engine_bytes / device_bytes)
+    return Limits(length, sequences, rank, cache, plan.engine_bytes / replicas / device_bytes)
 
 
 def _blocks(tokens: int) -> int:

@@ -85,7 +85,8 @@ class Sentinel:
     An engine that shares the policy's model object (no ``score``) has nothing to prove and is not checked.
 
     Args:
-        engine: holds the policy's weights when this is made; it samples the tokens once.
+        engine: holds the policy's weights when this is made; it samples the tokens once. Each of its
+            replicas scores a share of them and is tested by itself.
         policy: the trainer.
         problems: the first 16 are used.
         max_gap: nats; largest mean |engine − trainer| over the tokens of one problem.
@@ -94,7 +95,8 @@ class Sentinel:
     def __init__(self, engine: Engine, policy: Scorer, problems: Sequence[Problem], max_gap: float) -> None:
         self.max_gap, self.policy = max_gap, policy
         self._score = getattr(engine, "score", None)
-        self._proved: Tensor | None = None  # (n,) the trainer's log-probabilities at the last proof
+        self._replicas = getattr(engine, "num_replicas", 1)  # replica r scores rows r, r + N, …
+        self._proved: dict[int, Tensor] = {}  # replica -> (n,) trainer's log-probabilities at its last proof
         if self._score is None:
             return
         self._problems = list(problems[:NUM_PROBLEMS])
@@ -131,13 +133,17 @@ class Sentinel:
                 f"nats a token on problem {self._problems[worst].id!r} (bound: rollout.max_sync_gap "
                 f"{self.max_gap:g}): the engine does not sample from the trained weights; {_ADVICE}"
             )
-        return {"sync/sentinel_gap": gap} | self._check_move(engine[mask], logprobs[mask])
+        moves = []
+        for replica in range(min(self._replicas, len(mask))):
+            rows = slice(replica, None, self._replicas)
+            moves.append(self._check_move(replica, engine[rows][mask[rows]], logprobs[rows][mask[rows]]))
+        return {"sync/sentinel_gap": gap} | min(moves, key=lambda m: m.get("sync/arrived", math.inf))
 
-    def _check_move(self, engine: Tensor, now: Tensor) -> dict[str, float]:
-        if self._proved is None:
-            self._proved = now
+    def _check_move(self, replica: int, engine: Tensor, now: Tensor) -> dict[str, float]:
+        if replica not in self._proved:
+            self._proved[replica] = now
             return {}
-        move = measure_move(engine, self._proved, now)
+        move = measure_move(engine, self._proved[replica], now)
         if move.refuted:
             raise SyncError(
                 f"after the sync to version {self.policy.version} only {move.arrived:.0%} ± {move.error:.0%} "
@@ -145,7 +151,7 @@ class Sentinel:
                 f"at the engine: it still samples from older weights; {_ADVICE}"
             )
         if move.proved:
-            self._proved = now
+            self._proved[replica] = now
         if move.size == 0.0:
             return {}
         return {"sync/arrived": move.arrived, "sync/arrived_error": move.error}

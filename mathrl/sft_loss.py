@@ -46,12 +46,13 @@ class SftLoss:
     Args:
         model: a transformers causal LM; attention and positions of an example never reach its neighbours.
         prompt_weight: of a prompt token in the mean; a completion token weighs 1.
+        compile_layers: torch.compile the layers, where the packed way applies.
     """
 
-    def __init__(self, model: Any, prompt_weight: float = 0.0) -> None:
+    def __init__(self, model: Any, prompt_weight: float = 0.0, *, compile_layers: bool = False) -> None:
         if not why_not_packed(model.config):
             model.set_attn_implementation(IMPLEMENTATION)
-        self.trunk = Trunk(model, share_prompts=False)
+        self.trunk = Trunk(model, share_prompts=False, compile_layers=compile_layers)
         self.head: Tensor = model.get_output_embeddings().weight
         self.prompt_weight = prompt_weight
 

@@ -187,6 +187,20 @@ def test_engine_limits():
         engine_limits(recipe(), shape, 4 * GIB, itemsize=2, context=512)
 
 
+def test_replicas_share_the_cache_and_have_a_copy_of_the_rest_each():
+    shape = load_shape(recipe())
+    three = recipe(rollout={"num_replicas": 3})
+    one, plan = make_plan(recipe(), shape, 80 * GIB), make_plan(three, shape, 80 * GIB)
+    same = {"engine: logits", "engine: KV cache"}
+    engine = [row for row in plan.rows if row.startswith("engine")]
+    assert {row for row in engine if plan.rows[row] == one.rows[row]} == same
+    assert all(plan.rows[row] == 3 * one.rows[row] for row in engine if row not in same)
+    limits = engine_limits(three, shape, 80 * GIB, itemsize=2, context=32768)
+    assert limits.max_num_seqs == 22 * 8  # 64 problems: one replica has 22
+    assert limits.kv_cache_bytes == plan.kv_cache_bytes // 3
+    assert limits.memory_fraction == pytest.approx(plan.engine_bytes / 3 / (80 * GIB))
+
+
 def test_a_small_cache_shares_the_room_with_the_update():
     big = recipe(rollout={"problems_per_step": 128, "group_size": 16, "max_completion_tokens": 8192})
     plan = make_plan(big, load_shape(big), 24 * GIB)

@@ -125,9 +125,8 @@ def test_a_good_sync_is_proved_step_by_step():
         engine.sync()
         metrics = sentinel.check()
         assert abs(metrics["sync/arrived"] - 1) < 0.1
-        assert sentinel._proved is not None
         assert (
-            float((sentinel._proved - policy.values.flatten()).abs().mean()) < 0.03
+            float((sentinel._proved[0] - policy.values.flatten()).abs().mean()) < 0.03
         )  # today's, not an older one
 
 
@@ -160,4 +159,30 @@ def test_no_false_alarm_in_a_thousand_syncs_under_rounding():
     for step in range(1000):
         policy.move(0.2 * 10 ** (-(step % 5)))  # from four times the rounding to far under it
         engine.sync()
+        sentinel.check()
+
+
+class Pair(Copy):
+    """Two replicas: odd rows are scored by one that is ``behind`` or not."""
+
+    num_replicas = 2
+
+    def sync(self, behind: bool = False) -> None:
+        fresh = self.policy.values.clone()
+        if behind:
+            fresh[1::2] = self.values[1::2]
+        self.values = fresh
+
+
+def test_one_stale_replica_is_caught_far_under_the_bound_of_the_gap():
+    policy = Table(rounding=0.02)
+    engine = Pair(policy)
+    sentinel = Sentinel(engine, policy, PROBLEMS, 0.25)
+    sentinel.check()
+    policy.move(0.05)
+    engine.sync()
+    assert sentinel.check()["sync/arrived"] > 0.8
+    policy.move(0.05)
+    engine.sync(behind=True)
+    with pytest.raises(SyncError, match="still samples from older weights"):
         sentinel.check()

@@ -42,8 +42,11 @@ def make_engine(config: Config, policy: Policy, encode: PromptEncoder) -> tuple[
         ), "embedded engine: vLLM pays off on a CUDA device, and there is none"
     problem = why_not_vllm(cuda)
     if not problem:
-        return _vllm(config, policy, encode), f"vLLM {_installed(cuda)}" + (
-            " on CUDA" if cuda else ": rollout.engine says so"
+        replicas = config.rollout.num_replicas
+        return _vllm(config, policy, encode), (
+            f"vLLM {_installed(cuda)}"
+            + (" on CUDA" if cuda else ": rollout.engine says so")
+            + (f", {replicas} replicas" if replicas > 1 else "")
         )
     if wanted == "vllm":
         raise UserError(f"rollout.engine is vllm, but {problem}")
@@ -90,7 +93,9 @@ def _embedded(config: Config, policy: Policy, encode: PromptEncoder) -> Engine:
 
 
 def _vllm(config: Config, policy: Policy, encode: PromptEncoder) -> Engine:
+    from mathrl.rollout.replicas import Replicas
     from mathrl.rollout.vllm import VllmEngine
+    from mathrl.rollout.vllm_settings import engine_environment
 
     base = policy.model.get_base_model()
     device, dtype = policy.device.type, policy.head_weight().dtype
@@ -106,18 +111,25 @@ def _vllm(config: Config, policy: Policy, encode: PromptEncoder) -> Engine:
         context=base.config.max_position_embeddings,
     )
     correction = config.algorithm.correction is not False  # the only reader of an inexact engine's logprobs
-    return VllmEngine(
-        base.name_or_path,
-        policy.tokenizer,
-        eos_ids(base, policy.tokenizer),
-        encode,
-        sampling_of(config, logprobs=correction),
-        limits,
-        device=device,
-        dtype=dtype,
-        seed=config.run.seed,
-        compile=config.rollout.compile_engine,
-    )
+
+    def start(index: int = 0) -> VllmEngine:
+        return VllmEngine(
+            base.name_or_path,
+            policy.tokenizer,
+            eos_ids(base, policy.tokenizer),
+            encode,
+            sampling_of(config, logprobs=correction),
+            limits,
+            device=device,
+            dtype=dtype,
+            seed=config.run.seed,
+            compile=config.rollout.compile_engine,
+        )
+
+    if config.rollout.num_replicas == 1:
+        return start()
+    with engine_environment(device):  # set once, around threads that would each set and restore it
+        return Replicas(start, config.rollout.num_replicas)
 
 
 def sampling_of(config: Config, *, logprobs: bool = True) -> Sampling:

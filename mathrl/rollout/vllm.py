@@ -10,7 +10,6 @@ them on a real engine.
 
 from __future__ import annotations
 
-import multiprocessing
 import shutil
 import time
 import weakref
@@ -91,7 +90,6 @@ class VllmEngine:
         self._lora: LoRARequest | None = None
         self._closed = False
         self._remove_folder = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        others = set(multiprocessing.active_children())
         try:
             with engine_environment(device):
                 arguments = EngineArgs(
@@ -102,8 +100,8 @@ class VllmEngine:
             self._remove_folder()
             first = (str(error).strip() or type(error).__name__).split("\n")[0]
             raise UserError(f"vLLM did not start on {device} with {model!r}: {first}") from error
-        self._processes = [p for p in multiprocessing.active_children() if p not in others]
         self._core: Any = self._llm.engine_core
+        self._processes = list(self._core.resources.engine_manager.processes)
         self._tasks = self._llm.get_supported_tasks()
 
     def sample(

@@ -11,6 +11,7 @@ import torch
 
 from mathrl.policy import attention, trunk
 from mathrl.policy.varlen import Varlen, _rows, _sum_rows, packed_flash, packed_flash_backward
+from mathrl.sft_loss import Example, SftLoss
 
 from .conftest import MakeBatch, MakePolicy
 from .test_policy import assert_gradients_close, gradients, weighted_sum
@@ -108,3 +109,28 @@ def test_compiled_layers_are_equal_and_are_compiled_once(make_policy, make_batch
         got.sum().backward()
         policy.logprobs(other, reference=True)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
+
+
+def test_compiled_supervised_training_has_the_same_gradients(make_policy, monkeypatch, flash_on_cpu):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    plain, compiled = (
+        SftLoss(make_policy().model.get_base_model(), 0.3, compile_layers=how) for how in (False, True)
+    )
+    losses, all_gradients = [], []
+    for seed, loss in ((0, plain), (0, compiled), (1, plain), (1, compiled)):
+        generator = torch.Generator().manual_seed(seed)
+        lengths = ((7, 5), (30, 11), (1, 19)) if seed else ((4, 9), (12, 3))
+        draw = partial(torch.randint, 2, 50, generator=generator)
+        examples = [Example(tuple(draw((p,)).tolist()), tuple(draw((c,)).tolist())) for p, c in lengths]
+        weights = list(loss.trunk.decoder.requires_grad_(True).parameters())
+        losses.append(loss(examples))
+        all_gradients.append(torch.autograd.grad(losses[-1], weights, allow_unused=True))
+    for mine, theirs in ((1, 0), (3, 2)):
+        torch.testing.assert_close(losses[mine], losses[theirs], rtol=0, atol=1e-5)
+        known = [
+            (a, b) for a, b in zip(all_gradients[mine], all_gradients[theirs], strict=True) if a is not None
+        ]
+        assert len(known) > 10
+        assert_gradients_close([a for a, _ in known], [b for _, b in known], 1e-4)
+    with torch.no_grad():
+        assert compiled.held_out(examples, 1000) == pytest.approx(plain.held_out(examples, 1000), abs=1e-5)

@@ -14,6 +14,7 @@ from mathrl.config import Config, ModelConfig
 from mathrl.errors import UserError
 from mathrl.policy import Policy
 from mathrl.rollout.adapter_files import RAM_DISK
+from mathrl.rollout.replicas import Replicas
 from mathrl.scratch import build_base
 from mathrl.sentinel import Sentinel, SyncError
 from mathrl.types import Adapter, Problem, Sampling, Score
@@ -78,8 +79,7 @@ def policy(model_folder):
     return make_policy(model_folder)
 
 
-@pytest.fixture(scope="module")
-def engine(model_folder, policy):
+def start_engine(model_folder, policy):
     from mathrl.plan import Limits
     from mathrl.rollout.vllm import VllmEngine
 
@@ -87,10 +87,15 @@ def engine(model_folder, policy):
         max_model_len=128, max_num_seqs=32, lora_rank=4, kv_cache_bytes=32 << 20, memory_fraction=0.05
     )
     eos = policy.tokenizer.eos_token_id
-    engine = VllmEngine(
+    return VllmEngine(
         model_folder, policy.tokenizer, [eos], encode, Sampling(max_completion_tokens=LIMIT), limits,
         device="cpu", dtype=torch.float32,
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def engine(model_folder, policy):
+    engine = start_engine(model_folder, policy)
     yield engine
     processes = [psutil.Process(process.pid) for process in engine._processes]
     assert processes
@@ -359,3 +364,27 @@ class TestSentinelOnARealEngine:
             sentinel.check()
         monkeypatch.undo()
         engine.load(None, 0)
+
+
+def test_replicas_sample_what_one_engine_does_and_are_proved_each(synced, model_folder, policy):
+    replicas = Replicas(lambda _: start_engine(model_folder, policy), 2)
+    processes = [psutil.Process(p.pid) for engine in replicas.engines for p in engine._processes]
+    try:
+        assert len({process.pid for process in processes}) == 2
+        trainer = make_policy(model_folder)
+        replicas.load(trainer.adapter(), trainer.version)
+        told: list[tuple[int, int]] = []
+        groups = replicas.sample(PROBLEMS, 4, seed=1, on_completion=lambda p, i, _: told.append((p, i)))
+        assert ids(groups) == ids(synced.sample(PROBLEMS, 4, seed=1))
+        assert sorted(told) == [(p, i) for p in range(3) for i in range(4)]
+        assert all(group.policy_version == trainer.version for group in groups)
+
+        sentinel = Sentinel(replicas, trainer, PROBLEMS, max_gap=0.25)
+        sentinel.check()
+        move(trainer, 4, 0.0005)
+        replicas.engines[0].load(trainer.adapter(), trainer.version)  # the other is not told
+        with pytest.raises(SyncError, match="older weights"):
+            sentinel.check()
+    finally:
+        replicas.close()
+    assert not any(process.is_running() for process in processes)

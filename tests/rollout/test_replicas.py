@@ -1,0 +1,98 @@
+"""Engines side by side behave as one: on made-up engines; on real ones: test_vllm.py."""
+
+import threading
+
+import pytest
+
+from mathrl.errors import UserError
+from mathrl.rollout.replicas import Replicas
+from mathrl.types import Completion, Group, Problem, derive_seed
+
+PROBLEMS = [Problem(f"p{i}", "", "1") for i in range(7)]
+
+
+class Echo:
+    """Its completions tell the problem, the seed and the version; it waits until all replicas sample."""
+
+    name, exact_logprobs = "echo", False
+
+    def __init__(self, barrier: threading.Barrier | None = None) -> None:
+        self.barrier, self.version, self.closed, self.asked = barrier, 0, 0, 0
+
+    def sample(self, problems, group_size, sampling=None, *, seed=0, on_completion=None):
+        if self.barrier:
+            self.barrier.wait(timeout=10)
+        self.asked += len(problems)
+        groups = []
+        for p, problem in enumerate(problems):
+            made = [
+                Completion((derive_seed(seed, problem.id, i),), problem.id, "stop") for i in range(group_size)
+            ]
+            for i, completion in enumerate(made):
+                on_completion(p, i, completion)
+            groups.append(Group(problem, (1,), tuple(made), policy_version=self.version))
+        return groups
+
+    def score(self, prompts, continuations):
+        return [[float(p[0] + t) for t in tokens] for p, tokens in zip(prompts, continuations, strict=True)]
+
+    def load(self, adapter, version):
+        self.version = version
+        self.sync_metrics = {"sync/engine_s": float(self.asked)}
+
+    def close(self):
+        self.closed += 1
+
+
+@pytest.mark.parametrize("num", [2, 3, 8])
+def test_they_sample_what_one_would(num):
+    barrier = threading.Barrier(min(num, len(PROBLEMS)))
+    replicas = Replicas(lambda _: Echo(barrier), num)
+    told = []
+    groups = replicas.sample(PROBLEMS, 3, seed=5, on_completion=lambda p, i, c: told.append((p, i, c)))
+    alone: list = []
+    expected = Echo().sample(PROBLEMS, 3, seed=5, on_completion=lambda p, i, c: alone.append((p, i, c)))
+    assert groups == expected
+    assert sorted(told, key=lambda t: t[:2]) == alone
+    shares = [engine.asked for engine in replicas.engines]
+    assert sum(shares) == len(PROBLEMS)
+    assert max(shares) - min(shares) <= 1
+    prompts, continuations = [[10 * n] for n in range(5)], [[1] * n for n in range(5)]
+    assert replicas.score(prompts, continuations) == Echo().score(prompts, continuations)
+
+
+def test_all_are_loaded_and_closed():
+    replicas = Replicas(lambda _: Echo(), 2)
+    replicas.sample(PROBLEMS, 1)
+    replicas.load(None, 4)
+    assert [engine.version for engine in replicas.engines] == [4, 4]
+    assert replicas.version == 4
+    assert replicas.sync_metrics == {"sync/engine_s": 4.0}  # the slowest
+    replicas.close()
+    assert [engine.closed for engine in replicas.engines] == [1, 1]
+
+
+def test_one_that_does_not_start_closes_the_others():
+    engines = [Echo(), Echo()]
+
+    def start(index):
+        if index == 1:
+            raise UserError("no room")
+        return engines[index // 2]
+
+    with pytest.raises(UserError, match="no room"):
+        Replicas(start, 3)
+    assert [engine.closed for engine in engines] == [1, 1]
+
+
+def test_an_error_of_one_is_raised_when_all_have_ended():
+    class Failing(Echo):
+        def sample(self, problems, *args, **kwargs):
+            if problems[0].id == "p0":
+                raise RuntimeError("the core died")
+            return super().sample(problems, *args, **kwargs)
+
+    replicas = Replicas(lambda _: Failing(), 2)
+    with pytest.raises(RuntimeError, match="the core died"):
+        replicas.sample(PROBLEMS, 1)
+    assert [engine.asked for engine in replicas.engines] == [0, 3]
