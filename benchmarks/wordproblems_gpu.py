@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,8 @@ from mathrl.wordproblems import generate_drills, generate_problems
 
 HELD_OUT_SHARE = 0.4
 MAWPS = ("multiarith", "addsub", "singleeq", "singleop")
-GENERATED, DRILLS = 20_000, 15_000
+STORIES, CHAINS, SUMS = 90_000, 15_000, 80_000
+LARGEST = 100  # operand of a story or chain
 SETS = {"mawps": 64, "svamp": 64, "gsm8k": 256}  # completion tokens
 FOLDER = Path("runs/wordproblems_data")
 
@@ -59,9 +62,9 @@ def prepare(data: Path, out: Path) -> None:
             else:
                 train.setdefault(key, row)
     solutions = []
-    generated = generate_problems(GENERATED, 0, max_operand=60)
-    drills = generate_drills(DRILLS, 0, max_operand=60)
-    for p in [*_all("gsm8k", data / "gsm8k/train.jsonl"), *generated, *drills]:
+    stories = generate_problems(STORIES, 0, max_operand=LARGEST)
+    chains = generate_drills(CHAINS, 0, max_operand=LARGEST)
+    for p in [*_all("gsm8k", data / "gsm8k/train.jsonl"), *stories, *chains, *generate_sums(SUMS, 0)]:
         working = (p.solution or "").split("####")[0].strip()
         solutions.append({"question": p.question, "answer": f"{working}\n#### {p.answer}"})
     test = [{"question": p.question, "answer": p.answer} for p in _all("gsm8k", data / "gsm8k/test.jsonl")]
@@ -88,6 +91,36 @@ def _all(source: str, path: Path) -> Sequence[Problem]:
     """All problems of a file whose reference can be read, in its order."""
     config = DataConfig(source=source, path=str(path), eval_path=str(path))
     return sorted(load_problems(config, "held_out", 0).problems, key=lambda p: int(p.id.rsplit("/", 1)[1]))
+
+
+def generate_sums(num: int, seed: int) -> list[Problem]:
+    """``num`` different questions for one sum, difference, product or quotient, with the equation.
+
+    A model of this size needs many of them before it adds two digits without a mistake. Numbers are below 20,
+    100 or 1,000, a tenth of the sums and differences in cents.
+    """
+    rng, asked = random.Random(derive_seed(seed, "sums")), dict[str, Problem]()
+    while len(asked) < num:
+        op = rng.choice("++--*/")
+        a, b = sorted((rng.randint(1, size := rng.choice((20, 100, 100, 1000))), rng.randint(1, size)))
+        scale = Decimal("0.01") if op in "+-" and rng.random() < 0.1 else Decimal(1)
+        if op in "*/":
+            a, b = rng.randint(2, 12), rng.randint(1, rng.choice((12, 12, 100)))
+        if op == "/":
+            left, right, result = a * b * scale, a * scale, b * scale
+        elif op == "-":
+            left, right, result = b * scale, a * scale, (b - a) * scale
+        else:
+            left, right = (a, b) if rng.random() < 0.5 else (b, a)  # type: ignore[assignment]
+            left, right = left * scale, right * scale
+            result = left + right if op == "+" else left * right
+        sign = rng.choice("*x×") if op == "*" else op
+        gap = rng.choice(("", " "))
+        term = f"{left}{gap}{sign}{gap}{right}"
+        question = rng.choice(("What is {}?", "Work out {}.", "{} = ?", "How much is {}?")).format(term)
+        solution = f"{term}{gap}={gap}{result}\n#### {result}"
+        asked[question] = Problem(question, question, str(result), "number", solution=solution)
+    return list(asked.values())
 
 
 # -- baselines that read no text

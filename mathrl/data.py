@@ -157,8 +157,8 @@ def load_problems(data: DataConfig, role: Role, seed: int) -> ProblemSet | None:
     return _not_empty(replace(train, problems=tuple(problems)), data)
 
 
-def load_demonstrations(config: Config, side: Side) -> ProblemSet:
-    """Problems with worked solutions for the supervised stage: to train on, or held out.
+def load_demonstrations(config: Config) -> tuple[ProblemSet, ProblemSet]:
+    """Problems with worked solutions for the supervised stage: to train on, and held out.
 
     Generated ones follow the ``sft`` section and share no question with the reinforcement stage's. Others
     come from ``sft.path``, or are the share ``data.sft_fraction`` of the training problems (all of them: 0).
@@ -168,7 +168,7 @@ def load_demonstrations(config: Config, side: Side) -> ProblemSet:
     """
     data, sft, seed = config.data, config.sft, config.run.seed
     if data.source == GENERATED and not data.path and not sft.path:
-        return _generated_demonstrations(config, side)
+        return _generated_demonstrations(config, "train"), _generated_demonstrations(config, "held_out")
     row = dataset_row(data)
     own = data.model_copy(update={"path": sft.path, "eval_path": "", "where": ""}) if sft.path else data
     train, held_out = _split(own, row)
@@ -176,13 +176,18 @@ def load_demonstrations(config: Config, side: Side) -> ProblemSet:
         train = _without(train, _keys(_split(data, row)[1]), _HELD_OUT_TOO)
     elif data.sft_fraction and not sft.path:
         train = _part(train, "sft", data.sft_fraction, inside=True)
-    found = train if side == "train" else held_out
-    solved = [p for p in found.problems if p.solution]
-    if not solved and side == "train":
+    train, held_out = (_solved(found, seed) for found in (train, held_out))
+    if not train.problems:
         raise UserError(
-            f"no problem of {found.name} has a worked solution to train on: give solutions with --sft.path, "
+            f"no problem of {train.name} has a worked solution to train on: give solutions with --sft.path, "
             "or start from a trained model with --sft.skip --model.path"
         )
+    return train, held_out
+
+
+def _solved(found: ProblemSet, seed: int) -> ProblemSet:
+    """Its problems with a worked solution, in an order drawn by the seed."""
+    solved = [p for p in found.problems if p.solution]
     random.Random(derive_seed(seed, "demonstrations")).shuffle(solved)
     return replace(found, problems=tuple(solved))
 

@@ -172,7 +172,7 @@ def _training_questions(args: argparse.Namespace, source: ModelSource, console: 
         try:
             found = [load_problems(config.data, "train", config.run.seed)]
             if not config.sft.skip:
-                found.append(load_demonstrations(config, "train"))
+                found.append(load_demonstrations(config)[0])
             questions += [p.question for problems in found for p in problems.problems]
         except UserError as error:  # its data may have been elsewhere: no reason not to evaluate
             console.print(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from mathrl.config import Config
@@ -59,13 +60,16 @@ class PromptTemplate:
 
     def encode(self, problem: Problem) -> tuple[int, ...]:
         """The prompt's token ids, with BOS where the tokenizer's models expect one."""
+        return self.encode_all([problem])[0]
+
+    def encode_all(self, problems: Sequence[Problem]) -> list[tuple[int, ...]]:
+        """``encode`` of each problem, in one call of the tokenizer."""
         # A chat template writes its own special tokens.
-        text, special = self.text(problem), self.kind == "plain"
-        # verbose: a prompt longer than the model reads is refused elsewhere, in words of our own
-        ids = self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
-        if self.kind == "plain" and ids and ids[-1] == self.tokenizer.eos_token_id:
-            ids = ids[:-1]  # some tokenizers close every text; a prompt is open
-        return tuple(ids)
+        found = self._ids([self.text(problem) for problem in problems], special=self.kind == "plain")
+        if self.kind == "plain":  # some tokenizers close every text; a prompt is open
+            eos = self.tokenizer.eos_token_id
+            found = [ids[:-1] if ids and ids[-1] == eos else ids for ids in found]
+        return found
 
     def completion_text(self, problem: Problem) -> str:
         """The worked solution as the completion that supervised training teaches, without EOS.
@@ -81,8 +85,18 @@ class PromptTemplate:
 
     def encode_completion(self, text: str) -> tuple[int, ...]:
         """A completion's token ids, with EOS."""
-        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return (*ids, self.tokenizer.eos_token_id)
+        return self.encode_completions([text])[0]
+
+    def encode_completions(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """``encode_completion`` of each text, in one call of the tokenizer."""
+        return [(*ids, self.tokenizer.eos_token_id) for ids in self._ids(texts, special=False)]
+
+    def _ids(self, texts: Sequence[str], *, special: bool) -> list[tuple[int, ...]]:
+        if not texts:
+            return []
+        # verbose: a prompt longer than the model reads is refused elsewhere, in words of our own
+        found = self.tokenizer(list(texts), add_special_tokens=special, verbose=False)["input_ids"]
+        return [tuple(ids) for ids in found]
 
     def _join(self, solution: str, problem: Problem) -> str:
         if _MARKERS.get(self.extract, "") not in solution or not solution:

@@ -29,7 +29,7 @@ from mathrl.policy.loading import (
 from mathrl.prompts import PromptTemplate, make_template
 from mathrl.run_folder import atomic
 from mathrl.scratch import build_model, build_tokenizer
-from mathrl.sft_loss import Example, SftLoss, encode_example
+from mathrl.sft_loss import Example, SftLoss, encode_example, encode_examples
 from mathrl.types import Problem, derive_seed
 from mathrl.wordproblems import is_drill
 
@@ -69,14 +69,14 @@ def load_examples(config: Config) -> Demonstrations:
         UserError: none; or one that is longer than the model's context, unless ``data.skip_long_prompts`` is
             set, which leaves such problems out.
     """
-    train = load_demonstrations(config, "train")
+    train, held_out = load_demonstrations(config)
     tokenizer = base_tokenizer(config, train.problems)
     template, context = make_template(config, tokenizer), context_of(config.model)
     examples: dict[str, Example] = {}
     kept: list[Problem] = []
     skipped: list[SkippedRow] = []
-    for row, problem in enumerate(train.problems, 1):
-        example = encode_example(template, problem)
+    encoded = encode_examples(template, train.problems)
+    for row, (problem, example) in enumerate(zip(train.problems, encoded, strict=True), 1):
         if example.num_tokens <= context:
             examples[problem.id] = example
             kept.append(problem)
@@ -90,8 +90,8 @@ def load_examples(config: Config) -> Demonstrations:
             )
     if not kept:
         raise UserError(f"no demonstration is left of {train.name}: all are longer than {context} tokens")
-    held_out = (encode_example(template, p) for p in load_demonstrations(config, "held_out").problems)
-    fitting = itertools.islice((e for e in held_out if e.num_tokens <= context), _MAX_HELD_OUT)
+    unseen = encode_examples(template, held_out.problems)
+    fitting = itertools.islice((e for e in unseen if e.num_tokens <= context), _MAX_HELD_OUT)
     train = replace(train, problems=tuple(kept), skipped=(*train.skipped, *skipped))
     return Demonstrations(tokenizer, template, train, examples, tuple(fitting))
 

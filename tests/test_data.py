@@ -85,7 +85,7 @@ def test_the_supervised_share_is_its_own(tmp_path):
     rows = [row | {"answer": f"{row['answer']} is one more.\n#### {row['answer']}"} for row in ROWS]
     path = write(tmp_path / "solved.jsonl", rows)
     config = Config.model_validate({"data": {"path": path, "sft_fraction": 0.4}})
-    sft = {p.question for p in load_demonstrations(config, "train").problems}
+    sft = {p.question for p in load_demonstrations(config)[0].problems}
     train = {p.question for p in load_problems(config.data, "train", 0).problems}
     assert 10 < len(sft) < 30
     assert not sft & train
@@ -96,7 +96,7 @@ def test_generated_demonstrations_share_no_question_with_training_or_held_out():
     config = Config.model_validate(
         {"data": {"num_train_problems": 300}, "sft": {"num_problems": 400, "max_steps": 3}}
     )
-    sft = {p.question for p in load_demonstrations(config, "train").problems}
+    sft = {p.question for p in load_demonstrations(config)[0].problems}
     for role in ("train", "held_out", "held_out_templates"):
         found = load_problems(config.data, role, config.run.seed)
         assert found is not None
@@ -183,10 +183,10 @@ def test_gsm8k_rows_have_answer_and_solution_without_calculator_notes(data_dir):
 def test_longer_demonstrations_have_their_share():
     sft = {"num_problems": 200, "max_steps": 2, "longer_fraction": 0.1, "drill_fraction": 0.25}
     config = Config.model_validate({"data": {"num_train_problems": 20}, "sft": sft})
-    problems = load_demonstrations(config, "train").problems
+    problems = load_demonstrations(config)[0].problems
     stories = [p for p in problems if not is_drill(p)]
     assert sum(p.meta["num_steps"] == 3 for p in stories) == 15
-    assert {p.meta["num_steps"] for p in load_demonstrations(config, "held_out").problems} == {1, 2}
+    assert {p.meta["num_steps"] for p in load_demonstrations(config)[1].problems} == {1, 2}
     assert len(problems) - len(stories) == 50
 
 
