@@ -59,12 +59,13 @@ def run(work: Work, arms: list[str], warmup: int, steps: int, emit: Emit, ready:
     policy = Policy.from_pretrained(str(work.model), config)
     start = time.perf_counter()
     engine, reason = make_engine(config, policy, lambda problem: work.prompts[int(problem.id)])
-    if engine.name == "vllm":
-        engine.eos_ids = ()  # type: ignore[attr-defined]  # every completion runs to its length
-    else:
-        engine._eos_ids = [policy.head_weight().shape[0]]  # type: ignore[attr-defined]
-    if w.mean_length:
-        _give_lengths(engine, work)
+    for each in replicas_of(engine):
+        if each.name == "vllm":
+            each.eos_ids = ()  # every completion runs to its length
+        else:
+            each._eos_ids = [policy.head_weight().shape[0]]
+        if w.mean_length:
+            _give_lengths(each, work)
     emit("engine", {"engine": reason, "start_s": time.perf_counter() - start})
     ready()
     scorer = TokenReward(config.reward, "gsm8k")
@@ -83,6 +84,10 @@ def run(work: Work, arms: list[str], warmup: int, steps: int, emit: Emit, ready:
     finally:
         engine.close()
         scorer.close()
+
+
+def replicas_of(engine: Any) -> list[Any]:
+    return getattr(engine, "engines", [engine])
 
 
 def write_adapter(work: Work) -> None:
@@ -165,7 +170,8 @@ def measure(
             algorithm, updates_per_rollout=2
         )  # asks for the pass; there is one update all the same
     algorithm = replace(algorithm, correction=correct)
-    engine.sampling = replace(engine.sampling, logprobs=correct)
+    for each in replicas_of(engine):
+        each.sampling = replace(each.sampling, logprobs=correct)
     problems = [Problem(str(i), "", "7", "number") for i in range(work.workload.problems)]
     engine.load(policy.adapter(), 0)
     trainer = Trainer(

@@ -31,6 +31,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from statistics import median
@@ -166,6 +167,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=[*PEERS[:2], *OURS], choices=(*PEERS, *OURS))
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--replicas", type=int, default=1, help="of our vLLM engine")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch (--cpu)")
     parser.add_argument("--peer-site", default="")
     parser.add_argument("--name", default="", help="of the stored result")
@@ -176,7 +178,7 @@ def main() -> None:
         worker(args)
         return
     case = "cpu" if args.cpu else args.case
-    workload = WORKLOADS[case]
+    workload = replace(WORKLOADS[case], replicas=args.replicas)
     os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")  # the same sampler for all
     arms: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as scratch:

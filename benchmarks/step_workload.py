@@ -40,6 +40,7 @@ class Workload:
     micro_batch_tokens: int = 32768
     peer_batch: int = 64  # TRL's per_device_train_batch_size
     device: str = "cuda"
+    replicas: int = 1  # of our engine
 
     @property
     def sequences(self) -> int:
@@ -132,6 +133,7 @@ class Work:
                     "max_prompt_tokens": max(8, w.prompt),
                     "max_completion_tokens": w.completion,
                     "max_sync_gap": 1.0,
+                    "num_replicas": w.replicas,
                 },
                 "reward": {"num_workers": 8 if w.device == "cuda" else 2},
                 "algorithm": {"kl_coef": w.kl_coef},
