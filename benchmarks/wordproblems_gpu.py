@@ -218,15 +218,17 @@ def stages(folder: Path, runs: Path, seeds: Sequence[int], overrides: Sequence[s
     ]
     for file in files:
         evaluate += ["--data", file]
-    commands = [["sft", "wordproblems_gpu", "--resume", "--run.name=wordproblems_gpu_0", *common]]
+    commands = []
+    if 0 in seeds:
+        commands.append(["sft", "wordproblems_gpu", "--resume", "--run.name=wordproblems_gpu_0", *common])
     for seed in seeds:
         name = f"wordproblems_gpu_{seed}"
         own = [f"--run.name={name}", f"--run.seed={seed}"]
-        if seed != seeds[0]:  # other seeds start from the first one's reference
+        if seed:  # other seeds start from the reference of seed 0
             own += ["--sft.skip=true", f"--model.path={first}/reference"]
         commands.append(["train", "wordproblems_gpu", "--resume", *own, *common])
         commands.append(["eval", str(runs / name), *evaluate])
-        if seed == seeds[0]:
+        if not seed:
             commands.append(["eval", str(runs / name), "--reference", *evaluate])
     return commands
 
@@ -302,7 +304,7 @@ def main() -> None:
     elif args.stage == "peer":
         from wordproblems_trl import train
 
-        reference = args.runs / f"wordproblems_gpu_{args.seeds[0]}" / "reference"
+        reference = args.runs / "wordproblems_gpu_0" / "reference"
         result = train(reference, args.folder, args.seconds, args.runs)
         (args.runs / "peer.json").write_text(json.dumps(result))
     else:
