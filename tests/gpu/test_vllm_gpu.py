@@ -222,3 +222,33 @@ def test_merged_weights_are_served_and_their_loss_is_reported(config, policy):
         assert mean_gap(policy, engine.sample(PROBLEMS, 2, seed=1), reference=True) < 0.05
     finally:
         engine.close()
+
+
+def test_replicas_sample_as_one_engine_and_are_proved_each(config, policy, synced):
+    three = config.model_copy(update={"rollout": config.rollout.model_copy(update={"num_replicas": 3})})
+    replicas, reason = make_engine(three, policy, encode)
+    assert reason.endswith("3 replicas")
+    processes = [psutil.Process(p.pid) for each in replicas.engines for p in each._processes]
+    assert len({process.pid for process in processes}) == 3
+    try:
+        trainer = make_policy(config)
+        replicas.load(trainer.adapter(), trainer.version)
+        groups = replicas.sample(PROBLEMS, GROUP, seed=7)
+        assert [group.problem for group in groups] == PROBLEMS
+        assert mean_gap(trainer, groups) < 0.05
+        alone = synced.sample(PROBLEMS, GROUP, seed=7)
+        same = sum(a == b for a, b in zip(ids(groups), ids(alone), strict=True))
+        assert same >= 0.8 * len(
+            ids(alone)
+        )  # seeds are the same, sums in bfloat16 depend on the step's batch
+        sentinel = Sentinel(replicas, trainer, PROBLEMS, max_gap=0.25)
+        sentinel.check()
+        with pytest.raises(SyncError, match="older weights|differ by"):
+            for seed in range(20):
+                move(trainer, 10 + seed, 0.005)
+                for each in replicas.engines[:2]:
+                    each.load(trainer.adapter(), trainer.version)  # the third is not told
+                sentinel.check()
+    finally:
+        replicas.close()
+    assert not any(process.is_running() for process in processes)
