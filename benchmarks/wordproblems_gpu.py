@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from record import describe, store
+from wordproblems_stories import generate_stories
 
 from mathrl.benchmark_sets import normalised
 from mathrl.config import DataConfig
@@ -37,8 +38,8 @@ from mathrl.wordproblems import generate_drills, generate_problems
 
 HELD_OUT_SHARE = 0.4
 MAWPS = ("multiarith", "addsub", "singleeq", "singleop")
-STORIES, CHAINS, SUMS = 90_000, 15_000, 80_000
-LARGEST = 100  # operand of a story or chain
+STORIES, EVENTS, CHAINS, SUMS = 60_000, 30_000, 10_000, 60_000
+LARGEST = 100  # operand of a chain of events, told or bare
 SETS = {"mawps": 64, "svamp": 64, "gsm8k": 256}  # completion tokens
 FOLDER = Path("runs/wordproblems_data")
 
@@ -62,9 +63,10 @@ def prepare(data: Path, out: Path) -> None:
             else:
                 train.setdefault(key, row)
     solutions = []
-    stories = generate_problems(STORIES, 0, max_operand=LARGEST)
-    chains = generate_drills(CHAINS, 0, max_operand=LARGEST)
-    for p in [*_all("gsm8k", data / "gsm8k/train.jsonl"), *stories, *chains, *generate_sums(SUMS, 0)]:
+    generated = generate_problems(EVENTS, 0, max_operand=LARGEST)
+    generated += generate_drills(CHAINS, 0, max_operand=LARGEST)
+    generated += [*generate_stories(STORIES, 0), *generate_sums(SUMS, 0)]
+    for p in [*_all("gsm8k", data / "gsm8k/train.jsonl"), *generated]:
         working = (p.solution or "").split("####")[0].strip()
         solutions.append({"question": p.question, "answer": f"{working}\n#### {p.answer}"})
     test = [{"question": p.question, "answer": p.answer} for p in _all("gsm8k", data / "gsm8k/test.jsonl")]

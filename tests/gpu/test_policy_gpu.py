@@ -165,7 +165,7 @@ def test_an_update_that_runs_out_of_memory_is_halved_with_the_same_result():
 
 
 def test_compiled_supervised_training_is_the_eager_one_up_to_rounding():
-    """float32 masters aside, bfloat16 weights: the compiled gradients are as near to float32's as eager ones."""
+    """In bfloat16: compiled gradients are as near to float32's as eager ones."""
     generator = torch.Generator().manual_seed(3)
     draw = partial(torch.randint, 2, VOCABULARY, generator=generator)
     examples = [
