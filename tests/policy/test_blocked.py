@@ -9,6 +9,8 @@ from mathrl.config import LoraSection, UpdateConfig
 from mathrl.policy import Policy, attention, blocked, loading
 from mathrl.policy.packing import pack
 from mathrl.policy.trunk import Trunk, blocked_layers
+from mathrl.rollout import decoding
+from mathrl.rollout.folding import folded_adapter
 
 from .conftest import SHAPE, TOKENIZER, build_batch
 from .test_policy import assert_gradients_close
@@ -111,3 +113,31 @@ def test_what_is_not_computed_here_is_left_to_transformers():
     dropping = build(dropout=0.5)
     dropping.model.train()
     assert dropping.trunk._blocked() is None
+
+
+@pytest.mark.parametrize("config_type", [Qwen2Config, Qwen3Config, LlamaConfig])
+@pytest.mark.parametrize("kv_heads", [1, 4])
+@pytest.mark.parametrize("tokens", [3, 40])
+def test_decoding_gives_the_models_own_logits(config_type, kv_heads: int, tokens: int):
+    """With rows leaving on the way, over short and long completions, the adapter folded in."""
+    model = build(config_type, kv_heads=kv_heads).model.get_base_model()
+    prompts = [(5, 6, 7, 8), (9, 10), (11, 12, 13)]
+    ids = torch.randint(2, 60, (6, tokens), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = [
+            model(torch.tensor([[*prompts[row // 2], *ids[row].tolist()]])).logits[0, -tokens:]
+            for row in range(6)
+        ]
+    model.config._attn_implementation = "sdpa"
+    with torch.no_grad(), folded_adapter(model):
+        cache, mask, _ = decoding.prefill(model, prompts, pad_id=0)
+        way = decoding.SharedPromptDecoder(model, cache, mask, 2, max_tokens=tokens)
+        assert way.layers is not None
+        rows = torch.arange(6)
+        for step in range(tokens):
+            if step == 2:
+                way.keep(torch.tensor([0, 5, 2]), torch.tensor([1]))
+                rows = rows[[0, 5, 2]]
+            logits = way.step(ids[rows, step], mask.sum(1)[rows // 2] + step)
+            for got, row in zip(logits, rows.tolist(), strict=True):
+                torch.testing.assert_close(got, expected[row][step], atol=1e-4, rtol=1e-4)
