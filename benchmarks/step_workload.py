@@ -55,7 +55,7 @@ WORKLOADS = {
         Workload("variable", "0.5b", completion=1024, mean_length=300, peer_batch=16),
         Workload(
             "cpu", "quickstart", 16, 8, 38, 32, rank=16, kl_coef=0.005, learning_rate=2e-3, peer_batch=128,
-            micro_batch_tokens=2048, device="cpu",
+            micro_batch_tokens=8192, device="cpu",
         ),
         Workload(  # for trying the benchmark itself
             "tiny", "quickstart", 4, 4, 12, 8, rank=4, peer_batch=8, micro_batch_tokens=512, device="cpu",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from mathrl.policy.trunk import why_not_packed
 from mathrl.types import derive_seed
 
 ADAPTER = "default"
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+_KEPT_BYTES = 1 << 30
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 
@@ -40,6 +43,17 @@ def resolve_dtype(model: ModelConfig, device: torch.device) -> torch.dtype:
     if model.dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return torch.bfloat16 if model.dtype == "bfloat16" else torch.float32
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what tensors free instead of returning it: every step asks for the same again.
+
+    Memory that comes back from the system is cleared page by page. Elsewhere than on glibc nothing happens.
+    """
+    with suppress(OSError, AttributeError):  # no such library or function
+        mallopt = ctypes.CDLL(None).mallopt
+        for parameter in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
+            mallopt(parameter, _KEPT_BYTES)
 
 
 def load_tokenizer(path: str) -> Any:
@@ -168,6 +182,8 @@ def load_policy_parts(path: str, config: Config) -> tuple[PeftModel, Any]:
         UserError: as the loaders above; or the tokenizer knows more tokens than the model has embeddings.
     """
     device = resolve_device(config.run)
+    if device.type == "cpu":
+        keep_freed_memory()
     base = load_base(path, device, resolve_dtype(config.model, device))
     tokenizer = load_tokenizer(path)
     rows = base.get_input_embeddings().weight.shape[0]

@@ -126,5 +126,7 @@ def _matmul(left: Tensor, right: Tensor, wide: torch.dtype) -> Tensor:
 
 
 def chunk_rows(vocabulary: int, device: torch.device) -> int:
-    """Tokens of a chunk: its logits take 2 GiB on CUDA, 16 MiB (the cache) elsewhere."""
-    return max(16, (1 << 29 if device.type == "cuda" else 1 << 22) // vocabulary)
+    """Tokens of a chunk: its logits take 2 GiB on CUDA, 16 MiB (the cache) elsewhere, there 512 at most."""
+    if device.type == "cuda":
+        return max(16, (1 << 29) // vocabulary)
+    return max(16, min(512, (1 << 22) // vocabulary))

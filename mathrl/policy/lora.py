@@ -106,15 +106,26 @@ def lora_linear(
 class FusedLoraLinear(PeftLinear):
     """peft's LoRA linear with the fused forward where it applies, peft's own where it does not."""
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if self.disable_adapters and not self.merged:
-            return self.base_layer(x)
+    def plain_adapter(self) -> str | None:
+        """The adapter of x Wᵀ + s (x Aᵀ) Bᵀ; "" where W alone counts, None where peft's forward is needed."""
+        if self.merged or self.disable_adapters:
+            return None if self.merged and self.disable_adapters else ""
+        if len(self.active_adapters) != 1:
+            return None
         name = self.active_adapters[0]
-        if self.merged or args or kwargs or len(self.active_adapters) != 1 or name not in self.lora_A:
+        if name not in self.lora_A or (
+            self.training and not isinstance(self.lora_dropout[name], nn.Identity)
+        ):
+            return None
+        return str(name)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        name = self.plain_adapter()
+        if name is None or args or kwargs:
             return super().forward(x, *args, **kwargs)
-        if self.training and not isinstance(self.lora_dropout[name], nn.Identity):
-            return super().forward(x)
         base = self.base_layer
+        if not name:
+            return base(x)
         a, b = self.lora_A[name].weight, self.lora_B[name].weight
         return lora_linear(x, base.weight, base.bias, a, b, self.scaling[name])
 

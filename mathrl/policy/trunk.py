@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mathrl.policy.attention import gather, plan_attention
+from mathrl.policy.blocked import BlockedLayers
 from mathrl.policy.packing import Layout, pack
 from mathrl.types import Batch
 
@@ -34,6 +35,13 @@ def why_not_packed(config: Any) -> str:
     if rope in LENGTH_DEPENDENT_ROPE:
         return f"rotary embeddings of type {rope!r} depend on the input's length"
     return ""
+
+
+def blocked_layers(model: Any) -> BlockedLayers | None:
+    """The layers computed in blocks where that is the same and faster: a CPU, float32, adapters training."""
+    if next(model.parameters()).device.type != "cpu" or why_not_packed(model.config):
+        return None
+    return BlockedLayers.of(model.get_decoder())
 
 
 class Trunk:
@@ -55,6 +63,7 @@ class Trunk:
         gradient_checkpointing: bool = False,
         compile_layers: bool = False,
     ) -> None:
+        self._base = base
         self.decoder: Any = base.get_decoder()  # type: ignore[operator]
         self.fallback_reason = why_not_packed(base.config)
         self.share_prompts = share_prompts
@@ -73,8 +82,22 @@ class Trunk:
             hidden = self._rows(layout)
         else:
             layout = pack(batch, device, share_prompts=self.share_prompts)
+            if (blocked := self._blocked()) is not None and len(layout.segments.length):
+                return self._in_blocks(blocked, layout), layout
             hidden = self._stream(layout)
         return gather(hidden, layout.predictor), layout
+
+    def _blocked(self) -> BlockedLayers | None:
+        once = torch.backends.cuda.flash_sdp_enabled()  # off: torch's math attention, differentiable twice
+        if self._compiled or self.gradient_checkpointing or not once:
+            return None
+        return blocked_layers(self._base)
+
+    def _in_blocks(self, blocked: BlockedLayers, layout: Layout) -> Tensor:
+        """(n, D) of the tokens that predict."""
+        hidden = self.decoder.embed_tokens(layout.input_ids)
+        cos, sin = self.decoder.rotary_emb(hidden, layout.position_ids)
+        return blocked(hidden[0], cos[0], sin[0], layout.segments, layout.predictor)
 
     def _stream(self, layout: Layout) -> Tensor:
         """(N, D) over the packed stream."""

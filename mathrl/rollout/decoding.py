@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 
+from mathrl.policy.trunk import blocked_layers
 from mathrl.rollout.shared_prompt import ATTENTION, SharedPromptCache
 
 
@@ -26,15 +27,23 @@ class Decoder(Protocol):
 
 
 class SharedPromptDecoder:
-    """Prompts once, completions preallocated, through the model's own forward."""
+    """Prompts once, completions preallocated; through the model's own forward where blocked.py has none."""
 
     def __init__(
         self, model: nn.Module, prompts: Cache, prompt_mask: Tensor, group_size: int, max_tokens: int
     ):
-        self.model = model
+        self.model: Any = model
         self.cache = SharedPromptCache(prompts, prompt_mask, group_size, max_tokens)
+        self.layers = blocked_layers(model)
 
     def step(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        if self.layers is not None:
+            decoder = self.model.get_decoder()
+            hidden = decoder.embed_tokens(tokens)
+            cos, sin = decoder.rotary_emb(hidden, positions[None])
+            hidden = self.layers.decode(hidden, cos[0], sin[0], self.cache.extend)
+            self.cache.advance()
+            return self.model.get_output_embeddings()(hidden)
         with attention(self.model, ATTENTION):
             logits: Tensor = self.model(
                 input_ids=tokens[:, None],

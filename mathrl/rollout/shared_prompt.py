@@ -10,15 +10,18 @@ from transformers import AttentionInterface
 from transformers.cache_utils import Cache, DynamicLayer
 
 ATTENTION = "mathrl_shared_prompt"
+_SHORT = 32  # tokens: up to here a product a row is slower than multiplying and adding up
 _EXTRA_TERMS = ("sliding_window", "softcap", "s_aux", "position_bias")
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 class SharedPromptCache(Cache):
     """Keys and values of P prompts, once each, and of up to P·G completions.
 
     The G completions of a problem read one copy of its prompt: attention over the prompt is a product of
-    G queries with the same keys ("Hydragen", arXiv:2402.05099, section 3, with one softmax over both parts
-    instead of a combination by log-sum-exp). Completions have a preallocated block of T slots in which the
+    G queries with the same keys, combined with that over the completion by the parts' log-sum-exps
+    ("Hydragen", arXiv:2402.05099, section 3). Completions have a preallocated block of T slots in which the
     first ``n`` rows live; a finished row is overwritten by the last live one, so no step copies the block.
 
     Args:
@@ -43,12 +46,12 @@ class SharedPromptCache(Cache):
             self.num_rows, device=prompt_mask.device
         )  # (n,) group·G + completion of each row
         self.in_order = True  # slots is 0 … P·G - 1
-        self.keys: list[Tensor] = []  # (P·G, Hkv, T, D)
+        self.keys: list[Tensor] = []  # (T, P·G, Hkv, D)
         self.values: list[Tensor] = []
         for keys, values in zip(self.prompt_keys, self.prompt_values, strict=True):
             heads = keys.shape[1]
-            self.keys.append(keys.new_empty(self.num_rows, heads, max_tokens, keys.shape[3]))
-            self.values.append(values.new_empty(self.num_rows, heads, max_tokens, values.shape[3]))
+            self.keys.append(keys.new_empty(max_tokens, self.num_rows, heads, keys.shape[3]))
+            self.values.append(values.new_empty(max_tokens, self.num_rows, heads, values.shape[3]))
 
     @staticmethod
     def fits(prompts: Cache) -> bool:
@@ -59,9 +62,17 @@ class SharedPromptCache(Cache):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Store (n, Hkv, 1, D) keys and values of the newest token; attention reads the rest from here."""
-        self.keys[layer_idx][: self.num_rows, :, self.length] = key_states[:, :, 0]
-        self.values[layer_idx][: self.num_rows, :, self.length] = value_states[:, :, 0]
+        self._store(layer_idx, key_states[:, :, 0], value_states[:, :, 0])
         return key_states, value_states
+
+    def _store(self, layer_idx: int, key: Tensor, value: Tensor) -> None:
+        self.keys[layer_idx][self.length, : self.num_rows] = key
+        self.values[layer_idx][self.length, : self.num_rows] = value
+
+    def extend(self, layer_idx: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """Store (n, Hkv, D) keys and values of the newest token, and attend with its queries (n, H, D)."""
+        self._store(layer_idx, key, value)
+        return self.attend(layer_idx, query, scaling)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.prompt_length + self.length
@@ -71,37 +82,48 @@ class SharedPromptCache(Cache):
 
         Args:
             layer_idx: index of the layer.
-            query: (n, H, 1, D).
+            query: (n, H, D).
             scaling: factor of the scores.
 
         Returns:
-            (n, 1, H, Dv).
+            (n, H, Dv).
         """
-        n, heads, _, dim = query.shape
-        prompt_keys, prompt_values = self.prompt_keys[layer_idx], self.prompt_values[layer_idx]
-        num_prompts, kv_heads, prompt_length, _ = prompt_keys.shape
-        each, size = heads // kv_heads, self.group_size
-        query = (query * scaling).reshape(n, kv_heads, each, dim)
+        before, before_sum = self._prompt(layer_idx, query, scaling)
+        own, own_sum = self._own(layer_idx, query, scaling)
+        share = torch.sigmoid(before_sum - own_sum).to(own.dtype)
+        return torch.lerp(own, before, share[..., None])
 
-        grouped = self._to_slots(query).view(num_prompts, size, kv_heads, each, dim).transpose(1, 2)
-        grouped = grouped.reshape(num_prompts, kv_heads, size * each, dim)
-        scores = grouped @ prompt_keys.transpose(2, 3)  # (P, Hkv, G·each, L)
-        if self.padding is not None:
-            scores = scores + self.padding
-        scores = scores.view(num_prompts, kv_heads, size, each, prompt_length).transpose(1, 2)
-        scores = self._to_rows(scores.reshape(num_prompts * size, kv_heads, each, prompt_length))
+    def _prompt(self, layer_idx: int, query: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+        """Attention of (n, H, D) queries to their prompts: (n, H, Dv), and the scores' log-sum-exp (n, H)."""
+        keys, values = self.prompt_keys[layer_idx], self.prompt_values[layer_idx]
+        slots = self._to_slots(query).unflatten(0, (-1, self.group_size)).transpose(1, 2)  # (P, H, G, D)
+        if query.device.type == "cpu":
+            out, total = _flash(slots, keys, values, attn_mask=self.padding, scale=scaling)
+        else:
+            each = query.shape[1] // keys.shape[1]
+            keys, values = (x.repeat_interleave(each, 1) for x in (keys, values))
+            scores = ((slots * scaling) @ keys.transpose(2, 3)).float()
+            scores = scores if self.padding is None else scores + self.padding
+            total = scores.logsumexp(dim=3)
+            out = (scores - total[..., None]).exp().to(query.dtype) @ values
+        out, total = out.transpose(1, 2).flatten(0, 1), total.transpose(1, 2).flatten(0, 1)
+        return self._to_rows(out), self._to_rows(total)
 
-        own = slice(0, self.length + 1)
-        own_scores = query @ self.keys[layer_idx][:n, :, own].transpose(2, 3)  # (n, Hkv, each, t + 1)
-        weights = torch.cat((scores, own_scores), dim=3).softmax(dim=3, dtype=torch.float32).to(query.dtype)
-        out = weights[..., prompt_length:] @ self.values[layer_idx][:n, :, own]
-
-        grouped = self._to_slots(weights[..., :prompt_length])
-        grouped = grouped.view(num_prompts, size, kv_heads, each, prompt_length).transpose(1, 2)
-        grouped = grouped.reshape(num_prompts, kv_heads, size * each, prompt_length) @ prompt_values
-        grouped = grouped.view(num_prompts, kv_heads, size, each, -1).transpose(1, 2)
-        out = out + self._to_rows(grouped.reshape(num_prompts * size, kv_heads, each, -1))
-        return out.reshape(n, 1, heads, -1)
+    def _own(self, layer_idx: int, query: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+        """The same over the completions' own tokens."""
+        n, length = len(query), self.length + 1
+        keys, values = (x[:length, :n] for x in (self.keys[layer_idx], self.values[layer_idx]))
+        each = query.shape[1] // keys.shape[2]
+        query = query * scaling
+        if each == 1 and length <= _SHORT and query.device.type == "cpu":
+            scores = (keys * query).sum(-1)  # (t, n, H)
+            total = scores.logsumexp(dim=0)
+            return (scores.sub_(total).exp_()[..., None] * values).sum(0), total
+        scores = query.unflatten(1, (-1, each)) @ keys.permute(1, 2, 3, 0)  # (n, Hkv, each, t)
+        scores = scores.float()
+        total = scores.logsumexp(dim=3)
+        out = (scores - total[..., None]).exp().to(query.dtype) @ values.permute(1, 2, 0, 3)
+        return out.flatten(1, 2), total.flatten(1, 2)
 
     def advance(self) -> None:
         """The newest token's keys and values are stored in every layer."""
@@ -116,7 +138,7 @@ class SharedPromptCache(Cache):
         """
         source = index[moved]
         for block in (*self.keys, *self.values):
-            block[moved, :, : self.length] = block[source, :, : self.length]
+            block[: self.length, moved] = block[: self.length, source]
         self.slots = self.slots[index]
         self.num_rows = len(index)
         self.in_order = False
@@ -159,7 +181,7 @@ def shared_prompt_attention(
         raise NotImplementedError(f"shared-prompt attention of {type(module).__name__} with {extra}")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer_idx: int = module.layer_idx  # type: ignore[assignment]
-    return shared_prompt_cache.attend(layer_idx, query, scaling), None
+    return shared_prompt_cache.attend(layer_idx, query[:, :, 0], scaling)[:, None], None
 
 
 AttentionInterface.register(ATTENTION, shared_prompt_attention)

@@ -8,6 +8,7 @@ from mathrl.config import Config
 from mathrl.errors import NonFiniteError, UserError
 from mathrl.micro_batching import MicroBatches
 from mathrl.objective import Meter, PolicyLoss
+from mathrl.policy import blocked
 
 from .conftest import build_batch, build_policy
 from .test_policy import assert_gradients_close
@@ -56,8 +57,12 @@ def plant(monkeypatch):
 
     def planted(policy, room: int) -> list[int]:
         seen: list[int] = []
-        layer = policy.model.get_base_model().get_decoder().layers[0]
-        forward, inner = policy.trunk.__call__, layer.forward
+        forward, project = policy.trunk.__call__, blocked._Project.apply
+
+        def late(layer, hidden, *rest):
+            query, key, value = project(layer, hidden, *rest)
+            first = not hidden.requires_grad
+            return LateFailure.apply(query, first and seen[-1] > room), key, value
 
         def counted(batch):
             seen.append(batch.num_tokens)
@@ -65,9 +70,7 @@ def plant(monkeypatch):
 
         monkeypatch.setattr(policy, "trunk", counted)
         # the first layer's backward runs last: by then the second layer's gradients have been added
-        monkeypatch.setattr(
-            layer, "forward", lambda *a, **k: LateFailure.apply(inner(*a, **k), seen[-1] > room)
-        )
+        monkeypatch.setattr(blocked._Project, "apply", late)
         return seen
 
     return planted
