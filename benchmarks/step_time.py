@@ -16,6 +16,7 @@ norm of one saved batch; then it trains. Arms:
   ours: default          a recipe's: shared prompts, correction from the update's own forward
 
 ``--peer-site`` is a folder with TRL: pip install --target DIR --no-deps trl==1.16.0.
+On the CPU the processes start and measure in turn three times, for a machine's speed changes within a minute.
 Phases are the trainers' own: rollout, verify, forward (old and reference passes), update, and sync, which in
 ours includes the proof that the weights arrived. Tokens trained count prompt + completion of every completion
 for all arms.
@@ -114,6 +115,14 @@ class Worker:
         return False
 
 
+def pooled(earlier: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """An arm's result, its steps after those of earlier rounds."""
+    if "seconds" not in earlier or "seconds" not in found:
+        return dict(found)
+    phases = {name: earlier["phases"].get(name, []) + values for name, values in found["phases"].items()}
+    return found | {"seconds": earlier["seconds"] + found["seconds"], "phases": phases}
+
+
 def summarise(arms: dict[str, Any], work: Work, ceiling: dict[str, float]) -> None:
     """Add medians, speeds, utilisation and the ratio to the floor to each arm."""
     from transformers import AutoConfig
@@ -166,6 +175,12 @@ def main() -> None:
     parser.add_argument("--cpu", action="store_true", help="the quickstart's model on the CPU")
     parser.add_argument("--arms", nargs="+", default=[*PEERS[:2], *OURS], choices=(*PEERS, *OURS))
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=0,
+        help="fresh processes that measure in turn, steps pooled (0: 3 on the CPU, else 1)",
+    )
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--replicas", type=int, default=1, help="of our vLLM engine")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch (--cpu)")
@@ -200,21 +215,27 @@ def main() -> None:
         }
         name = args.name or f"step_time_{case.replace('.', '_')}"
 
+        earlier: dict[str, Any] = {}  # of the rounds before this one
+
         def keep(found: dict[str, Any]) -> None:
-            arms.update({("ours: " if arm in OURS else "") + arm: value for arm, value in found.items()})
+            for arm, value in found.items():
+                title = ("ours: " if arm in OURS else "") + arm
+                arms[title] = pooled(earlier.get(title, {}), value)
             summarise(arms, work, ceiling)
             store(name, result | {"arms": arms})
 
-        workers = []
-        if ours := [arm for arm in OURS if arm in args.arms]:
-            workers.append(Worker("ours", ours, folder, args))
-        if peers := [arm for arm in PEERS if arm in args.arms]:
-            workers.append(Worker("TRL", peers, folder, args))
-        for each in workers:
-            each.wait_until_ready()
-        for each in workers:
-            each.measure(keep)
-            print(table(arms), flush=True)
+        for _ in range(args.rounds or (3 if args.cpu else 1)):
+            earlier = dict(arms)
+            workers = []
+            if ours := [arm for arm in OURS if arm in args.arms]:
+                workers.append(Worker("ours", ours, folder, args))
+            if peers := [arm for arm in PEERS if arm in args.arms]:
+                workers.append(Worker("TRL", peers, folder, args))
+            for each in workers:
+                each.wait_until_ready()
+            for each in workers:
+                each.measure(keep)
+                print(table(arms), flush=True)
         print(f"stored benchmarks/results/{name}.json", flush=True)
 
 
