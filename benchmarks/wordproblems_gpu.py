@@ -34,7 +34,7 @@ from mathrl.data import load_problems
 from mathrl.errors import UserError
 from mathrl.statistics import wilson_interval
 from mathrl.types import Problem, derive_seed
-from mathrl.wordproblems import generate_drills, generate_problems
+from mathrl.wordproblems import apply_operation, generate_drills, generate_problems
 
 HELD_OUT_SHARE = 0.4
 MAWPS = ("multiarith", "addsub", "singleeq", "singleop")
@@ -108,14 +108,13 @@ def generate_sums(num: int, seed: int) -> list[Problem]:
         scale = Decimal("0.01") if op in "+-" and rng.random() < 0.1 else Decimal(1)
         if op in "*/":
             a, b = rng.randint(2, 12), rng.randint(1, rng.choice((12, 12, 100)))
-        if op == "/":
-            left, right, result = a * b * scale, a * scale, b * scale
-        elif op == "-":
-            left, right, result = b * scale, a * scale, (b - a) * scale
+        if op in "-/":
+            numbers = (b, a) if op == "-" else (a * b, a)
         else:
-            left, right = (a, b) if rng.random() < 0.5 else (b, a)  # type: ignore[assignment]
-            left, right = left * scale, right * scale
-            result = left + right if op == "+" else left * right
+            numbers = (a, b) if rng.random() < 0.5 else (b, a)
+        result = apply_operation(numbers[0], op, numbers[1])
+        assert result is not None
+        left, right, result = (x * scale for x in (*numbers, result))
         sign = rng.choice("*x×") if op == "*" else op
         gap = rng.choice(("", " "))
         term = f"{left}{gap}{sign}{gap}{right}"

@@ -122,7 +122,8 @@ def _task(found: BenchmarkProblems, policy: Policy, plan: Plan) -> Task:
     """Prompt and length limit of a benchmark; all that could still refuse it is asked here."""
     benchmark, args = found.benchmark, plan.args
     template = _template(found, policy, plan)
-    longest, problem = max(((len(template.encode(p)), p) for p in found.problems), key=lambda pair: pair[0])
+    lengths = [len(ids) for ids in template.encode_all(found.problems)]
+    longest, problem = max(zip(lengths, found.problems, strict=True), key=lambda pair: pair[0])
     limit = args.max_completion_tokens or benchmark.max_completion_tokens
     context = getattr(policy.model.get_base_model().config, "max_position_embeddings", None)
     if context is not None:

@@ -88,10 +88,11 @@ def _fitting(
     context = context_of(config.model)
     kept: list[Problem] = []
     skipped: list[SkippedRow] = []
-    for row, problem in enumerate(found.problems, 1):
+    encoded = template.encode_all(found.problems)
+    for row, (problem, ids) in enumerate(zip(found.problems, encoded, strict=True), 1):
         if most is not None and len(kept) == most:
             break
-        length = len(template.encode(problem))
+        length = len(ids)
         if length <= limit and length + completion <= context:
             kept.append(problem)
             continue

@@ -281,7 +281,7 @@ def _chain(rng: random.Random, num_steps: int, max_operand: int) -> tuple[int, l
         while len(chain) < num_steps:
             op = rng.choice("+-*/")
             operand = rng.randint(2, max_operand if op in "+-" else min(MAX_FACTOR, max_operand))
-            after = _apply(total, op, operand)
+            after = apply_operation(total, op, operand)
             if after is None or not 1 <= after <= 10 * max_operand:
                 break  # start afresh: retrying this step alone would favour the operations that always work
             total = after
@@ -290,8 +290,8 @@ def _chain(rng: random.Random, num_steps: int, max_operand: int) -> tuple[int, l
             return start, chain
 
 
-def _apply(total: int, op: str, operand: int) -> int | None:
-    """The total after an operation; None where a division is not exact."""
+def apply_operation(total: int, op: str, operand: int) -> int | None:
+    """The total after one of ``+ - * /``; None where a division is not exact."""
     if op == "+":
         return total + operand
     if op == "-":
@@ -305,7 +305,7 @@ def _problem(template: str, question: str, start: int, chain: Sequence[tuple[str
     total = start
     lines = []
     for op, operand in chain:
-        after = _apply(total, op, operand)
+        after = apply_operation(total, op, operand)
         assert after is not None
         lines.append(f"{total}{op}{operand}={after}")
         total = after

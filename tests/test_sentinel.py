@@ -125,6 +125,7 @@ def test_a_good_sync_is_proved_step_by_step():
         engine.sync()
         metrics = sentinel.check()
         assert abs(metrics["sync/arrived"] - 1) < 0.1
+        assert 0 in sentinel._proved
         assert (
             float((sentinel._proved[0] - policy.values.flatten()).abs().mean()) < 0.03
         )  # today's, not an older one

@@ -25,6 +25,11 @@ IMPLEMENTATION = "mathrl_packed"
 SHORT = 256  # keys of a query on a CPU: up to here whole products beat torch's attention kernel
 
 
+def differentiable_once() -> bool:
+    """Whether one derivative is enough: not inside torch's math attention, where second ones are taken."""
+    return torch.backends.cuda.flash_sdp_enabled()
+
+
 class _Gather(torch.autograd.Function):
     """Rows of ``x``; the gradients of a row that was read often are summed in float32."""
 
@@ -146,8 +151,7 @@ class Dense:
 
     def _short(self, query: Tensor) -> bool:
         full = query.dtype in (torch.float32, torch.float64)
-        once = torch.backends.cuda.flash_sdp_enabled()  # off: differentiable twice, by torch's math attention
-        return full and once and all(block.hiding is not None for block in self.blocks)
+        return full and differentiable_once() and all(block.hiding is not None for block in self.blocks)
 
 
 class _Short(torch.autograd.Function):
@@ -197,7 +201,7 @@ def _padded(start: np.ndarray, length: np.ndarray) -> tuple[np.ndarray, np.ndarr
 def plan_attention(segments: Segments, device: torch.device, dtype: torch.dtype) -> PackedAttention:
     """The fast way where it applies: half precision on CUDA, and not inside torch's math attention."""
     half = dtype in (torch.bfloat16, torch.float16)
-    if device.type == "cuda" and half and torch.backends.cuda.flash_sdp_enabled():
+    if device.type == "cuda" and half and differentiable_once():
         return Varlen.build(segments, device)
     return Dense.build(segments, device)
 

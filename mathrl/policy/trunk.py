@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mathrl.policy.attention import gather, plan_attention
+from mathrl.policy.attention import differentiable_once, gather, plan_attention
 from mathrl.policy.blocked import BlockedLayers
 from mathrl.policy.packing import Layout, pack
 from mathrl.types import Batch
@@ -88,8 +88,7 @@ class Trunk:
         return gather(hidden, layout.predictor), layout
 
     def _blocked(self) -> BlockedLayers | None:
-        once = torch.backends.cuda.flash_sdp_enabled()  # off: torch's math attention, differentiable twice
-        if self._compiled or self.gradient_checkpointing or not once:
+        if self._compiled or self.gradient_checkpointing or not differentiable_once():
             return None
         return blocked_layers(self._base)
 
