@@ -128,14 +128,14 @@ class Run:
     def _train(self, stack: ExitStack) -> bool:
         cfg = self.config
         reference = self.reference()
+        self.scorer = RewardScorer(cfg.reward, extract_rule(cfg.data), make_reward_model(cfg.reward))
+        stack.callback(self.scorer.close)
         self.policy = Policy.from_pretrained(reference, cfg)
         self.template: PromptTemplate = make_template(cfg, self.policy.tokenizer)
         self.engine: Engine
         self.engine, reason = make_engine(cfg, self.policy, self.template.encode)
         stack.callback(self.engine.close)
         self.console.print(f"  engine: {reason}", soft_wrap=True)
-        self.scorer = RewardScorer(cfg.reward, extract_rule(cfg.data), make_reward_model(cfg.reward))
-        stack.callback(self.scorer.close)
         self.engine.load(self.policy.adapter(), version=0)
         before = self._evaluate_all("before")
 

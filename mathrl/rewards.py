@@ -66,6 +66,7 @@ class RewardScorer:
     def __init__(self, config: RewardConfig, extract: str, reward_model: RewardModel | None = None):
         self.config, self.extract, self.reward_model = config, extract, reward_model
         self.pool = VerifierPool(config.num_workers, config.timeout_s, config.memory_mb)
+        self.pool.start()  # models and engines load meanwhile
         self._early: dict[tuple[str, Completion], Future[Verdict]] = {}
 
     def submit(self, problem: Problem, completion: Completion) -> None:

@@ -40,9 +40,9 @@ MIN_MEMORY_MB = 256
 class VerifierPool:
     """Judges requests in worker processes, each under `timeout_s` seconds of wall clock and `memory_mb` MiB.
 
-    num_workers: processes, started when first needed and kept warm. A context manager, usable from any
-    thread. Raises `ValueError` for limits out of range, and on `submit` for an unknown answer type or rule.
-    Closing settles what is still open with an ERROR verdict and leaves no process behind.
+    num_workers: processes, started when first needed (`start`: sooner) and kept warm. A context manager,
+    usable from any thread. Raises `ValueError` for limits out of range, and on `submit` for an unknown answer
+    type or rule. Closing settles what is still open with an ERROR verdict and leaves no process behind.
     """
 
     def __init__(self, num_workers: int = 2, timeout_s: float = 5.0, memory_mb: int = 1024) -> None:
@@ -60,12 +60,15 @@ class VerifierPool:
         # Also runs when the pool is dropped without close() and when the interpreter exits.
         self._finalizer = weakref.finalize(self, _shut_down, self._queue, self._supervisors, self._pid)
 
+    def start(self) -> None:
+        """Start one worker now, without waiting for it, so that the first hard answer finds it ready."""
+        self._check_usable()
+        if self._ensure_started():
+            self._queue.want_worker()
+
     def submit(self, request: Request) -> Future[Verdict]:
         """Start judging; the future resolves to the verdict and never raises by itself."""
-        if os.getpid() != self._pid:
-            raise RuntimeError("a VerifierPool belongs to the process that made it; make one in each process")
-        if not self._finalizer.alive:
-            raise RuntimeError("this VerifierPool is closed; make a new one")
+        self._check_usable()
         extract_answer("", request.extract)  # raises for an unknown rule, before anything is queued
         task = Task(request, _name_for_workers(request.answer_type))
         verdict = try_fast(
@@ -101,12 +104,21 @@ class VerifierPool:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _ensure_started(self) -> None:
+    def _check_usable(self) -> None:
+        if os.getpid() != self._pid:
+            raise RuntimeError("a VerifierPool belongs to the process that made it; make one in each process")
+        if not self._finalizer.alive:
+            raise RuntimeError("this VerifierPool is closed; make a new one")
+
+    def _ensure_started(self) -> bool:
+        """Start the threads that supervise; whether it was this call that did."""
         with self._start_lock:
-            if not self._started:
-                for supervisor in self._supervisors:
-                    supervisor.thread.start()
-                self._started = True
+            if self._started:
+                return False
+            for supervisor in self._supervisors:
+                supervisor.thread.start()
+            self._started = True
+            return True
 
 
 def _name_for_workers(answer_type: str) -> str:

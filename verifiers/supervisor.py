@@ -72,45 +72,79 @@ class Task:
 
 
 class TaskQueue:
-    """Tasks waiting for a worker, oldest first; tasks given back go to the head."""
+    """Tasks waiting for a worker, oldest first; tasks given back go to the head.
+
+    A worker that is up and idle is woken before a supervisor without one, which takes seconds to start its
+    own: those are woken by what the idle ones leave, and by `want_worker`.
+    """
 
     def __init__(self, num_workers: int) -> None:
         self._tasks: deque[Task] = deque()
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._idle, self._down = threading.Condition(self._lock), threading.Condition(self._lock)
+        self._num_idle = 0  # supervisors that wait with a worker that is up
+        self._num_starting = 0  # supervisors whose worker will be idle soon
+        self._wanted = 0  # workers to start though no task waits
         self._num_workers = num_workers
         self.closed = False
         self.closed_verdict = Verdict(Outcome.ERROR)
 
     def put(self, task: Task) -> None:
         """Append a new task; on a closed queue it is settled at once."""
-        with self._changed:
+        with self._lock:
             if not self.closed:
                 self._tasks.append(task)
-                self._changed.notify()
+                self._wake()
                 return
         task.settle(self.closed_verdict)
 
     def give_back(self, tasks: list[Task]) -> None:
         """Put tasks that a dead worker left behind at the head; on a closed queue they are settled."""
-        with self._changed:
+        with self._lock:
             if not self.closed:
                 self._tasks.extendleft(reversed(tasks))
-                self._changed.notify(len(tasks))
+                self._wake()
                 return
         for task in tasks:
             task.settle(self.closed_verdict)
 
-    def wait(self) -> bool:
-        """Block until there is work; False once the queue is closed."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._tasks or self.closed)
+    def want_worker(self) -> None:
+        """Have one supervisor start its worker now, if it has none."""
+        with self._lock:
+            self._wanted += 1
+            self._down.notify()
+
+    def wait(self, is_up: bool) -> bool:
+        """Block until there is work for one whose worker is up, or is not; False: the queue is closed."""
+        with self._lock:
+            if is_up:
+                self._num_idle += 1
+                self._idle.wait_for(lambda: self._tasks or self.closed)
+                self._num_idle -= 1
+            else:
+                self._down.wait_for(lambda: self._wanted or self._unserved() > 0 or self.closed)
+                self._wanted = max(0, self._wanted - 1)
+                self._num_starting += 1
             return not self.closed
+
+    def end_start(self) -> None:
+        """A supervisor that `wait` sent to start its worker has done so, or failed."""
+        with self._lock:
+            self._num_starting -= 1
+
+    def _unserved(self) -> int:
+        return len(self._tasks) - self._num_idle - self._num_starting
+
+    def _wake(self) -> None:
+        self._idle.notify(len(self._tasks))
+        if self._unserved() > 0:
+            self._down.notify(self._unserved())
 
     def take(self) -> list[Task]:
         """A chunk, small enough that the workers finish together; empty if another worker was faster."""
         chunk: list[Task] = []
         num_chars = 0
-        with self._changed:
+        with self._lock:
             size = max(1, min(_MAX_CHUNK, len(self._tasks) // (2 * self._num_workers)))
             while self._tasks and len(chunk) < size and num_chars < _MAX_CHUNK_CHARS:
                 task = self._tasks.popleft()
@@ -121,12 +155,13 @@ class TaskQueue:
 
     def close(self, reason: str = "the pool was closed before this was judged") -> None:
         """Settle the waiting tasks, and any that come later, with an ERROR verdict that gives the reason."""
-        with self._changed:
+        with self._lock:
             if not self.closed:
                 self.closed_verdict = Verdict(Outcome.ERROR, detail=reason)
             self.closed = True
             tasks, self._tasks = list(self._tasks), deque()
-            self._changed.notify_all()
+            self._idle.notify_all()
+            self._down.notify_all()
         for task in tasks:
             task.settle(self.closed_verdict)
 
@@ -158,9 +193,10 @@ class Supervisor:
 
     def _run(self) -> None:
         failed_starts = 0
-        while self._queue.wait():
+        while self._queue.wait(self._child is not None):
             if self._child is None:
                 failed_starts = 0 if self._start() else failed_starts + 1
+                self._queue.end_start()
                 if failed_starts >= _MAX_FAILED_STARTS:
                     self._queue.close("the worker processes do not start; their error is on stderr")
             else:

@@ -325,6 +325,37 @@ def test_easy_answers_never_wake_a_worker() -> None:
         assert pool.worker_pids() == []
 
 
+def test_a_worker_that_is_up_is_asked_before_another_starts() -> None:
+    with VerifierPool(num_workers=4, timeout_s=TIMEOUT_S, memory_mb=256) as pool:
+        pool.map([request("say yes")])
+        (worker,) = pool.worker_pids()
+        for _ in range(20):
+            assert outcomes(pool.map([request("say yes")])) == ["correct"]
+            assert pool.worker_pids() == [worker]
+            time.sleep(0.01)
+
+
+def test_more_work_than_idle_workers_starts_others() -> None:
+    with VerifierPool(num_workers=3, timeout_s=30, memory_mb=256) as pool:
+        pool.map([request("say yes")])
+        held = [pool.submit(request("sleep 20")) for _ in range(2)]
+        assert pool.submit(request("say yes")).result(timeout=15).correct
+        assert len(pool.worker_pids()) == 3
+        assert not any(future.done() for future in held)
+
+
+def test_a_worker_can_be_started_ahead_of_work() -> None:
+    with VerifierPool(num_workers=3, timeout_s=TIMEOUT_S, memory_mb=256) as pool:
+        pool.start()
+        pool.start()
+        assert eventually(lambda: len(pool.worker_pids()) == 1)
+        pids = pool.worker_pids()
+        assert outcomes(pool.map([request("say yes")])) == ["correct"]
+        assert pool.worker_pids() == pids
+    with pytest.raises(RuntimeError, match="closed"):
+        pool.start()
+
+
 def test_a_forked_copy_is_refused(pool: VerifierPool) -> None:
     pid = os.fork()
     if pid == 0:
