@@ -4,13 +4,18 @@ Two tests, because rounding hides small moves. The *gap* test compares engine an
 what is grossly wrong: an adapter without its scaling, a prompt whose keys and values are another version's.
 A policy that moves by 0.01 nats a step under rounding of 0.05 nats passes it for long with weights that
 never arrive. The *move* test therefore asks which trainer the engine is nearer to: today's or that of the
-last sync that was proved. With t₀, t₁ the trainer's log-probabilities then and now and e₁ the engine's,
+last sync that was proved. With t₀, t₁ the trainer's log-odds of the tokens then and now and e₁ the engine's,
 
     arrived = <e₁ − t₀, t₁ − t₀> / ‖t₁ − t₀‖²
 
 is 1 where the move arrived and 0 where it did not, up to rounding, which pulls both towards ½ by the same
 amount; its standard error falls with the number of tokens. A move too small to tell stays open, and is added
 to the next.
+
+Log-odds, log p − log(1 − p), because rounding moves all logits alike: a sure token's log-probability hardly
+shows it and an unlikely one's shows all of it, so that one or two of them would decide the test. The standard
+error is that of leaving out one token at a time (HC3: MacKinnon and White 1985, Journal of Econometrics 29),
+which no single token can make small.
 """
 
 from __future__ import annotations
@@ -56,7 +61,7 @@ class Move:
 
     arrived: float  # 1: all of it, 0: none
     error: float  # standard error
-    size: float  # nats, root mean square over the tokens
+    size: float  # root mean square over the tokens, of log-odds
 
     @property
     def proved(self) -> bool:
@@ -69,14 +74,22 @@ class Move:
 
 def measure_move(engine: Tensor, before: Tensor, now: Tensor) -> Move:
     """(n,) log-probabilities: the engine's, the trainer's at the last proof and the trainer's now."""
+    engine, before, now = (_log_odds(logprobs) for logprobs in (engine, before, now))
     move, followed = now - before, engine - before
     squares = float(move.square().sum())
     if squares == 0.0:
         return Move(math.nan, math.inf, 0.0)
     arrived = float((followed * move).sum()) / squares
-    residual = followed - arrived * move
-    variance = float(residual.square().sum()) / max(1, len(move) - 1)
-    return Move(arrived, math.sqrt(variance / squares), math.sqrt(squares / len(move)))
+    share = move.square() / squares  # a token's part in the fit
+    left_out = (followed - arrived * move) / (1.0 - share).clamp_min(1e-12)
+    error = float((move * left_out).square().sum()) ** 0.5 / squares
+    return Move(arrived, error if len(move) > 1 else math.inf, math.sqrt(squares / len(move)))
+
+
+def _log_odds(logprobs: Tensor) -> Tensor:
+    """log p − log(1 − p), with p at most 1 − 10⁻⁶: nearer to 1 float32 has no digits left."""
+    logprobs = logprobs.double().clamp_max(-1e-6)
+    return logprobs - torch.log(-torch.expm1(logprobs))
 
 
 class Sentinel:
@@ -147,8 +160,8 @@ class Sentinel:
         if move.refuted:
             raise SyncError(
                 f"after the sync to version {self.policy.version} only {move.arrived:.0%} ± {move.error:.0%} "
-                f"of the policy's move since the last proved sync ({move.size:.2g} nats a token) has arrived "
-                f"at the engine: it still samples from older weights; {_ADVICE}"
+                f"of the policy's move since the last proved sync (log-odds by {move.size:.2g}) has "
+                f"arrived at the engine: it still samples from older weights; {_ADVICE}"
             )
         if move.proved:
             self._proved[replica] = now

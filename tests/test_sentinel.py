@@ -12,23 +12,29 @@ VOCAB = 50
 PROBLEMS = [Problem(f"p{i}", str(i), "1") for i in range(20)]
 
 
+def shifted(logprobs: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities whose log-odds are larger ``by`` so much: what rounding and training move."""
+    odds = logprobs - torch.log(-torch.expm1(logprobs))
+    return torch.nn.functional.logsigmoid(odds + by)
+
+
 class Table:
-    """A policy whose log-probabilities are a table: (problem, place) -> nats."""
+    """A policy whose log-probabilities are a table: (problem, place) -> nats. Rounding is of log-odds."""
 
     pad_id, version = 0, 0
 
     def __init__(self, rounding: float = 0.0) -> None:
         self.rounding = rounding
         self.generator = torch.Generator().manual_seed(0)
-        self.values = -4.0 * torch.rand(NUM_PROBLEMS, NUM_TOKENS, generator=self.generator).double()
+        self.values = -4.0 * (1 - torch.rand(NUM_PROBLEMS, NUM_TOKENS, generator=self.generator).double())
 
     def read(self) -> torch.Tensor:
         noise = torch.randn(self.values.shape, generator=self.generator, dtype=torch.float64)
-        return self.values + self.rounding * noise
+        return shifted(self.values, self.rounding * noise) if self.rounding else self.values
 
     def move(self, size: float) -> None:
         noise = torch.randn(self.values.shape, generator=self.generator, dtype=torch.float64)
-        self.values = self.values + size * noise
+        self.values = shifted(self.values, size * noise)
         self.version += 1
 
     def logprobs(self, batch, *, temperature=None):
@@ -59,7 +65,7 @@ class Copy:
         noise = self.policy.rounding * torch.randn(
             self.values.shape, generator=self.policy.generator, dtype=torch.float64
         )
-        table = (self.values + noise).tolist()
+        table = (shifted(self.values, noise) if self.policy.rounding else self.values).tolist()
         return [row[: len(tokens)] for row, tokens in zip(table, completions, strict=True)]
 
 
@@ -106,15 +112,48 @@ def test_an_engine_that_shares_the_model_is_not_checked():
 
 
 def test_the_move_formula():
-    """Three tokens move by (1, 2, 2); the engine follows by a half, plus (2, -1, 0) which is orthogonal."""
-    before = torch.tensor([0.0, 1.0, -1.0], dtype=torch.float64)
-    move = torch.tensor([1.0, 2.0, 2.0], dtype=torch.float64)
-    found = measure_move(before + move / 2 + torch.tensor([2.0, -1.0, 0.0]), before, before + move)
+    """Log-odds move by (1, 2, 2), the engine's by half of it plus (2, -1, 0), orthogonal to it."""
+    before = torch.tensor([-0.5, -1.0, -3.0], dtype=torch.float64)
+    move, off = torch.tensor([1.0, 2.0, 2.0]).double(), torch.tensor([2.0, -1.0, 0.0]).double()
+    found = measure_move(shifted(before, move / 2 + off), before, shifted(before, move))
     assert found.arrived == pytest.approx(0.5)
-    assert found.error == pytest.approx(math.sqrt((5 / 2) / 9))
+    # without the first token the others give (0 + 2) / 8, without the second (2.5 + 2) / 5, the third 2.5 / 5
+    left_out = torch.tensor([2.5 - 0.25 * 1, 0.0 - 0.9 * 2, 1.0 - 0.5 * 2]).double()
+    assert found.error == pytest.approx(float((move * left_out).square().sum()) ** 0.5 / 9)
     assert found.size == pytest.approx(math.sqrt(3))
     assert not found.proved
     assert not found.refuted
+
+
+def test_one_token_decides_nothing():
+    """An unlikely token moves far and rounding takes the engine's the other way; the others hardly move."""
+    generator = torch.Generator().manual_seed(1)
+
+    def noise():
+        return 0.01 * torch.randn(64, generator=generator, dtype=torch.float64)
+
+    odds, move, engine = 3.0 + 100 * noise(), torch.zeros(64, dtype=torch.float64), noise()
+    odds[0], move[0], engine[0] = -12.0, 0.4, -0.3 * 0.4
+    read = torch.nn.functional.logsigmoid
+    found = measure_move(read(odds + engine), read(odds + noise()), read(odds + move + noise()))
+    assert found.arrived == pytest.approx(-0.3, abs=0.05)
+    assert not found.refuted
+
+
+def test_sure_and_unlikely_tokens_weigh_alike():
+    """Log-odds from -12 to 15, rounded by 0.1, 64 tokens: no false alarm, and a stale engine is caught."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(size):
+        return size * torch.randn(64, generator=generator, dtype=torch.float64)
+
+    read, caught = torch.nn.functional.logsigmoid, 0
+    for draw in range(500):
+        odds, move = normal(5.0) + 2.0, normal(0.1 * (0.3, 1.0, 4.0)[draw % 3])
+        before, now = read(odds + normal(0.1)), read(odds + move + normal(0.1))
+        assert not measure_move(read(odds + move + normal(0.1)), before, now).refuted
+        caught += draw % 3 == 2 and measure_move(read(odds + normal(0.1)), before, now).refuted
+    assert caught > 0.95 * 166
 
 
 def test_a_good_sync_is_proved_step_by_step():
@@ -135,7 +174,7 @@ def test_a_stale_engine_is_caught_far_under_the_bound_of_the_gap():
     policy, _, sentinel = make(rounding=0.01)
     sentinel.check()
     policy.move(0.05)
-    with pytest.raises(SyncError, match=r"only -?\d% ± \d% of the policy's move .*0\.05"):
+    with pytest.raises(SyncError, match=r"only -?\d% ± \d% of the policy's move .*by 0\.05"):
         sentinel.check()
 
 
