@@ -78,7 +78,9 @@ class Replicas:
 
     def load(self, adapter: Adapter | None, version: int) -> None:
         """Every engine samples from these weights from now on."""
-        self._each(lambda _, engine: engine.load(adapter, version))
+        # once, not once an engine: their threads share one interpreter
+        written = self.engines[0].write(adapter) if adapter is not None else None
+        self._each(lambda _, engine: engine.load(adapter, version, written=written))
         self.version = version
         metrics = [engine.sync_metrics for engine in self.engines]
         self.sync_metrics = {name: max(m[name] for m in metrics) for name in metrics[0]}

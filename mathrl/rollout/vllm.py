@@ -11,11 +11,14 @@ them on a real engine.
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import InvalidStateError
+from contextlib import contextmanager, suppress
 from copy import copy
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from vllm.lora.request import LoRARequest
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import FinishReason as VllmFinishReason
+from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
@@ -86,7 +90,7 @@ class VllmEngine:
         self.sync_metrics: dict[str, float] = {}  # of the last load
         self._dtype = dtype
         self._folder = weights_folder()
-        self._serial = 0
+        self._serial = self._num_written = 0
         self._lora: LoRARequest | None = None
         self._closed = False
         self._remove_folder = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
@@ -102,6 +106,7 @@ class VllmEngine:
             raise UserError(f"vLLM did not start on {device} with {model!r}: {first}") from error
         self._core: Any = self._llm.engine_core
         self._processes = list(self._core.resources.engine_manager.processes)
+        threading.Thread(target=_watch, args=(weakref.ref(self), self._processes), daemon=True).start()
         self._tasks = self._llm.get_supported_tasks()
 
     def sample(
@@ -171,8 +176,22 @@ class VllmEngine:
                     scores[n][t] = float(values[list(ids).index(continuations[n][t])])
         return scores
 
-    def load(self, adapter: Adapter | None, version: int) -> None:
+    def write(self, adapter: Adapter) -> Path | None:
+        """Put the adapter on the RAM disk for ``load``, of this engine or another; None: merged weights."""
+        if not self.limits.lora_rank:
+            return None
+        for left in self._folder.iterdir():
+            shutil.rmtree(left, ignore_errors=True)
+        self._num_written += 1
+        folder = self._folder / str(self._num_written)
+        write_adapter(adapter, folder, self._dtype)
+        return folder
+
+    def load(self, adapter: Adapter | None, version: int, *, written: Path | None = None) -> None:
         """Sample from these weights from now on; None is the reference (no adapter).
+
+        Args:
+            written: where ``write`` has put this adapter already.
 
         Raises:
             UserError: vLLM refuses the adapter.
@@ -180,11 +199,12 @@ class VllmEngine:
         """
         start = time.perf_counter()
         metrics: dict[str, float] = {}
-        if self.limits.lora_rank:
-            self._load_adapter(adapter, version)
-        else:
-            metrics = self._load_merged(adapter)
-        self._reset_prefix_cache()
+        with self._core_at_work("loading weights"):
+            if self.limits.lora_rank:
+                self._load_adapter(adapter, version, written)
+            else:
+                metrics = self._load_merged(adapter)
+            self._reset_prefix_cache()
         self.version = version
         self.sync_metrics = metrics | {"sync/engine_s": time.perf_counter() - start}
 
@@ -201,19 +221,19 @@ class VllmEngine:
                 process.join()
         self._remove_folder()
 
-    def _load_adapter(self, adapter: Adapter | None, version: int) -> None:
+    def _load_adapter(self, adapter: Adapter | None, version: int, written: Path | None) -> None:
         old, self._lora = self._lora, None
         if old is not None:
             self._core.remove_lora(old.lora_int_id)
-            shutil.rmtree(old.lora_path, ignore_errors=True)
         if adapter is None:
             return
+        folder = written or self.write(adapter)
         self._serial += 1
-        folder = self._folder / str(self._serial)
-        write_adapter(adapter, folder, self._dtype)
         request = LoRARequest(f"version-{version}-{self._serial}", self._serial, str(folder))
         try:
             loaded = self._core.add_lora(request)
+        except EngineDeadError:
+            raise
         except Exception as error:
             raise UserError(f"vLLM refuses the adapter: {str(error).strip().splitlines()[0]}") from error
         if not loaded or set(self._core.list_loras()) != {self._serial}:
@@ -285,11 +305,26 @@ class VllmEngine:
     def _requests(self) -> Iterator[dict[str, tuple[int, int]]]:
         """Requests under way by id; those left when something goes wrong are cancelled."""
         waiting: dict[str, tuple[int, int]] = {}
+        with self._core_at_work("sampling"):
+            try:
+                yield waiting
+            except EngineDeadError:
+                raise
+            except BaseException:
+                self._core.abort_requests(list(waiting))
+                raise
+
+    @contextmanager
+    def _core_at_work(self, work: str) -> Iterator[None]:
+        """One sentence where the core's process has ended meanwhile."""
         try:
-            yield waiting
-        except BaseException:
-            self._core.abort_requests(list(waiting))
-            raise
+            yield
+        except EngineDeadError as error:
+            raise UserError(
+                f"vLLM's process ended while {work} ({_exit_codes(self._processes)}; -9: killed, mostly as "
+                "the machine's memory ran out; otherwise its own error stands above): a training run goes on "
+                "from its last checkpoint with --resume"
+            ) from error
 
     def _answers(self, waiting: Mapping[str, Any]) -> Iterator[list[Any]]:
         """Finished outputs as they come, until ``waiting``, from which the caller takes them, is empty."""
@@ -315,6 +350,28 @@ class VllmEngine:
                     f"problem {problem.id!r}: a prompt of {len(prompt)} tokens and max_completion_tokens "
                     f"{limit} exceed the engine's {room} tokens; lower the limit or drop the problem"
                 )
+
+
+def _exit_codes(processes: Sequence[Any]) -> str:
+    """Of processes that are ending; the system tells them a moment after it has closed their pipes."""
+    deadline = time.monotonic() + 2.0
+    while any(process.exitcode is None for process in processes) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return "exit code " + ", ".join(str(process.exitcode) for process in processes)
+
+
+def _watch(engine: weakref.ref[VllmEngine], processes: Sequence[Any]) -> None:
+    """Wake whoever waits for a core that has been killed; vLLM's client would wait for ever."""
+    wait([process.sentinel for process in processes])
+    alive = engine()
+    if alive is None or alive._closed:
+        return
+    core = alive._core
+    core.resources.engine_dead = True  # for the calls to come
+    core.outputs_queue.put_nowait(EngineDeadError())
+    for future in list(core.utility_results.values()):
+        with suppress(InvalidStateError):  # answered already
+            future.set_exception(EngineDeadError())
 
 
 class FinishedOnlyScheduler(FinishedOnly, Scheduler):

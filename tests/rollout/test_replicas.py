@@ -36,8 +36,12 @@ class Echo:
     def score(self, prompts, continuations):
         return [[float(p[0] + t) for t in tokens] for p, tokens in zip(prompts, continuations, strict=True)]
 
-    def load(self, adapter, version):
-        self.version = version
+    def write(self, adapter):
+        self.written = f"where {adapter} lies"
+        return self.written
+
+    def load(self, adapter, version, *, written=None):
+        self.version, self.loaded = version, written
         self.sync_metrics = {"sync/engine_s": float(self.asked)}
 
     def close(self):
@@ -70,6 +74,16 @@ def test_all_are_loaded_and_closed():
     assert replicas.sync_metrics == {"sync/engine_s": 4.0}  # the slowest
     replicas.close()
     assert [engine.closed for engine in replicas.engines] == [1, 1]
+
+
+def test_an_adapter_is_written_once_for_all():
+    replicas = Replicas(lambda _: Echo(), 3)
+    replicas.load("a", 1)
+    assert [engine.loaded for engine in replicas.engines] == ["where a lies"] * 3
+    assert [hasattr(engine, "written") for engine in replicas.engines] == [True, False, False]
+    replicas.load(None, 0)
+    assert [engine.loaded for engine in replicas.engines] == [None] * 3
+    replicas.close()
 
 
 def test_one_that_does_not_start_closes_the_others():

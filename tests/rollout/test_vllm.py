@@ -388,3 +388,19 @@ def test_replicas_sample_what_one_engine_does_and_are_proved_each(synced, model_
     finally:
         replicas.close()
     assert not any(process.is_running() for process in processes)
+
+
+def test_a_killed_core_is_told_of_at_once_and_never_waited_for(model_folder, policy):
+    engine = start_engine(model_folder, policy)
+    try:
+        engine.load(policy.adapter(), 1)
+        prompts = [problem(f"x{i}", 20) for i in range(64)]
+        with pytest.raises(UserError, match=r"process ended while sampling \(exit code -9;.*--resume"):
+            engine.sample(prompts, 4, seed=1, on_completion=lambda *_: [p.kill() for p in engine._processes])
+        with pytest.raises(UserError, match="ended while loading weights"):
+            engine.load(policy.adapter(), 2)
+        with pytest.raises(UserError, match="ended while"):
+            engine.score([[5, 6]], [[7]])
+    finally:
+        engine.close()
+    assert not engine._folder.exists()
