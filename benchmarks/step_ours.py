@@ -17,7 +17,7 @@ from mathrl.policy import Policy
 from mathrl.rewards import RewardScorer
 from mathrl.rollout import make_engine
 from mathrl.sentinel import Sentinel
-from mathrl.trainer import Trainer
+from mathrl.trainer import Trainer, short_collections
 from mathrl.types import Batch, Problem
 from mathrl.update import make_update
 
@@ -181,16 +181,17 @@ def measure(
     )  # fmt: skip
     seconds: list[float] = []
     phases: dict[str, list[float]] = {}
-    for index in range(warmup + steps):
-        start = time.perf_counter()
-        metrics, _ = trainer.step(index)
-        if policy.device.type == "cuda":
-            torch.cuda.synchronize()
-        if index >= warmup:
-            seconds.append(time.perf_counter() - start)
-            for name, value in metrics.items():
-                if name.startswith("time/") and name != "time/step_s":
-                    phases.setdefault(name.removeprefix("time/").removesuffix("_s"), []).append(value)
+    with short_collections():  # as Trainer.run does
+        for index in range(warmup + steps):
+            start = time.perf_counter()
+            metrics, _ = trainer.step(index)
+            if policy.device.type == "cuda":
+                torch.cuda.synchronize()
+            if index >= warmup:
+                seconds.append(time.perf_counter() - start)
+                for name, value in metrics.items():
+                    if name.startswith("time/") and name != "time/step_s":
+                        phases.setdefault(name.removeprefix("time/").removesuffix("_s"), []).append(value)
     cuda = policy.device.type == "cuda"
     return {
         "seconds": seconds,
