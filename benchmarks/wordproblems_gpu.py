@@ -7,8 +7,9 @@
 
 Problems: GRPO trains on 60 % of the SVAMP and MAWPS questions (chosen by a hash of the question, duplicates
 across the files joined), with their final answers alone; 40 % and GSM8K's test set are held out. SFT sees
-GSM8K's training solutions, generated problems and bare arithmetic, none of the others. Baselines that
-understand nothing: |first - second number|, and the equation of the training question with most equal words.
+GSM8K's training problems with the calculations of their solutions, the same with other numbers, generated
+stories and bare arithmetic, none of the others. Baselines that understand nothing: |first - second number|,
+and the equation of the training question with most equal words.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from record import describe, store
-from wordproblems_stories import generate_stories
+from wordproblems_renumbered import read_worked, renumber
+from wordproblems_stories import Vocabulary, generate_stories, spaced, written
 
 from mathrl.benchmark_sets import normalised
 from mathrl.config import DataConfig
@@ -34,11 +36,12 @@ from mathrl.data import load_problems
 from mathrl.errors import UserError
 from mathrl.statistics import wilson_interval
 from mathrl.types import Problem, derive_seed
-from mathrl.wordproblems import apply_operation, generate_drills, generate_problems
+from mathrl.wordproblems import generate_drills, generate_problems
 
 HELD_OUT_SHARE = 0.4
 MAWPS = ("multiarith", "addsub", "singleeq", "singleop")
-STORIES, EVENTS, CHAINS, SUMS = 60_000, 30_000, 10_000, 60_000
+STORIES, EVENTS, CHAINS, SUMS = 100_000, 5_000, 5_000, 40_000
+RENUMBERED = 10  # copies of a GSM8K problem with other numbers, at most
 LARGEST = 100  # operand of a chain of events, told or bare
 SETS = {"mawps": 64, "svamp": 64, "gsm8k": 256}  # completion tokens
 FOLDER = Path("runs/wordproblems_data")
@@ -62,13 +65,17 @@ def prepare(data: Path, out: Path) -> None:
                     held_out[name][key] = row
             else:
                 train.setdefault(key, row)
-    solutions = []
+    worked = read_worked(data / "gsm8k/train.jsonl")
+    rng = random.Random(0)
+    worked += [new for one in worked for new in renumber(one, RENUMBERED, 0)]
+    solutions = [
+        w.row | {"question": spaced(w.question) if rng.random() < 0.2 else w.question} for w in worked
+    ]
     generated = generate_problems(EVENTS, 0, max_operand=LARGEST)
     generated += generate_drills(CHAINS, 0, max_operand=LARGEST)
-    generated += [*generate_stories(STORIES, 0), *generate_sums(SUMS, 0)]
-    for p in [*_all("gsm8k", data / "gsm8k/train.jsonl"), *generated]:
-        working = (p.solution or "").split("####")[0].strip()
-        solutions.append({"question": p.question, "answer": f"{working}\n#### {p.answer}"})
+    generated += generate_stories(STORIES, 0, Vocabulary.of(w.question for w in worked))
+    for p in [*generated, *generate_sums(SUMS, 0)]:
+        solutions.append({"question": p.question, "answer": p.solution or p.answer})
     test = [{"question": p.question, "answer": p.answer} for p in _all("gsm8k", data / "gsm8k/test.jsonl")]
     out.mkdir(parents=True, exist_ok=True)
     for name, rows in {
@@ -98,29 +105,28 @@ def _all(source: str, path: Path) -> Sequence[Problem]:
 def generate_sums(num: int, seed: int) -> list[Problem]:
     """``num`` different questions for one sum, difference, product or quotient, with the equation.
 
-    A model of this size needs many of them before it adds two digits without a mistake. Numbers are below 20,
-    100 or 1,000, a tenth of the sums and differences in cents.
+    A model of this size needs many of them before it adds two digits without a mistake. Numbers are at most
+    20, 100, 1,000 or 10,000; a third of the sums and differences and some products have decimals.
     """
     rng, asked = random.Random(derive_seed(seed, "sums")), dict[str, Problem]()
     while len(asked) < num:
-        op = rng.choice("++--*/")
-        a, b = sorted((rng.randint(1, size := rng.choice((20, 100, 100, 1000))), rng.randint(1, size)))
-        scale = Decimal("0.01") if op in "+-" and rng.random() < 0.1 else Decimal(1)
-        if op in "*/":
-            a, b = rng.randint(2, 12), rng.randint(1, rng.choice((12, 12, 100)))
-        if op in "-/":
-            numbers = (b, a) if op == "-" else (a * b, a)
+        op = rng.choice("++--**/")
+        size, decimals = rng.choice((20, 100, 100, 1000, 10_000)), rng.random() < 0.33
+        if op in "+-":
+            a, b = (Decimal(rng.randint(1, size)).scaleb(-decimals * rng.randint(0, 3)) for _ in range(2))
+            a, b = (max(a, b), min(a, b)) if op == "-" else (a, b)
         else:
-            numbers = (a, b) if rng.random() < 0.5 else (b, a)
-        result = apply_operation(numbers[0], op, numbers[1])
-        assert result is not None
-        left, right, result = (x * scale for x in (*numbers, result))
+            a = Decimal(rng.randint(2, rng.choice((12, 12, 100, 1000))))
+            b = Decimal(rng.randint(2, rng.choice((12, 12, 100 if a <= 100 else 12))))
+            a = a.scaleb(-1 - (size > 100)) if decimals and op == "*" and size != 20 else a
+            a, b = (a * b, b) if op == "/" else (a, b) if rng.random() < 0.5 else (b, a)
+        result = written({"+": a + b, "-": a - b, "*": a * b, "/": a / b}[op])
+        left, right = written(a), written(b)
         sign = rng.choice("*x×") if op == "*" else op
-        gap = rng.choice(("", " "))
-        term = f"{left}{gap}{sign}{gap}{right}"
+        term = rng.choice(("{}{}{}", "{} {} {}")).format(left, sign, right)
         question = rng.choice(("What is {}?", "Work out {}.", "{} = ?", "How much is {}?")).format(term)
-        solution = f"{term}{gap}={gap}{result}\n#### {result}"
-        asked[question] = Problem(question, question, str(result), "number", solution=solution)
+        solution = f"{left}{op}{right}={result}\n#### {result}"
+        asked[question] = Problem(question, question, result, "number", solution=solution)
     return list(asked.values())
 
 

@@ -1,125 +1,213 @@
-"""Generated stories of the kinds that school books have, with the equation: for supervised training only.
+"""Generated stories of the kinds that school books have, with their equations: for supervised training only.
 
 The kinds are those of the literature on word problems (Riley, Greeno and Heller 1983): combine, change,
-compare, equal groups, and two of them in a row; the sentences are our own. Every result is a
-whole number >= 0.
+compare, equal groups, and two of them in a row; the sentences are our own and stand in
+wordproblems_stories.txt, their words in wordproblems_words.toml. What a reader must learn is which numbers
+count and how, whatever the story is about; so each has one of several wordings, drawn names and things, at
+times numbers that nobody asks for, spaces before its punctuation, prices in cents or numbers in words. Every
+result is >= 0, and whole but for cents and tenths.
 """
 
 from __future__ import annotations
 
 import random
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
 
 from mathrl.types import Problem, derive_seed
-from mathrl.wordproblems import apply_operation
 
-NAMES = (
-    "Amy", "Bob", "Carl", "Dana", "Emma", "Finn", "Gina", "Hugo", "Iris", "Joe", "Karen", "Liam", "Mary",
-    "Nick", "Olga", "Paul", "Rosa", "Sam", "Tina", "Victor", "Wendy", "Zoe", "Tom", "Sara", "Mike", "Jenny",
-)  # fmt: skip
-THINGS = (
-    "apples", "balls", "balloons", "books", "boxes", "cakes", "candies", "cards", "coins", "cookies",
-    "crayons", "cups", "dolls", "eggs", "erasers", "flowers", "games", "hats", "marbles", "oranges",
-    "pencils", "photos", "pies", "plants", "plates", "roses", "seashells", "shirts", "songs", "stamps",
-    "stickers", "toys", "trees",
-)  # fmt: skip
+WORDS: dict[str, Any] = tomllib.loads(Path(__file__).with_name("wordproblems_words.toml").read_text())
+SIZES = (10, 10, 20, 50, 100, 100, 100, 1000, 10_000)
 
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """A text and what to do with its numbers: ``n-m x+k``, one after another; x is the result so far."""
+    """A text, its question, and what to do with the numbers, as wordproblems_stories.txt says."""
 
     text: str
-    equations: str
+    question: str
+    equations: tuple[tuple[str, str, str], ...]
+
+    @property
+    def sums_only(self) -> bool:
+        return all(op in "+-" for _, op, _ in self.equations)
 
 
-STORIES = tuple(
-    Story(*line.rsplit(" | ", 1))
-    for line in """
-{A} has {n} {t} and {B} has {m} {t}. How many {t} do they have together? | n+m
-There are {n} red {t} and {m} blue {t} on a table. How many {t} are there in all? | n+m
-{A} picked {n} {t}, {B} picked {m} {t} and {C} picked {k} {t}. How many {t} were picked in total? | n+m x+k
-{A} walked {n} miles on Monday and {m} miles on Tuesday. How many miles did {A} walk altogether? | n+m
-{A} spent {n} dollars on {t} and {m} dollars on {u}. How much did {A} spend in total? | n+m
-A class has {n} girls and {m} boys. How many children are in the class? | n+m
-{A} had {n} {t}. Then {B} gave {A} {m} more. How many {t} does {A} have now? | n+m
-{A} made {n} {t} in the morning and {m} more in the afternoon. How many {t} did {A} make? | n+m
-A farmer has {n} sheep and buys {m} more. How many sheep does the farmer have now? | n+m
-{A} gave {m} {t} to {B} and has {n} {t} left. How many {t} did {A} have at first? | n+m
-After {A} sold {m} {t}, {n} {t} were left. How many {t} were there before? | n+m
-{B} has {n} {t}. {A} has {m} more {t} than {B}. How many {t} does {A} have? | n+m
-{A} had {n} {t} and gave {m} of them to {B}. How many {t} does {A} have left? | n-m
-There were {n} {t} in a bag. {A} took {m} out. How many {t} are in the bag now? | n-m
-{A} starts with {n} {t} and loses {m}. How many {t} does {A} end with? | n-m
-A shop had {n} {t} and sold {m} of them. How many {t} are left? | n-m
-{A} had {n} {t}. {A} gave some to {B} and now has {m}. How many {t} did {A} give to {B}? | n-m
-{A} had {m} {t}. {B} gave {A} some more, and now {A} has {n}. How many {t} did {B} give? | n-m
-{A} wants to buy {u} for {n} dollars and has {m} dollars. How many more dollars does {A} need? | n-m
-{n} people were on a bus. At a stop some got off, and {m} were left. How many got off? | n-m
-{A} has {n} {t} and {B} has {m} {t}. How many more {t} does {A} have than {B}? | n-m
-{A} has {n} {t} and {m} {u}. How many fewer {u} than {t} does {A} have? | n-m
-{A} has {n} {t}, which is {m} more than {B} has. How many {t} does {B} have? | n-m
-{A} has {n} {t}. {B} has {m} fewer {t} than {A}. How many {t} does {B} have? | n-m
-One rope is {n} feet long and another is {m} feet long. How much longer is the first one? | n-m
-{A} and {B} have {n} {t} together. {A} has {m} of them. How many {t} does {B} have? | n-m
-There are {p} boxes with {q} {t} in each box. How many {t} are there? | p*q
-{A} buys {p} {t} for {q} dollars each. How much does {A} pay? | p*q
-Each of {p} children has {q} {t}. How many {t} do they have in all? | p*q
-{A} reads {q} pages a day. How many pages does {A} read in {p} days? | p*q
-{A} has {p} times as many {t} as {B}, who has {q}. How many {t} does {A} have? | p*q
-A page holds {q} {t}, and an album has {p} pages. How many {t} fit in the album? | p*q
-{A} earns {q} dollars an hour. How much does {A} earn in {p} hours? | p*q
-{A} shares {r} {t} equally among {p} friends. How many {t} does each friend get? | r/p
-{A} puts {r} {t} in bags with {p} {t} in each bag. How many bags are needed? | r/p
-There are {r} {t} in {p} equal groups. How big is each group? | r/p
-{A} paid {r} dollars for {p} {t} of the same price. How much did one cost? | r/p
-{A} plants {r} {t} in rows of {p}. How many rows are there? | r/p
-{A} wrote {r} pages in {p} days, the same number each day. How many pages a day is that? | r/p
-{A} had {n} {t}, gave {m} of them to {B} and then bought {k} more. How many {t} does {A} have now? | n-m x+k
-{A} had {n} {t}, found {m} more and lost {j}. How many {t} does {A} have at the end? | n+m x-j
-There are {p} boxes with {q} {t} each. {j} of the {t} are broken. How many are not broken? | p*q x-j
-{A} had {p} bags with {q} {t} each and {k} {t} more. How many {t} did {A} have? | p*q x+k
-{A} has {p} red and {q} green {t} that cost {s} dollars each. How much do all of them cost? | p+q x*s
-{A} had {n} {t}, but {m} did not work. {A} sold the others for {s} dollars each. What did {A} get? | n-m x*s
-{A} bought {p} {t} and {q} {u} for {s} dollars each. How much did {A} pay? | p+q x*s
-{A} scored {n} points in one game and {m} in the next. {A} wants {w} points. How many are missing? | n+m w-x
-{A} had {v} dollars and bought {p} {t} for {q} dollars each. How much is left? | p*q v-x
-{A} has {p} {t} and {k} {u}. {B} has {q} {t}. How many {t} do they have together? | p+q
-{A} has {n} {t} and {k} {u}. {A} gives {m} {t} away. How many {t} are left? | n-m
-{A} ate {k} {u}. {A} had {n} {t} and {B} had {m} {t}. How many more {t} did {A} have than {B}? | n-m
-""".strip().splitlines()
-)
+def read_stories() -> tuple[Story, ...]:
+    lines = Path(__file__).with_suffix(".txt").read_text().splitlines()
+    stories = []
+    for line in lines:
+        if line and not line.startswith("#"):
+            text, question, equations = line.split(" | ")
+            parts = (re.fullmatch(r"(\w+)([-+*/])(\w+)", part) for part in equations.split())
+            stories.append(Story(text, question, tuple(part.groups() for part in parts)))  # type: ignore[union-attr,misc]
+    return tuple(stories)
 
 
-def generate_stories(num: int, seed: int) -> list[Problem]:
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """What stories are about: names of people, and things in the plural."""
+
+    names: tuple[str, ...]
+    things: tuple[str, ...]
+
+    @classmethod
+    def of(cls, questions: Iterable[str]) -> Vocabulary:
+        """Own words and those that ``questions`` use twice: what is counted, and who does something."""
+        things, names = Counter[str](), Counter[str]()
+        for question in questions:
+            things.update(set(re.findall(r"\b\d+ ([a-z]{3,}s)\b", question)))
+            names.update(
+                set(re.findall(r"\b([A-Z][a-z]{2,}) (?:has|had|buys|bought|wants|made)\b", question))
+            )
+        known = {plural(thing) for thing in WORDS["single"]}
+        own = {
+            word
+            for word, count in things.items()
+            if count > 1 and word not in (*WORDS["distances"], *WORDS["volumes"])
+        }
+        people = {word for word, count in names.items() if count > 1 and word not in ("She", "They", "Each")}
+        return cls(tuple(sorted({*WORDS["names"], *people})), tuple(sorted(known | own)))
+
+
+def plural(thing: str) -> str:
+    if thing == "fish":
+        return thing
+    if thing.endswith(("x", "ch", "sh")):
+        return thing + "es"
+    return thing[:-1] + "ies" if thing.endswith("y") and thing[-2] not in "aeo" else thing + "s"
+
+
+def generate_stories(num: int, seed: int, vocabulary: Vocabulary | None = None) -> list[Problem]:
     """``num`` different stories with their equations, one a line, and ``#### N``."""
     rng, asked = random.Random(derive_seed(seed, "stories")), dict[str, Problem]()
+    stories, vocabulary = read_stories(), vocabulary or Vocabulary.of(())
     while len(asked) < num:
-        story = rng.choice(STORIES)
-        size = rng.choice((10, 20, 50, 100))
-        m, n = sorted((rng.randint(1, size), rng.randint(2, size)))
-        if "n-m" not in story.equations and rng.random() < 0.5:
-            m, n = n, m
-        p, q = rng.randint(2, 12), rng.randint(2, rng.choice((10, 10, 30)))
-        numbers: dict[str, int | None] = {
-            "n": n,
-            "m": m,
-            "k": rng.randint(2, size),
-            "p": p,
-            "q": q,
-            "r": p * q,
-        }
-        numbers |= {"s": rng.randint(2, 10), "w": n + m + rng.randint(1, size)}
-        numbers |= {"v": p * q + rng.randint(1, size), "j": rng.randint(1, min(p * q, n + m))}
-        lines = []
-        for left, op, right in story.equations.split():
-            a, b = numbers[left], numbers[right]
-            numbers["x"] = apply_operation(a, op, b)
-            lines.append(f"{a}{op}{b}={numbers['x']}")
-        names = dict(zip("ABC", rng.sample(NAMES, 3), strict=True))
-        things = dict(zip("tu", rng.sample(THINGS, 2), strict=True))
-        question = story.text.format(**numbers, **names, **things)
-        answer = str(numbers["x"])
-        solution = "\n".join([*lines, f"#### {answer}"])
-        asked[question] = Problem(question, question, answer, "number", solution=solution)
+        told = tell(rng.choice(stories), rng, vocabulary)
+        if told:
+            question, lines, answer = told
+            solution = "\n".join([*lines, f"#### {answer}"])
+            asked[question] = Problem(question, question, answer, "number", solution=solution)
     return list(asked.values())
+
+
+def tell(story: Story, rng: random.Random, vocabulary: Vocabulary) -> tuple[str, list[str], str] | None:
+    """A story's question, its equations and its answer; None where the drawn numbers do not fit it."""
+    template = story.text + story.question
+    values = {letter: Decimal(number) for letter, number in draw_numbers(rng).items()}
+    if story.sums_only and ("{w}" in template or "{$" in template) and rng.random() < 0.35:
+        for letter in "nmkjg":
+            places = rng.randint(0, 2) if "{w}" in template else 2
+            values[letter] = values[letter].scaleb(-places)
+        if values["n"] < values["m"]:
+            values["n"], values["m"] = values["m"], values["n"]
+    lines = []
+    for left, op, right in story.equations:
+        a, b = (Decimal(side) if side.isdigit() else values[side] for side in (left, right))
+        result = {"+": a + b, "-": a - b, "*": a * b, "/": a / b if b else Decimal(-1)}[op]
+        if result < 0 or (result == 0 and rng.random() < 0.9) or (op == "/" and result % 1):
+            return None
+        values["y"], values["x"] = values.get("x", result), result
+        lines.append(f"{written(a)}{op}{written(b)}={written(result)}")
+    slots = draw_slots(story, rng, vocabulary)
+    text, question = expand(story.text, rng), expand(story.question, rng)
+    if text.endswith(".") and rng.random() < 0.12:
+        sentences = text.split(". ")
+        sentences.insert(rng.randrange(len(sentences)), expand(slots["aside"], rng).removesuffix("."))
+        text = ". ".join(sentences)
+    if rng.random() < 0.12:
+        text = f"{slots['lead']} {text}"
+    if text.endswith(".") and not re.search(r"\bIf\b", text) and rng.random() < 0.2:
+        *before, last = text.removesuffix(".").split(". ")
+        text = ". ".join([*before, f"If {lower(last)},"])
+        question = lower(question)
+    in_words, commas = rng.random() < 0.06, rng.random() < 0.5
+    coin = rng.choice(("${}", "$ {}", "{} dollars", "${}"))
+
+    def number(match: re.Match[str]) -> str:
+        value = values[match[2]]
+        if in_words and value < len(WORDS["in_words"]) and value % 1 == 0 and not match[1]:
+            return str(WORDS["in_words"][int(value)])
+        plain = f"{value:f}" if match[1] else written(value)
+        if commas and len(plain.partition(".")[0]) > 3:
+            plain = f"{Decimal(plain):,}"
+        return coin.format(plain) if match[1] else plain
+
+    asked = f"{text} {question}"
+    asked = re.sub(r"\{(\$?)([a-z])\}", lambda m: number(m) if m[2] in values else m[0], asked)
+    for _ in range(2):  # slots name slots
+        asked = re.sub(r"\{(\w+)\}", lambda m: slots[m[1]], asked)
+    asked = re.sub(r"\s+", " ", asked).replace(" ?", "?").replace(" ,", ",").replace(" .", ".").strip()
+    asked = re.sub(r"(^|[.?!] )([a-z])", lambda m: m[1] + m[2].upper(), asked)
+    if rng.random() < 0.25:
+        asked = spaced(asked)
+    return asked, lines, written(values["x"])
+
+
+def draw_numbers(rng: random.Random) -> dict[str, int]:
+    """The numbers of a story by their letters; p*q = r = a+b and c = r+j hold."""
+    size = rng.choice(SIZES)
+    m, n = sorted((rng.randint(1, size), rng.randint(2, size)))
+    if rng.random() < 0.3:
+        m, n = n, m
+    k, j = rng.randint(2, size), rng.randint(1, size)
+    p, q = rng.randint(2, 12), rng.randint(2, rng.choice((10, 10, 12, 30, 100)))
+    if rng.random() < 0.3:
+        p, q = q, p
+    a = rng.randint(1, p * q - 1)
+    numbers = {"n": n, "m": m, "k": k, "j": j, "p": p, "q": q, "s": rng.randint(2, 10), "r": p * q, "a": a}
+    goal = rng.choice((n + m, p * q)) + rng.randint(1, size)
+    return numbers | {"b": p * q - a, "c": p * q + j, "g": goal, "i": rng.randint(2, rng.choice((10, 100)))}
+
+
+def draw_slots(story: Story, rng: random.Random, vocabulary: Vocabulary) -> dict[str, str]:
+    """A word for every slot but the numbers."""
+    slots: dict[str, str] = {}
+    for names, choices in WORDS["together"].items():
+        words = rng.choice(choices).split("/")
+        if names == "when then" and rng.random() < 0.5:
+            words.reverse()
+        slots |= dict(zip(names.split(), words, strict=True))
+    slots |= {name: rng.choice(choices) for name, choices in WORDS["slots"].items()}
+    slots |= dict(zip("ABCD", rng.sample(vocabulary.names, 4), strict=True))
+    if rng.random() < 0.15:
+        slots["B"] = slots["relation"].replace("{his}", slots["his"])
+    slots |= dict(zip("tuo", rng.sample(vocabulary.things, 3), strict=True))
+    single = rng.sample(WORDS["single"], 3)
+    slots |= dict(zip(("thing", "thing2", "thing3"), single, strict=True))
+    if "{thing}" in story.text + story.question:
+        slots |= {"t": plural(single[0]), "u": plural(single[1])}
+    slots["w"] = rng.choice(WORDS["volumes" if "{stuff}" in story.text + story.question else "distances"])
+    return slots
+
+
+def expand(text: str, rng: random.Random) -> str:
+    """``text`` with one of the wordings of each ``[a~b]``, inner ones first."""
+    while re.search(r"\[", text):
+        text = re.sub(r"\[([^][]*)\]", lambda m: rng.choice(m[1].split("~")), text)
+    return text
+
+
+def written(value: Decimal) -> str:
+    """Its digits, without zeros at the end of a fraction."""
+    text = f"{value:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def lower(sentence: str) -> str:
+    """A sentence that goes on within another; names keep their capitals."""
+    if sentence.startswith("{") and not sentence.startswith("{He}"):
+        return sentence
+    first = 1 if sentence.startswith("{") else 0
+    return sentence[:first] + sentence[first : first + 1].lower() + sentence[first + 1 :]
+
+
+def spaced(text: str) -> str:
+    """``text`` with a space before its punctuation, as several data sets have it."""
+    return re.sub(r"(?<=\w)([?,]|\.(?!\d))", r" \1", text)

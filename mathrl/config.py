@@ -130,6 +130,7 @@ class SftConfig(Section):
     batch_tokens: int = Field(2048, ge=64, description="tokens of a packed batch")
     learning_rate: float = Field(3e-3, gt=0, description="peak, after warm-up")
     warmup_fraction: Fraction = Field(0.05, description="share of the steps spent warming up, then cosine")
+    compile: bool = Field(False, description="torch.compile the layers (CUDA)")
     weight_decay: float = Field(0.01, ge=0, description="AdamW")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping")
     prompt_loss_weight: Fraction = Field(
@@ -268,7 +269,7 @@ class UpdateConfig(Section):
         8192, ge=16, description="tokens (prompt + completion) of one forward/backward"
     )
     fused_lora: bool = Field(True, description="own LoRA linears instead of peft's eager ones")
-    compile: bool = Field(False, description="torch.compile the layers (CUDA), in supervised training too")
+    compile: bool = Field(False, description="torch.compile the layers (CUDA)")
     share_prompts: bool = Field(True, description="compute a group's prompt once in the training forward")
     gradient_checkpointing: bool = Field(
         False, description="recompute activations: less memory, a third more work"

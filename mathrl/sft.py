@@ -151,7 +151,7 @@ class _Stage:
     ) -> None:
         self.sft, self.progress, self.on_metrics = config.sft, progress, on_metrics
         self.template, self.held_out = demonstrations.template, demonstrations.held_out
-        compiled = config.update.compile and model.device.type == "cuda"
+        compiled = config.sft.compile and model.device.type == "cuda"
         self.loss = SftLoss(model, config.sft.prompt_loss_weight, compile_layers=compiled)
         self.optimizer = _Masters(model, config.sft)
         seed = derive_seed(config.run.seed, "sft")
