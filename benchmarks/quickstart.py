@@ -27,7 +27,9 @@ def run(seed: int, out: Path, overrides: list[str]) -> dict[str, Any]:
     name = f"quickstart-seed-{seed}"
     command = [sys.executable, "-m", "mathrl.cli", "train", "quickstart", "--resume"]
     command += ["--run.seed", str(seed), "--run.name", name, "--run.output_dir", str(out), *overrides]
-    subprocess.run(command, check=True)
+    status = subprocess.run(command, check=False).returncode
+    if status:  # the command has said why
+        sys.exit(status)
     summary: dict[str, Any] = json.loads((out / name / "summary.json").read_text(encoding="utf-8"))
     return summary
 

@@ -20,6 +20,7 @@ from mathrl.data_rows import GENERATED
 from mathrl.errors import NonFiniteError, UserError
 from mathrl.policy.loading import (
     context_of,
+    keep_freed_memory,
     load_base,
     load_tokenizer,
     resolve_device,
@@ -286,6 +287,8 @@ def _base(config: Config, tokenizer: Any) -> Any:
     """The model to train, its weights trainable."""
     device = resolve_device(config.run)
     dtype = resolve_dtype(config.model, device)
+    if device.type == "cpu":
+        keep_freed_memory()
     if config.model.path:
         return load_base(config.model.path, device, dtype).requires_grad_(True)
     return build_model(config.model, tokenizer, config.run.seed).to(device, dtype).eval()
