@@ -36,7 +36,7 @@ from mathrl.data import load_problems
 from mathrl.errors import UserError
 from mathrl.statistics import wilson_interval
 from mathrl.types import Problem, derive_seed
-from mathrl.wordproblems import generate_drills, generate_problems
+from mathrl.wordproblems import apply_operation, generate_drills, generate_problems
 
 HELD_OUT_SHARE = 0.4
 MAWPS = ("multiarith", "addsub", "singleeq", "singleop")
@@ -120,8 +120,9 @@ def generate_sums(num: int, seed: int) -> list[Problem]:
             b = Decimal(rng.randint(2, rng.choice((12, 12, 100 if a <= 100 else 12))))
             a = a.scaleb(-1 - (size > 100)) if decimals and op == "*" and size != 20 else a
             a, b = (a * b, b) if op == "/" else (a, b) if rng.random() < 0.5 else (b, a)
-        result = written({"+": a + b, "-": a - b, "*": a * b, "/": a / b}[op])
-        left, right = written(a), written(b)
+        exact = apply_operation(a, op, b)
+        assert exact is not None
+        left, right, result = written(a), written(b), written(exact)
         sign = rng.choice("*x×") if op == "*" else op
         term = rng.choice(("{}{}{}", "{} {} {}")).format(left, sign, right)
         question = rng.choice(("What is {}?", "Work out {}.", "{} = ?", "How much is {}?")).format(term)

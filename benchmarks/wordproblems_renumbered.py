@@ -17,12 +17,14 @@ from fractions import Fraction
 from pathlib import Path
 from types import CodeType
 
+from wordproblems_stories import written
+
 from mathrl.types import derive_seed
 
 PLAIN = re.compile(r"(?<![\w.,/:-])(\d{1,3}(?:,\d{3})+|\d+)(\.\d+)?(?![\w%/:]|[.,-]\d|\s?%|-\w|\s?percent)")
 NUMBER = re.compile(r"\d+(?:\.\d+)?|\.\d+")
 OPERATORS = frozenset("+-*/()")
-TOKEN = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+|[-+*/()])")
+TOKEN = re.compile(r"(\d+(?:\.\d+)?|\.\d+|[-+*/()])")
 WORDS = {  # what a word may stand for in a calculation
     1: "one once first another each", 2: "two twice double half both pair second couple",
     3: "three triple thrice third", 4: "four quarter fourth", 5: "five", 6: "six", 7: "seven week",
@@ -213,5 +215,4 @@ def _written(value: Fraction | None) -> str | None:
     scaled = (value or Fraction(0)) * 1000
     if value is None or scaled.denominator != 1:
         return None
-    text = f"{Decimal(int(scaled)) / 1000:f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
+    return written(Decimal(int(scaled)) / 1000)

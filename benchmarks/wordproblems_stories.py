@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mathrl.types import Problem, derive_seed
+from mathrl.wordproblems import apply_operation
 
 WORDS: dict[str, Any] = tomllib.loads(Path(__file__).with_name("wordproblems_words.toml").read_text())
 SIZES = (10, 10, 20, 50, 100, 100, 100, 1000, 10_000)
@@ -110,8 +111,8 @@ def tell(story: Story, rng: random.Random, vocabulary: Vocabulary) -> tuple[str,
     lines = []
     for left, op, right in story.equations:
         a, b = (Decimal(side) if side.isdigit() else values[side] for side in (left, right))
-        result = {"+": a + b, "-": a - b, "*": a * b, "/": a / b if b else Decimal(-1)}[op]
-        if result < 0 or (result == 0 and rng.random() < 0.9) or (op == "/" and result % 1):
+        result = apply_operation(a, op, b)
+        if result is None or result < 0 or (result == 0 and rng.random() < 0.9):
             return None
         values["y"], values["x"] = values.get("x", result), result
         lines.append(f"{written(a)}{op}{written(b)}={written(result)}")

@@ -15,13 +15,15 @@ import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from mathrl.errors import UserError
 from mathrl.types import Problem, derive_seed
 
 Side = Literal["train", "held_out"]
+Number = TypeVar("Number", int, Decimal)
 
 HELD_OUT_SHARE = 10
 """One problem in so many is held out."""
@@ -290,7 +292,7 @@ def _chain(rng: random.Random, num_steps: int, max_operand: int) -> tuple[int, l
             return start, chain
 
 
-def apply_operation(total: int, op: str, operand: int) -> int | None:
+def apply_operation(total: Number, op: str, operand: Number) -> Number | None:
     """The total after one of ``+ - * /``; None where a division is not exact."""
     if op == "+":
         return total + operand
