@@ -40,7 +40,7 @@ from mathrl.wordproblems import apply_operation, generate_drills, generate_probl
 
 HELD_OUT_SHARE = 0.4
 MAWPS = ("multiarith", "addsub", "singleeq", "singleop")
-STORIES, EVENTS, CHAINS, SUMS = 100_000, 5_000, 5_000, 40_000
+STORIES, EVENTS, CHAINS, SUMS = 240_000, 5_000, 5_000, 40_000
 RENUMBERED = 10  # copies of a GSM8K problem with other numbers, at most
 LARGEST = 100  # operand of a chain of events, told or bare
 SETS = {"mawps": 64, "svamp": 64, "gsm8k": 256}  # completion tokens
@@ -106,7 +106,8 @@ def generate_sums(num: int, seed: int) -> list[Problem]:
     """``num`` different questions for one sum, difference, product or quotient, with the equation.
 
     A model of this size needs many of them before it adds two digits without a mistake. Numbers are at most
-    20, 100, 1,000 or 10,000; a third of the sums and differences and some products have decimals.
+    20, 100, 1,000 or 10,000; a third of the sums and differences and some products have decimals, and one
+    difference of ten may be negative.
     """
     rng, asked = random.Random(derive_seed(seed, "sums")), dict[str, Problem]()
     while len(asked) < num:
@@ -114,7 +115,7 @@ def generate_sums(num: int, seed: int) -> list[Problem]:
         size, decimals = rng.choice((20, 100, 100, 1000, 10_000)), rng.random() < 0.33
         if op in "+-":
             a, b = (Decimal(rng.randint(1, size)).scaleb(-decimals * rng.randint(0, 3)) for _ in range(2))
-            a, b = (max(a, b), min(a, b)) if op == "-" else (a, b)
+            a, b = (max(a, b), min(a, b)) if op == "-" and rng.random() < 0.9 else (a, b)
         else:
             a = Decimal(rng.randint(2, rng.choice((12, 12, 100, 1000))))
             b = Decimal(rng.randint(2, rng.choice((12, 12, 100 if a <= 100 else 12))))
@@ -302,6 +303,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--seconds", type=float, default=240.0, help="of training (peer)")
+    parser.add_argument("--target", type=float, default=0.6, help="accuracy that ends training (peer)")
     args, overrides = parser.parse_known_args()
     if args.stage == "prepare":
         if args.data is None:
@@ -313,8 +315,7 @@ def main() -> None:
         from wordproblems_trl import train
 
         reference = args.runs / "wordproblems_gpu_0" / "reference"
-        result = train(reference, args.folder, args.seconds, args.runs)
-        (args.runs / "peer.json").write_text(json.dumps(result))
+        train(reference, args.folder, args.seconds, args.target, args.runs)
     else:
         found = table(args.folder, args.runs, args.seeds)
         print(store("wordproblems_gpu", describe(("torch", "transformers", "peft", "vllm", "trl")) | found))

@@ -17,6 +17,7 @@ import torch
 from mathrl.prompts import make_template
 from mathrl.recipes import load_recipe
 from mathrl.rewards import RewardScorer
+from mathrl.run_folder import write_json
 from mathrl.types import Completion, Group, Problem
 
 EVERY = 10  # steps between two looks at the held-out problems
@@ -27,8 +28,11 @@ def read(path: Path) -> list[Problem]:
     return [Problem(str(i), r["question"], r["answer"], "number") for i, r in enumerate(rows)]
 
 
-def train(reference: Path, folder: Path, seconds: float, out: Path) -> dict[str, Any]:
-    """Train for so many seconds of steps; the curve of held-out accuracy over them."""
+def train(reference: Path, folder: Path, seconds: float, target: float, out: Path) -> None:
+    """Train for so many seconds of steps or until ``target`` of the held-out problems are answered rightly.
+
+    The curve of held-out accuracy over the seconds stands in ``out/peer.json``, anew after every look.
+    """
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from datasets import Dataset
     from peft import LoraConfig
@@ -117,6 +121,8 @@ def train(reference: Path, folder: Path, seconds: float, out: Path) -> dict[str,
             control.should_training_stop = used > seconds
             if state.global_step % EVERY == 0 or control.should_training_stop:
                 points.append({"step": state.global_step, "seconds": used, "accuracy": accuracy()})
+                control.should_training_stop |= points[-1]["accuracy"] >= target
+                write_json(out / "peer.json", {"curve": points, "seconds": used})
                 print(points[-1], flush=True)
 
     trainer.add_callback(Watch())
@@ -124,4 +130,3 @@ def train(reference: Path, folder: Path, seconds: float, out: Path) -> dict[str,
         trainer.train()
     finally:
         scorer.close()
-    return {"curve": points, "seconds": used}

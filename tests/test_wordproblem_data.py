@@ -16,7 +16,7 @@ from wordproblems_gpu import generate_sums
 from wordproblems_renumbered import Worked, renumber
 from wordproblems_stories import Vocabulary, generate_stories, read_stories, spaced, tell
 
-EQUATION = re.compile(r"([\d.]+)([-+*/])([\d.]+)=([\d.]+)")
+EQUATION = re.compile(r"(-?[\d.]+)([-+*/])(-?[\d.]+)=(-?[\d.]+)")
 STORIES = read_stories()
 
 
@@ -29,7 +29,7 @@ def assert_worked(lines: list[str], answer: str) -> None:
     for line in lines:
         match = EQUATION.fullmatch(line)
         assert match, line
-        assert value(*match.groups()[:3]) == Fraction(match[4]) >= 0
+        assert value(*match.groups()[:3]) == Fraction(match[4])
     assert lines[-1].endswith(f"={answer}")
 
 
@@ -48,6 +48,8 @@ def test_every_story_can_be_told_and_is_worked_right(story):
         assert question.endswith(("?", "."))
         assert len(lines) == len(story.equations)
         assert_worked(lines, answer)
+        assert Fraction(answer) >= 0
+        assert "--" not in "".join(lines)
 
 
 def test_stories_are_different_and_the_seed_decides():
@@ -69,7 +71,7 @@ def test_sums_are_right():
 
 
 def test_spaces_before_punctuation_spare_decimals():
-    assert spaced("It cost $1.50, all in all. Why?") == "It cost $1.50 , all in all . Why ?"
+    assert spaced("It cost $1,250.50, all in all. Why?") == "It cost $1,250.50 , all in all . Why ?"
 
 
 SHOP = Worked(
