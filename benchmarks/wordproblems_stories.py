@@ -188,7 +188,8 @@ def draw_slots(story: Story, rng: random.Random, vocabulary: Vocabulary) -> dict
     slots |= dict(zip(("thing", "thing2", "thing3"), single, strict=True))
     if "{thing}" in story.text + story.question:
         slots |= {"t": plural(single[0]), "u": plural(single[1])}
-    slots["w"] = rng.choice(WORDS["volumes" if "{stuff}" in story.text + story.question else "distances"])
+    measured = re.search(r"\{stuff\}|\{w\} of", story.text + story.question)
+    slots["w"] = rng.choice(WORDS["volumes" if measured else "distances"])
     return slots
 
 
