@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any, Literal
 
 from rich.console import Console
@@ -110,9 +110,15 @@ def equal_rewards(h: History) -> Said:
     if not h.full or share <= 0.8:
         return
     right = h.recent("reward/correct_frac")
-    why = "almost all answers are right: take harder problems" if right > 0.5 else (
-        "almost no answer is right: take easier problems, more SFT, or a larger rollout.group_size"
-    )  # fmt: skip
+    if right > 0.9:
+        why = "almost all answers are right: take harder problems"
+    elif right < 0.1:
+        why = "almost no answer is right: take easier problems, more SFT, or a larger rollout.group_size"
+    else:
+        why = (
+            "most problems are solved always or never: raise rollout.temperature or rollout.group_size, or "
+            "take problems in between"
+        )
     yield (
         "error" if share > 0.98 else "warning",
         f"In {share:.0%} of the groups all completions earned the same, so nothing can be learned from "
@@ -182,8 +188,9 @@ def kl_running_away(h: History) -> Said:
     values = h.values("policy/kl_ref")
     if len(values) < WINDOW:
         return
-    now, beyond = h.recent("policy/kl_ref"), h.recent("policy/kl_knee_frac")
-    before = fmean(values[-2 * WINDOW : -WINDOW]) if len(values) >= 2 * WINDOW else math.inf
+    # medians: at one step a single unlikely token can make most of the KL
+    now, beyond = median(values[-WINDOW:]), h.recent("policy/kl_knee_frac")
+    before = median(values[-2 * WINDOW : -WINDOW]) if len(values) >= 2 * WINDOW else math.inf
     growing = now > 0.5 and now > 2 * before
     if now > 2.0 or growing or beyond > 0.01:
         far = f", and {beyond:.1%} of the tokens are beyond the knee" if beyond > 0 else ""
@@ -214,7 +221,8 @@ def held_out_falls(h: History) -> Said:
     if len(rows) < 2:
         return
     best, last = max(rows, key=lambda r: r["held_out/accuracy"]), rows[-1]
-    if last.get("held_out/accuracy_high", 1.0) >= best["held_out/accuracy"]:
+    # twice in a row: the best of many looks is lucky, and a policy at a high learning rate goes up and down
+    if any(r.get("held_out/accuracy_high", 1.0) >= best["held_out/accuracy"] for r in rows[-2:]):
         return
     then = fmean(_window(h.rows, best["step"]))
     now = fmean(_window(h.rows, last["step"]))

@@ -47,11 +47,20 @@ def test_a_healthy_run_has_nothing_wrong(run, capsys):
     assert "found nothing wrong in 40 steps" in capsys.readouterr().out
 
 
+FALLEN = {"held_out/accuracy": 0.3, "held_out/accuracy_low": 0.2, "held_out/accuracy_high": 0.4}
+
+
 def overfit(row):
     if row["step"] > 20:
         row["reward/mean"] = 0.5 + row["step"] / 100
-    if row["step"] == 40:
-        row |= {"held_out/accuracy": 0.3, "held_out/accuracy_low": 0.2, "held_out/accuracy_high": 0.4}
+    if row["step"] in (30, 40):
+        row |= FALLEN
+
+
+def falls_once(row):
+    overfit(row)
+    if row["step"] == 30:
+        row |= {name: value + 0.3 for name, value in FALLEN.items()}
 
 
 def falls_with_reward(row):
@@ -101,6 +110,13 @@ TRIPS = [  # rule, severity, words, trouble, nearly the same without trouble
         after(36, reward__equal_frac=0.9, reward__correct_frac=0.01),
         after(36, reward__equal_frac=0.5, reward__correct_frac=0.01),
     ),
+    (
+        "Groups with equal rewards",
+        "warning",
+        "always or never",
+        after(36, reward__equal_frac=0.85, reward__correct_frac=0.67),
+        after(36, reward__equal_frac=0.75, reward__correct_frac=0.67),
+    ),
     ("Loss of the first step", "note", "as it should be", first(policy__loss=1e-9), first(policy__loss=0.3)),
     (
         "Loss of the first step",
@@ -145,6 +161,7 @@ TRIPS = [  # rule, severity, words, trouble, nearly the same without trouble
         after(1, policy__kl_ref=0.01, memory__gpu_peak_mib=900.0),
     ),
     ("KL running away", "warning", "runs away", ramp, after(36, policy__kl_ref=0.4)),
+    ("KL running away", "warning", "doubling", ramp, after(40, policy__kl_ref=9.0)),  # one token of one step
     ("KL running away", "error", "3 nats", after(1, policy__kl_ref=3.0), after(1, policy__kl_ref=0.8)),
     (
         "KL running away",
@@ -168,6 +185,7 @@ TRIPS = [  # rule, severity, words, trouble, nearly the same without trouble
         after(30, policy__entropy=0.01, reward__correct_frac=0.97),
     ),
     ("Reward up, held-out accuracy down", "error", "memorises", overfit, falls_with_reward),
+    ("Reward up, held-out accuracy down", "error", "memorises", overfit, falls_once),
     (
         "Verifier timeouts and errors",
         "warning",
