@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-from wordproblems_gpu import generate_sums
+from wordproblems_gpu import ahead, first_minus_second, generate_sums, nearest_equation, reached
 from wordproblems_renumbered import Worked, renumber
 from wordproblems_stories import Vocabulary, generate_stories, read_stories, spaced, tell
 
@@ -113,3 +114,48 @@ def test_other_numbers_go_through_the_same_calculations():
 )
 def test_what_cannot_be_read_for_sure_is_left_alone(question, equations, answer):
     assert renumber(Worked(question, equations, answer), 5, 0) == []
+
+
+def asked(question: str, answer: str) -> dict[str, str]:
+    return {"question": question, "answer": answer}
+
+
+TAUGHT = [
+    asked("Ann had 3 red pens and bought 4 pens. How many pens now?", "7"),
+    asked("Each of 5 boxes holds 6 plums. How many plums in the boxes?", "30"),
+]
+HELD_OUT = [
+    asked("Bob had 9 red pens and bought 2 pens. How many pens now?", "11"),
+    asked("Each of 7 boxes holds 8 nuts. How many nuts in the boxes?", "56"),
+    asked("Tom had 9 cups and lost 2 cups. How many cups now?", "7"),
+    asked("Nobody had anything. How many?", "0"),
+]
+
+
+def test_baselines_take_the_nearest_questions_equation_or_the_difference():
+    assert nearest_equation(TAUGHT, HELD_OUT) == [True, True, False, False]
+    assert first_minus_second(HELD_OUT) == [False, False, True, False]
+
+
+def test_greedy_answers_are_paired_with_the_baselines_by_question(tmp_path):
+    (tmp_path / "mawps.jsonl").write_text("".join(json.dumps(row) + "\n" for row in HELD_OUT))
+    answers = [
+        {"kind": "header"},
+        *({"kind": "greedy", "question": row["question"], "outcome": "correct"} for row in HELD_OUT[:0:-1]),
+        {"kind": "greedy", "question": HELD_OUT[0]["question"], "outcome": "wrong"},
+        {"kind": "sample", "question": HELD_OUT[0]["question"], "outcome": "correct"},
+    ]
+    file = tmp_path / "completions.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in answers))
+    found = ahead(tmp_path, "mawps", [True, False, False, False], file)
+    assert found["difference"] == (3 - 1) / 4
+    low, high = found["ci95"]
+    assert low < 0.5 < high
+
+
+def test_the_first_look_at_the_target_is_timed():
+    looks = [
+        {"step": 10.0 * i, "seconds": 9.0 * i, "accuracy": a} for i, a in enumerate((0.5, 0.6, 0.5, 0.7))
+    ]
+    assert reached(looks) == looks[1]
+    assert reached(looks[:1]) is None
