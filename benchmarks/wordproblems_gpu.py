@@ -17,17 +17,16 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
-from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 from record import describe, store
+from wordproblems_baselines import ahead, baselines, read_problems, read_rows
 from wordproblems_renumbered import read_worked, renumber
 from wordproblems_stories import Vocabulary, generate_stories, spaced, written
 
@@ -36,7 +35,7 @@ from mathrl.config import DataConfig
 from mathrl.contamination import find_contamination
 from mathrl.data import load_problems
 from mathrl.errors import UserError
-from mathrl.statistics import paired_proportions, wilson_interval
+from mathrl.statistics import wilson_interval
 from mathrl.types import Problem, derive_seed
 from mathrl.wordproblems import apply_operation, generate_drills, generate_problems
 
@@ -135,95 +134,6 @@ def generate_sums(num: int, seed: int) -> list[Problem]:
     return list(asked.values())
 
 
-# -- baselines that read no text
-
-NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?")
-Equation = Callable[[Sequence[float]], float]
-FIRST_MINUS_SECOND = "|first - second number|"
-NEAREST_EQUATION = "equation of the nearest training question"
-
-
-def numbers(question: str) -> list[float]:
-    return [float(text.replace(",", "")) for text in NUMBER.findall(question)]
-
-
-def equations(count: int) -> list[Equation]:
-    """Ways to combine up to three of ``count`` numbers, in the order in which they are tried."""
-    two: list[Callable[[float, float], float]] = [
-        lambda a, b: a + b,
-        lambda a, b: a - b,
-        lambda a, b: a * b,
-        lambda a, b: a / b if b else float("nan"),
-    ]
-    found: list[Equation] = []
-    for i, j in permutations(range(count), 2):
-        found += [lambda n, i=i, j=j, f=f: f(n[i], n[j]) for f in two]  # type: ignore[misc]
-    for i, j, k in permutations(range(count), 3):
-        found += [lambda n, i=i, j=j, k=k, f=f, g=g: g(f(n[i], n[j]), n[k]) for f in two for g in two]  # type: ignore[misc]
-    return found
-
-
-def nearest_equation(train: Sequence[dict[str, str]], asked: Sequence[dict[str, str]]) -> list[bool]:
-    """Which are right if each question takes the equation of the training question with the most equal words.
-
-    The equation of a training question is the first that gives its answer from its numbers.
-    """
-
-    def words(question: str) -> set[str]:
-        return set(re.findall(r"[a-z]+", question.lower()))
-
-    known = []
-    for row in train:
-        given = numbers(row["question"])
-        ways = equations(len(given)) if 2 <= len(given) <= 4 else []
-        equation = next((e for e in ways if abs(e(given) - float(row["answer"])) < 1e-6), None)
-        if equation:
-            known.append((words(row["question"]), len(given), equation))
-    right = []
-    for row in asked:
-        given, own = numbers(row["question"]), words(row["question"])
-        same = [(len(own & w) / len(own | w), e) for w, n, e in known if n == len(given)]
-        best = max(same, key=lambda s: s[0])[1](given) if same else float("nan")
-        right.append(abs(best - float(row["answer"])) < 1e-6)
-    return right
-
-
-def first_minus_second(asked: Sequence[dict[str, str]]) -> list[bool]:
-    return [
-        len(n := numbers(row["question"])) >= 2 and abs(abs(n[0] - n[1]) - float(row["answer"])) < 1e-6
-        for row in asked
-    ]
-
-
-def baselines(folder: Path) -> dict[str, dict[str, list[bool]]]:
-    """Which problems of each held-out file, by question, each baseline answers rightly."""
-    rows = {
-        name: [json.loads(line) for line in (folder / f"{name}.jsonl").open()] for name in ("grpo", *SETS)
-    }
-    return {
-        name: {
-            FIRST_MINUS_SECOND: first_minus_second(rows[name]),
-            NEAREST_EQUATION: nearest_equation(rows["grpo"], rows[name]),
-        }
-        for name in ("svamp", "mawps")
-    }
-
-
-def ahead(folder: Path, name: str, baseline: Sequence[bool], completions: Path) -> dict[str, Any]:
-    """How far greedy answers are ahead of a baseline on the same problems, with the paired interval."""
-    answered = {}
-    for row in map(json.loads, completions.open()):
-        if row["kind"] == "greedy":
-            answered[row["question"]] = row["outcome"] == "correct"
-    questions = [json.loads(line)["question"] for line in (folder / f"{name}.jsonl").open()]
-    test = paired_proportions(baseline, [answered[question] for question in questions])
-    return {"difference": test.value, "ci95": list(test.ci95), "p": test.p_value}
-
-
-def share(right: int, count: int) -> dict[str, Any]:
-    return {"n": count, "accuracy": right / count, "ci95": list(wilson_interval(right, count))}
-
-
 # -- stages
 
 
@@ -309,13 +219,19 @@ def table(folder: Path, runs: Path, seeds: Sequence[int]) -> dict[str, Any]:
 
 def overlap(folder: Path) -> dict[str, dict[str, int]]:
     """Held-out questions among those of supervised training: word for word, but for spelling, for numbers."""
-    trained = [json.loads(line)["question"] for line in (folder / "sft.jsonl").open()]
-    counts = {}
-    for name in SETS:
-        rows = map(json.loads, (folder / f"{name}.jsonl").open())
-        asked = [Problem(str(i), r["question"], r["answer"], "number") for i, r in enumerate(rows)]
-        counts[name] = dict(Counter(find_contamination(asked, trained).found.values()))
-    return counts
+    asked = {name: read_problems(folder / f"{name}.jsonl") for name in SETS}
+    trained = (row["question"] for row in read_rows(folder / "sft.jsonl"))
+    found = find_contamination(
+        [problem for problems in asked.values() for problem in problems], trained
+    ).found
+    return {
+        name: dict(Counter(found[p.id] for p in problems if p.id in found))
+        for name, problems in asked.items()
+    }
+
+
+def share(right: int, count: int) -> dict[str, Any]:
+    return {"n": count, "accuracy": right / count, "ci95": list(wilson_interval(right, count))}
 
 
 def reached(points: Sequence[dict[str, float]]) -> dict[str, float] | None:

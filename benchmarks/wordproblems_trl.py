@@ -6,13 +6,13 @@ greedily every few steps; that time is left out.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from wordproblems_baselines import read_problems
 
 from mathrl.prompts import make_template
 from mathrl.recipes import load_recipe
@@ -21,11 +21,6 @@ from mathrl.run_folder import write_json
 from mathrl.types import Completion, Group, Problem
 
 EVERY = 10  # steps between two looks at the held-out problems
-
-
-def read(path: Path) -> list[Problem]:
-    rows = [json.loads(line) for line in path.open()]
-    return [Problem(str(i), r["question"], r["answer"], "number") for i, r in enumerate(rows)]
 
 
 def train(reference: Path, folder: Path, seconds: float, target: float, out: Path) -> None:
@@ -44,7 +39,7 @@ def train(reference: Path, folder: Path, seconds: float, target: float, out: Pat
     tokenizer = AutoTokenizer.from_pretrained(reference, padding_side="left")
     template = make_template(config, tokenizer)
     scorer = RewardScorer(config.reward, "gsm8k")
-    problems, held_out = read(folder / "grpo.jsonl"), read(folder / "mawps.jsonl")
+    problems, held_out = (read_problems(folder / f"{name}.jsonl") for name in ("grpo", "mawps"))
 
     def judge(asked: list[Problem], texts: list[str]) -> list[float]:
         groups = [Group(p, (), (Completion((), t, "stop", None),)) for p, t in zip(asked, texts, strict=True)]

@@ -13,7 +13,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-from wordproblems_gpu import ahead, first_minus_second, generate_sums, nearest_equation, reached
+from wordproblems_baselines import ahead, first_minus_second, nearest_equation
+from wordproblems_gpu import generate_sums, reached
 from wordproblems_renumbered import Worked, renumber
 from wordproblems_stories import Vocabulary, generate_stories, read_stories, spaced, tell
 
