@@ -18,7 +18,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.record import RESULTS, describe, store
-from mathrl.losses import kl_k3
+from mathrl.algorithms.losses import kl_k3
 
 CLAMP, KNEE = 10.0, 10.0
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 420, 260, 52, 40, 34

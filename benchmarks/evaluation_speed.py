@@ -28,21 +28,21 @@ import torch
 
 from benchmarks.chromium import Chromium, find_chromium
 from benchmarks.record import describe, store
-from mathrl.benchmark_sets import known_benchmarks
-from mathrl.completions import read_rows
+from mathrl.commands.judge import judge
 from mathrl.config import Config, ModelConfig, RewardConfig
-from mathrl.evaluate import evaluate
-from mathrl.evaluation import Evaluation, Judged, Record
-from mathrl.evaluation_page import Result, write_results
-from mathrl.judge import judge
-from mathrl.policy import Policy
-from mathrl.prompts import PromptTemplate
-from mathrl.rewards import RewardScorer
-from mathrl.rollout import make_engine
-from mathrl.saved_completions import read_saved
-from mathrl.scratch import build_base
+from mathrl.data.prompts import PromptTemplate
+from mathrl.data.wordproblems import generate_problems
+from mathrl.evaluation.benchmark_sets import known_benchmarks
+from mathrl.evaluation.completions import read_rows
+from mathrl.evaluation.evaluate import evaluate
+from mathrl.evaluation.result import Evaluation, Judged, Record
+from mathrl.evaluation.saved_completions import read_saved
+from mathrl.policy.model import Policy
+from mathrl.policy.scratch import build_base
+from mathrl.report.evaluation_page import Result, write_results
+from mathrl.rewards.scorer import RewardScorer
+from mathrl.rollout.engine_choice import make_engine
 from mathrl.types import Problem, Sampling, derive_seed
-from mathrl.wordproblems import generate_problems
 
 _WORDS = (
     "so",

@@ -21,10 +21,10 @@ from random_model import SHAPES, random_model
 from record import describe, store
 
 from mathrl.config import Config
-from mathrl.plan import GIB, make_plan
-from mathrl.policy import Policy
-from mathrl.rollout import make_engine
-from mathrl.shapes import Shape
+from mathrl.memory.plan import GIB, make_plan
+from mathrl.memory.shapes import Shape
+from mathrl.policy.model import Policy
+from mathrl.rollout.engine_choice import make_engine
 from mathrl.types import Batch, Problem
 
 CASES = {  # shape -> problems, group, prompt, completion, rank, micro-batch tokens, compiled

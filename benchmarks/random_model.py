@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from mathrl.scratch import build_tokenizer
-from mathrl.shapes import KNOWN_SHAPES, Shape
-from mathrl.wordproblems import corpus
+from mathrl.data.wordproblems import corpus
+from mathrl.memory.shapes import KNOWN_SHAPES, Shape
+from mathrl.policy.scratch import build_tokenizer
 
 SMALL = Shape(4096, 512, 12, 8, 4, 1408, True, True, 64)  # about 40 M parameters
 SHAPES = {"40m": SMALL, **{name.removeprefix("qwen2.5-"): shape for name, shape in KNOWN_SHAPES.items()}}

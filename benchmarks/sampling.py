@@ -23,10 +23,10 @@ import torch
 from record import describe, store
 
 from mathrl.config import ModelConfig
+from mathrl.data.wordproblems import generate_problems
+from mathrl.policy.scratch import build_base
 from mathrl.rollout.transformers import TransformersEngine
-from mathrl.scratch import build_base
 from mathrl.types import Problem, Sampling
-from mathrl.wordproblems import generate_problems
 
 NUM_PROBLEMS, GROUP_SIZE = 32, 8
 

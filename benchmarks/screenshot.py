@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.chromium import BrowserError, Chromium
 from mathrl.errors import UserError
-from mathrl.report import write_report
+from mathrl.report.run_page import write_report
 
 
 def main() -> None:

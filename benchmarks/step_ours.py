@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from step_workload import PARITY_PROBLEMS, Work, device_gib, reward
 
-from mathrl.algorithms import resolve
-from mathrl.data import ProblemStream
-from mathrl.objective import Meter, PolicyLoss
-from mathrl.policy import Policy
-from mathrl.rewards import RewardScorer
-from mathrl.rollout import make_engine
-from mathrl.sentinel import Sentinel
-from mathrl.trainer import Trainer, short_collections
+from mathrl.algorithms.table import resolve
+from mathrl.data.problems import ProblemStream
+from mathrl.policy.model import Policy
+from mathrl.rewards.scorer import RewardScorer
+from mathrl.rollout.engine_choice import make_engine
+from mathrl.training.objective import Meter, PolicyLoss
+from mathrl.training.sentinel import Sentinel
+from mathrl.training.trainer import Trainer, short_collections
+from mathrl.training.update import make_update
 from mathrl.types import Batch, Problem
-from mathrl.update import make_update
 
 # arm -> prompts shared, an own pass for the old log-probabilities, importance correction of the sampler
 ARMS = {

@@ -127,7 +127,7 @@ def summarise(arms: dict[str, Any], work: Work, ceiling: dict[str, float]) -> No
     """Add medians, speeds, utilisation and the ratio to the floor to each arm."""
     from transformers import AutoConfig
 
-    from mathrl.shapes import Shape
+    from mathrl.memory.shapes import Shape
 
     shape = Shape.of(AutoConfig.from_pretrained(work.model))
     least = floor(work, shape, ceiling, 2 if work.workload.device == "cuda" else 4)

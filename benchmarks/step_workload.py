@@ -16,9 +16,9 @@ from random_model import random_model
 from safetensors.torch import load_file, save_file
 
 from mathrl.config import Config, ModelConfig
-from mathrl.scratch import build_base
-from mathrl.shapes import Shape
-from mathrl.wordproblems import corpus
+from mathrl.data.wordproblems import corpus
+from mathrl.memory.shapes import Shape
+from mathrl.policy.scratch import build_base
 
 PARITY_PROBLEMS = 4
 

@@ -1,8 +1,8 @@
 """Losses and LoRA gradients of GRPO, Dr. GRPO and DAPO beside TRL's GRPOTrainer on the same batch.
 
-A random model samples a batch; it is saved (mathrl.replay) with the adapter, and both sides compute loss and
-gradient from the files in float32. TRL's conventions are matched first, then left as they are one by one, so
-that each difference has a number. TRL lives in an environment of its own:
+A random model samples a batch; it is saved (mathrl.commands.replay) with the adapter, and both sides compute
+loss and gradient from the files in float32. TRL's conventions are matched first, then left as they are one by
+one, so that each difference has a number. TRL lives in an environment of its own:
 
     python -m venv /tmp/trl && /tmp/trl/bin/pip install trl==1.16.0 'torch<2.14' peft
     python benchmarks/trl_parity.py --trl-python /tmp/trl/bin/python
@@ -26,18 +26,18 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.record import describe, store
-from mathrl.algorithms import Algorithm, resolve
-from mathrl.batch import collate
+from mathrl.algorithms.table import Algorithm, resolve
+from mathrl.commands.replay import save_batch
 from mathrl.config import Config
-from mathrl.objective import Meter, PolicyLoss
-from mathrl.policy import Policy
-from mathrl.prompts import make_template
-from mathrl.replay import save_batch
+from mathrl.data.prompts import make_template
+from mathrl.data.wordproblems import generate_problems
+from mathrl.policy.model import Policy
+from mathrl.policy.scratch import build_base
 from mathrl.rollout.transformers import TransformersEngine
-from mathrl.scratch import build_base
+from mathrl.training.batch import collate
+from mathrl.training.objective import Meter, PolicyLoss
+from mathrl.training.update import make_update
 from mathrl.types import Batch, Sampling, Score
-from mathrl.update import make_update
-from mathrl.wordproblems import generate_problems
 
 TOLERANCE = 1e-4
 KL_COEF = 0.04

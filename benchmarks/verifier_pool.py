@@ -22,7 +22,7 @@ from record import ROOT, describe, store
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "verifiers")]
 
 from verifiers import Outcome, Verdict  # noqa: E402
-from verifiers.isolation import Request, VerifierPool  # noqa: E402
+from verifiers.pool.pool import Request, VerifierPool  # noqa: E402
 
 NUM_REQUESTS = 10_000
 NUM_HANGING = 60

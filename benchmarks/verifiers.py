@@ -28,9 +28,9 @@ from record import ROOT, describe, store
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "verifiers")]
 
 from verifiers import Outcome, Verdict, verify  # noqa: E402
-from verifiers.audit import Tally, wilson  # noqa: E402
-from verifiers.isolation import VerifierPool  # noqa: E402
-from verifiers.records import Record, read_records  # noqa: E402
+from verifiers.pool.pool import VerifierPool  # noqa: E402
+from verifiers.tools.audit import Tally, wilson  # noqa: E402
+from verifiers.tools.records import Record, read_records  # noqa: E402
 
 OVER_LIMIT_S = 5.0
 

@@ -69,11 +69,11 @@ def recipe(folder: Path) -> Config:
 
 
 def ours(folder: Path, repeats: int, compiled: bool) -> dict[str, Any]:
-    from mathrl.plan import engine_limits
-    from mathrl.policy import Policy
+    from mathrl.memory.plan import engine_limits
+    from mathrl.memory.shapes import Shape
+    from mathrl.policy.model import Policy
     from mathrl.rollout.vllm import VllmEngine
-    from mathrl.sentinel import Sentinel
-    from mathrl.shapes import Shape
+    from mathrl.training.sentinel import Sentinel
 
     config = recipe(folder)
     policy = Policy.from_pretrained(str(folder), config)
@@ -133,7 +133,7 @@ def generate(folder: Path, repeats: int) -> dict[str, Any]:
     from vllm.lora.request import LoRARequest
     from vllm.sampling_params import RequestOutputKind
 
-    from mathrl.policy import Policy
+    from mathrl.policy.model import Policy
 
     policy = Policy.from_pretrained(str(folder), recipe(folder))
     ids = prompts(policy.head_weight().shape[0])

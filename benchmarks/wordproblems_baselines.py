@@ -9,7 +9,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from mathrl.statistics import paired_proportions
+from mathrl.evaluation.statistics import paired_proportions
 from mathrl.types import Problem
 
 NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?")

@@ -30,14 +30,14 @@ from wordproblems_baselines import ahead, baselines, read_problems, read_rows
 from wordproblems_renumbered import read_worked, renumber
 from wordproblems_stories import Vocabulary, generate_stories, spaced, written
 
-from mathrl.benchmark_sets import normalised
 from mathrl.config import DataConfig
-from mathrl.contamination import find_contamination
-from mathrl.data import load_problems
+from mathrl.data.problems import load_problems
+from mathrl.data.wordproblems import apply_operation, generate_drills, generate_problems
 from mathrl.errors import UserError
-from mathrl.statistics import wilson_interval
+from mathrl.evaluation.benchmark_sets import normalised
+from mathrl.evaluation.contamination import find_contamination
+from mathrl.evaluation.statistics import wilson_interval
 from mathrl.types import Problem, derive_seed
-from mathrl.wordproblems import apply_operation, generate_drills, generate_problems
 
 HELD_OUT_SHARE = 0.4
 MAWPS = ("multiarith", "addsub", "singleeq", "singleop")

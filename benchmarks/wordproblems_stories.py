@@ -20,8 +20,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from mathrl.data.wordproblems import apply_operation
 from mathrl.types import Problem, derive_seed
-from mathrl.wordproblems import apply_operation
 
 WORDS: dict[str, Any] = tomllib.loads(Path(__file__).with_name("wordproblems_words.toml").read_text())
 FEW, MANY = (12, 12, 12, 12, 12, 30, 100), (10, 10, 12, 30, 100)  # most groups, and most in each

@@ -17,12 +17,12 @@ Overrides = list[tuple[str, str]]
 _DOTTED = re.compile(r"--([a-z_]+(?:\.[a-z_0-9]+)+)(?:=(.*))?", re.DOTALL)
 
 MODULE_COMMANDS = {
-    "eval": ("mathrl.evaluation_cli", "Evaluate a model on benchmarks."),
-    "judge": ("mathrl.judge", "Judge saved completions again, without a model."),
-    "compare": ("mathrl.compare", "Compare runs, or algorithms on one budget."),
-    "plan": ("mathrl.plan", "Predict the memory of a recipe and choose its budgets."),
-    "doctor": ("mathrl.doctor", "Say what is wrong with a run."),
-    "replay": ("mathrl.replay", "Recompute a saved batch's loss, gradient norm and metrics."),
+    "eval": ("mathrl.commands.evaluate", "Evaluate a model on benchmarks."),
+    "judge": ("mathrl.commands.judge", "Judge saved completions again, without a model."),
+    "compare": ("mathrl.commands.compare", "Compare runs, or algorithms on one budget."),
+    "plan": ("mathrl.memory.plan", "Predict the memory of a recipe and choose its budgets."),
+    "doctor": ("mathrl.report.doctor", "Say what is wrong with a run."),
+    "replay": ("mathrl.commands.replay", "Recompute a saved batch's loss, gradient norm and metrics."),
 }
 """Commands whose module has ``add_arguments(parser)`` and ``run(namespace) -> exit status``."""
 
@@ -169,14 +169,14 @@ def _run_module(args: argparse.Namespace) -> int | None:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from mathrl.job import train
+    from mathrl.commands.train import train
     from mathrl.recipes import load_recipe
 
     return train(load_recipe(args.recipe, args.overrides), resume=args.resume, overwrite=args.overwrite)
 
 
 def _sft(args: argparse.Namespace) -> int:
-    from mathrl.job import make_reference
+    from mathrl.commands.train import make_reference
     from mathrl.recipes import load_recipe
 
     return make_reference(
@@ -191,13 +191,13 @@ def _config(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
-    from mathrl.report import write_report
+    from mathrl.report.run_page import write_report
 
     print(write_report(args.run_dir))
 
 
 def _export(args: argparse.Namespace) -> None:
-    from mathrl.export import export_run
+    from mathrl.commands.export import export_run
 
     done = export_run(args.run_dir, args.out_dir, which=args.which)
     print(f"{done.folder}/adapter: the adapter of step {done.step} in peft's format")
@@ -206,7 +206,7 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _generate(args: argparse.Namespace) -> None:
-    from mathrl.wordproblems import write_problems
+    from mathrl.data.wordproblems import write_problems
 
     write_problems(
         args.out,

@@ -187,9 +187,9 @@ class RolloutConfig(Section):
 
 
 class AlgorithmConfig(Section):
-    """Knobs left None take the value of the algorithm's row (mathrl/algorithms.py)."""
+    """Knobs left None take the value of the algorithm's row (mathrl/algorithms/table.py)."""
 
-    name: str = Field("grpo", description="row of mathrl.algorithms.ALGORITHMS")
+    name: str = Field("grpo", description="row of mathrl.algorithms.table.ALGORITHMS")
     advantage: str | None = Field(None, description="group_norm, group_centre, leave_one_out, gae, …")
     ratio: Literal["token", "sequence"] | None = Field(None, description="level of the importance ratio")
     surrogate: Literal["clip", "weighted_logprob", "none"] | None = Field(

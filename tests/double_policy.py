@@ -7,9 +7,9 @@ import torch
 from policy.conftest import build_batch, build_policy
 from torch import Tensor, nn
 
-from mathrl.algorithms import ALGORITHMS, Algorithm, resolve
+from mathrl.algorithms.table import ALGORITHMS, Algorithm, resolve
 from mathrl.config import Config
-from mathrl.policy import Policy
+from mathrl.policy.model import Policy
 from mathrl.types import Batch
 
 LENGTHS = (5, 1, 9, 4, 12, 3, 1, 7, 8)

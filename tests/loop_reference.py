@@ -1,6 +1,7 @@
 """The loss and its gradient once more: NumPy, float64, loops over completions and tokens, no autograd.
 
-Written from the papers' formulas, sharing no code with mathrl.losses; gradients are derived by hand.
+Written from the papers' formulas, sharing no code with mathrl.algorithms.losses; gradients are
+derived by hand.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from mathrl.comparison import compare_evaluations
-from mathrl.completions import write_evaluation
-from mathrl.evaluation import Evaluation, Judged, Record
+from mathrl.evaluation.completions import write_evaluation
+from mathrl.evaluation.paired import compare_evaluations
+from mathrl.evaluation.result import Evaluation, Judged, Record
 from mathrl.recipes import dump, load_recipe
 from mathrl.types import Problem
 

@@ -10,9 +10,9 @@ import torch.distributed as dist
 from double_policy import NAMES, annotated, configured, double_policy
 
 from mathrl.policy.value import ValueModel
+from mathrl.training.update import make_update
+from mathrl.training.value_update import ValueUpdate
 from mathrl.types import Batch
-from mathrl.update import make_update
-from mathrl.value_update import ValueUpdate
 
 SHARES = ([0, 1, 2], [3, 4, 5, 6, 7, 8])  # whole groups; one rank has more rows than the other
 

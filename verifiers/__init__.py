@@ -8,11 +8,11 @@ __all__ = ["AnswerType", "Outcome", "ParseError", "Verdict", "parse_reference", 
 
 
 def read(text: str) -> Any:
-    """The exact sympy object of an answer; `verifiers.symbolic` says which answer becomes what.
+    """The exact sympy object of an answer; `verifiers.sympy_objects.objects` says which answer becomes what.
 
     Imports sympy when it is first called. Raises `ParseError`, one sentence, for text that cannot be read and
     for answers without a counterpart in sympy.
     """
-    from verifiers.symbolic import read as read_symbolic
+    from verifiers.sympy_objects.objects import read as read_symbolic
 
     return read_symbolic(text)

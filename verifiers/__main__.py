@@ -61,8 +61,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _judge(options: argparse.Namespace) -> int:
-    from verifiers.isolation import VerifierPool
-    from verifiers.judge import judge
+    from verifiers.pool.pool import VerifierPool
+    from verifiers.tools.judge import judge
 
     _refuse_unknown_names(options)
     with VerifierPool(options.jobs, options.timeout_s, options.memory_mb) as pool:
@@ -71,8 +71,8 @@ def _judge(options: argparse.Namespace) -> int:
 
 
 def _audit(options: argparse.Namespace) -> int:
-    from verifiers.audit import audit, render
-    from verifiers.isolation import VerifierPool
+    from verifiers.pool.pool import VerifierPool
+    from verifiers.tools.audit import audit, render
 
     _refuse_unknown_names(options)
     try:
@@ -86,7 +86,7 @@ def _audit(options: argparse.Namespace) -> int:
 
 
 def _refuse_unknown_names(options: argparse.Namespace) -> None:
-    from verifiers.extract import extract
+    from verifiers.extraction.rules import extract
 
     registry.get(options.type)
     extract("", options.extract)
@@ -101,7 +101,7 @@ def _types(options: argparse.Namespace) -> int:
 
 
 def _new(options: argparse.Namespace) -> int:
-    from verifiers.scaffold import write_answer_type
+    from verifiers.tools.scaffold import write_answer_type
 
     module, examples = write_answer_type(options.name, options.dir)
     class_name = "".join(word.capitalize() for word in options.name.split("_"))
@@ -111,8 +111,8 @@ def _new(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from verifiers.conformance import check, read_examples, render
-    from verifiers.isolation import VerifierPool
+    from verifiers.pool.pool import VerifierPool
+    from verifiers.tools.conformance import check, read_examples, render
 
     registry.get(options.type)
     examples = read_examples(options.examples)

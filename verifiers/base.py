@@ -77,7 +77,7 @@ def parse_reference(answer: str, answer_type: str = "auto") -> Any:
     Raises `ParseError` when the reference cannot be read, `ValueError` for an unknown answer type.
     """
     from verifiers import registry
-    from verifiers.extract import auto, boxed, gsm8k
+    from verifiers.extraction.rules import auto, boxed, gsm8k
 
     kind = registry.get(answer_type)
     # Data sets hold bare answers; some hold the sentence or the whole solution that ends in one.
@@ -105,8 +105,8 @@ def verify(
     Never raises on model text; raises `ValueError` for an unknown answer type or extraction rule.
     """
     from verifiers import registry
-    from verifiers.choice import option_letter
-    from verifiers.extract import extract as extract_answer
+    from verifiers.answers.choice import option_letter
+    from verifiers.extraction.rules import extract as extract_answer
     from verifiers.fastpath import try_fast
 
     start = time.perf_counter()

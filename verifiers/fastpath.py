@@ -6,8 +6,8 @@ import time
 from collections.abc import Sequence
 
 from verifiers.base import MAX_COMPLETION_CHARS, Outcome, Verdict
-from verifiers.extract import extract as extract_answer
-from verifiers.plain import read_plain, same_plain
+from verifiers.extraction.rules import extract as extract_answer
+from verifiers.grammar.plain import read_plain, same_plain
 
 MAX_FAST_CHARS = 100_000
 """Longer completions are judged by a worker, under its time limit."""

@@ -18,20 +18,20 @@ from verifiers.base import AnswerType
 ENTRY_POINT_GROUP = "mathrl.verifiers"
 
 _BUILT_IN = {
-    "auto": "verifiers.auto:Auto",
-    "boolean": "verifiers.text:Boolean",
-    "choice": "verifiers.choice:Choice",
-    "equation": "verifiers.expression:Equation",
-    "expression": "verifiers.expression:Expression",
-    "interval": "verifiers.interval:Interval",
-    "list": "verifiers.collection:List",
-    "matrix": "verifiers.matrix:Matrix",
-    "number": "verifiers.number:Number",
-    "set": "verifiers.collection:FiniteSet",
-    "text": "verifiers.text:Text",
-    "time": "verifiers.measured:Time",
-    "tuple": "verifiers.collection:Tuple",
-    "units": "verifiers.measured:Units",
+    "auto": "verifiers.answers.auto:Auto",
+    "boolean": "verifiers.answers.text:Boolean",
+    "choice": "verifiers.answers.choice:Choice",
+    "equation": "verifiers.answers.expression:Equation",
+    "expression": "verifiers.answers.expression:Expression",
+    "interval": "verifiers.answers.interval:Interval",
+    "list": "verifiers.answers.collection:List",
+    "matrix": "verifiers.answers.matrix:Matrix",
+    "number": "verifiers.answers.number:Number",
+    "set": "verifiers.answers.collection:FiniteSet",
+    "text": "verifiers.answers.text:Text",
+    "time": "verifiers.answers.measured:Time",
+    "tuple": "verifiers.answers.collection:Tuple",
+    "units": "verifiers.answers.measured:Units",
 }
 _registered: dict[str, AnswerType] = {}
 

@@ -19,11 +19,11 @@ from torch.nn import Parameter
 
 from mathrl.config import Config, UpdateConfig
 from mathrl.errors import UserError
-from mathrl.micro_batching import MicroBatches
 from mathrl.policy.loading import ADAPTER, load_policy_parts
 from mathrl.policy.logprobs import token_logprobs
 from mathrl.policy.lora import fuse
 from mathrl.policy.trunk import Trunk
+from mathrl.training.micro_batching import MicroBatches
 from mathrl.types import Adapter, Batch, TokenOutputs
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mathrl.policy.attention import differentiable_once, gather, plan_attention
-from mathrl.policy.blocked import BlockedLayers
+from mathrl.policy.cpu.blocked import BlockedLayers
 from mathrl.policy.packing import Layout, pack
 from mathrl.types import Batch
 

@@ -19,7 +19,7 @@ from torch.nn import Parameter
 from mathrl.types import Batch, derive_seed
 
 if TYPE_CHECKING:
-    from mathrl.policy import Policy
+    from mathrl.policy.model import Policy
 
 ADAPTER = "value"
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mathrl.errors import UserError
+from mathrl.policy.cpu.folding import folded_adapter
 from mathrl.rollout.base import OnCompletion, PromptEncoder
 from mathrl.rollout.decoding import (
     Decoder,
@@ -19,7 +20,6 @@ from mathrl.rollout.decoding import (
     can_share_prompts,
     prefill,
 )
-from mathrl.rollout.folding import folded_adapter
 from mathrl.rollout.sampling import draw
 from mathrl.types import Adapter, Completion, FinishReason, Group, Problem, Sampling, derive_seed
 

@@ -34,7 +34,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from mathrl.errors import UserError
-from mathrl.plan import Limits
+from mathrl.memory.plan import Limits
 from mathrl.rollout.adapter_files import weights_folder, write_adapter, write_merged
 from mathrl.rollout.base import OnCompletion, PromptEncoder
 from mathrl.rollout.finished_only import FinishedOnly

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from mathrl.errors import UserError
-from mathrl.plan import Limits
+from mathrl.memory.plan import Limits
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the adapter ranks that vLLM has kernels for
 

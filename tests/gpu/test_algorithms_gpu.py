@@ -4,10 +4,10 @@ import pytest
 import torch
 from test_policy_gpu import make_batch, make_policy
 
-from mathrl.algorithms import ALGORITHMS, resolve
+from mathrl.algorithms.table import ALGORITHMS, resolve
+from mathrl.algorithms.trust_region import flatten
 from mathrl.config import Config
-from mathrl.trust_region import flatten
-from mathrl.update import make_update
+from mathrl.training.update import make_update
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
-from mathrl.algorithms import resolve
+from mathrl.algorithms.table import resolve
 from mathrl.config import Config, LoraSection, UpdateConfig
-from mathrl.objective import Meter, PolicyLoss
-from mathrl.policy import Policy
 from mathrl.policy.attention import IMPLEMENTATION
 from mathrl.policy.loading import add_adapter
-from mathrl.sft_loss import Example, SftLoss
+from mathrl.policy.model import Policy
+from mathrl.training.objective import Meter, PolicyLoss
+from mathrl.training.sft_loss import Example, SftLoss
 from mathrl.types import Batch
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

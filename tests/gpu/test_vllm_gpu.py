@@ -6,13 +6,13 @@ import psutil
 import pytest
 import torch
 
-from mathrl.batch import collate
 from mathrl.config import Config, ModelConfig
-from mathrl.plan import Limits
-from mathrl.policy import Policy
-from mathrl.rollout import make_engine
-from mathrl.scratch import build_base
-from mathrl.sentinel import Sentinel, SyncError
+from mathrl.memory.plan import Limits
+from mathrl.policy.model import Policy
+from mathrl.policy.scratch import build_base
+from mathrl.rollout.engine_choice import make_engine
+from mathrl.training.batch import collate
+from mathrl.training.sentinel import Sentinel, SyncError
 from mathrl.types import Adapter, Group, Problem, Sampling, Score
 
 pytestmark = [

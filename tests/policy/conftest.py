@@ -16,9 +16,9 @@ from transformers import (
 )
 
 from mathrl.config import LoraSection, UpdateConfig
-from mathrl.policy import Policy
 from mathrl.policy.attention import IMPLEMENTATION
 from mathrl.policy.loading import add_adapter
+from mathrl.policy.model import Policy
 from mathrl.policy.trunk import why_not_packed
 from mathrl.types import Batch
 

@@ -6,11 +6,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
 from mathrl.config import LoraSection, UpdateConfig
-from mathrl.policy import Policy, attention, blocked, loading
+from mathrl.policy import attention, loading
+from mathrl.policy.cpu import blocked
+from mathrl.policy.cpu.folding import folded_adapter
+from mathrl.policy.model import Policy
 from mathrl.policy.packing import pack
 from mathrl.policy.trunk import Trunk, blocked_layers
 from mathrl.rollout import decoding
-from mathrl.rollout.folding import folded_adapter
 
 from .conftest import SHAPE, TOKENIZER, build_batch
 from .test_policy import assert_gradients_close

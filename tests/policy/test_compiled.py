@@ -11,7 +11,7 @@ import torch
 
 from mathrl.policy import attention, trunk
 from mathrl.policy.varlen import Varlen, _rows, _sum_rows, packed_flash, packed_flash_backward
-from mathrl.sft_loss import Example, SftLoss
+from mathrl.training.sft_loss import Example, SftLoss
 
 from .conftest import MakeBatch, MakePolicy
 from .test_policy import assert_gradients_close, gradients, weighted_sum

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from mathrl.algorithms import resolve
+from mathrl.algorithms.table import resolve
 from mathrl.config import Config
 from mathrl.errors import NonFiniteError, UserError
-from mathrl.micro_batching import MicroBatches
-from mathrl.objective import Meter, PolicyLoss
-from mathrl.policy import blocked
+from mathrl.policy.cpu import blocked
+from mathrl.training.micro_batching import MicroBatches
+from mathrl.training.objective import Meter, PolicyLoss
 
 from .conftest import build_batch, build_policy
 from .test_policy import assert_gradients_close

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, Gemma2Config, PreTrainedTokenizer
 
 from mathrl.config import Config, LoraSection
 from mathrl.errors import UserError
-from mathrl.policy import Policy
 from mathrl.policy.loading import add_adapter
 from mathrl.policy.logprobs import token_logprobs
+from mathrl.policy.model import Policy
 from mathrl.policy.trunk import Trunk, why_not_packed
 from mathrl.types import Batch
 

@@ -13,7 +13,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from mathrl.errors import UserError
-from mathrl.rollout import decoding, folding, shared_prompt
+from mathrl.policy.cpu import folding, shared_prompt
+from mathrl.rollout import decoding
 from mathrl.rollout.sampling import draw, keep_likeliest, uniforms
 from mathrl.rollout.transformers import TransformersEngine
 from mathrl.types import Adapter, Group, Problem, Sampling

@@ -9,14 +9,14 @@ import psutil
 import pytest
 import torch
 
-from mathrl.batch import collate
 from mathrl.config import Config, ModelConfig
 from mathrl.errors import UserError
-from mathrl.policy import Policy
+from mathrl.policy.model import Policy
+from mathrl.policy.scratch import build_base
 from mathrl.rollout.adapter_files import RAM_DISK
 from mathrl.rollout.replicas import Replicas
-from mathrl.scratch import build_base
-from mathrl.sentinel import Sentinel, SyncError
+from mathrl.training.batch import collate
+from mathrl.training.sentinel import Sentinel, SyncError
 from mathrl.types import Adapter, Problem, Sampling, Score
 
 pytestmark = [
@@ -80,7 +80,7 @@ def policy(model_folder):
 
 
 def start_engine(model_folder, policy):
-    from mathrl.plan import Limits
+    from mathrl.memory.plan import Limits
     from mathrl.rollout.vllm import VllmEngine
 
     limits = Limits(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from verifiers.audit import wilson
+from verifiers.tools.audit import wilson
 
 
 def run(

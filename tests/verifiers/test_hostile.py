@@ -11,8 +11,8 @@ from hostile_corpus import CORPUS, Case
 from random_formulas import random_formula
 
 from verifiers import Outcome, Verdict
-from verifiers.hostile import hostile_texts
-from verifiers.isolation import Request, VerifierPool
+from verifiers.pool.pool import Request, VerifierPool
+from verifiers.tools.hostile import hostile_texts
 
 TIMEOUT_S = 5.0
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from verifiers import Outcome, Verdict
-from verifiers.isolation import Request, VerifierPool
+from verifiers.pool.pool import Request, VerifierPool
 
 MISBEHAVING = "hostile_types:Misbehaving"
 TIMEOUT_S = 1.5
@@ -258,7 +258,7 @@ def test_a_dropped_pool_leaves_no_process() -> None:
 
 PARENT = """
 import os, sys, time
-from verifiers.isolation import Request, VerifierPool
+from verifiers.pool.pool import Request, VerifierPool
 def main():
     pool = VerifierPool(num_workers=2, timeout_s=30.0)
     warm = [pool.submit(Request("pid", "say x", %r, "bare")) for _ in range(20)]

@@ -8,9 +8,16 @@ import sys
 
 import pytest
 
-from verifiers import Outcome, polynomials, scalars, verify
+from verifiers import Outcome, verify
+from verifiers.equality import polynomials, scalars
+from verifiers.equality.polynomials import (
+    MAX_PRODUCTS,
+    Quotients,
+    Unfit,
+    equal_quotients,
+    proportional_quotients,
+)
 from verifiers.grammar import parse
-from verifiers.polynomials import MAX_PRODUCTS, Quotients, Unfit, equal_quotients, proportional_quotients
 
 EQUAL = [
     ("(x+y)^3", "x^3+3x^2y+3xy^2+y^3"),
@@ -179,6 +186,8 @@ def test_sympy_is_imported_for_true_equalities_of_functions_only(judged: list, l
 
 
 def test_a_worker_has_imported_sympy_before_it_says_that_it_is_ready() -> None:
-    code = "import sys; from verifiers.worker import _load; _load({'auto'}); print('sympy' in sys.modules)"
+    code = (
+        "import sys; from verifiers.pool.worker import _load; _load({'auto'}); print('sympy' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True"

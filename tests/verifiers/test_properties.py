@@ -10,9 +10,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from verifiers import Outcome, verify
-from verifiers.evaluate import Undefined, rational
+from verifiers.equality.evaluate import Undefined, rational
 from verifiers.grammar import parse
-from verifiers.plain import PlainNumber, read_plain, same_plain
+from verifiers.grammar.plain import PlainNumber, read_plain, same_plain
 
 integers = st.integers(-(10**6), 10**6)
 rationals = st.fractions(min_value=-1000, max_value=1000, max_denominator=997)

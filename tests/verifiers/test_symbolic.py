@@ -17,11 +17,11 @@ from random_formulas import random_formula
 from sympy import S
 
 from verifiers import ParseError, read
-from verifiers.answers import read as read_answer
-from verifiers.evaluate import free_symbols
+from verifiers.answers.structured import read as read_answer
+from verifiers.equality.evaluate import free_symbols
+from verifiers.equality.numeric import Numeric
 from verifiers.grammar.nodes import Num, Op
-from verifiers.hostile import hostile_texts
-from verifiers.numeric import Numeric
+from verifiers.tools.hostile import hostile_texts
 
 a, b, k, n, x, y, i = sympy.symbols("a b k n x y i")
 MATRIX = sympy.ImmutableMatrix([[1, x], [3, 4]])

@@ -9,8 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from verifiers import Outcome, read, verify
+from verifiers.equality.numeric import _in_cyclotomic_field, _totient
 from verifiers.grammar.nodes import Num
-from verifiers.numeric import _in_cyclotomic_field, _totient
 
 x, y = sympy.symbols("x y")
 PERTURBATIONS = [

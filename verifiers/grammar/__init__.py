@@ -2,7 +2,8 @@
 
 Nothing of the text is ever evaluated by Python or sympy: the tree is made of our own nodes, their number,
 depth and digits are limited while they are made, and what evaluates them checks every result's size first.
-`verifiers.symbolic` makes sympy objects of these trees by their constructors; a text never gets there.
+`verifiers.sympy_objects.objects` makes sympy objects of these trees by their constructors; a text never gets
+there.
 """
 
 from verifiers.grammar.parser import parse

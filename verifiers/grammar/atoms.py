@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+from verifiers.answers.text import normal_words
 from verifiers.base import ParseError
 from verifiers.grammar.commands import MONEY, CommandParser, literal
 from verifiers.grammar.lexer import END, Token
@@ -18,7 +19,6 @@ from verifiers.grammar.nodes import (
     Sym,
 )
 from verifiers.grammar.vocabulary import words
-from verifiers.text import normal_words
 
 _CLOSING = {"(": (")", "]"), "[": ("]", ")"), "\\{": ("\\}",), "langle": ("rangle",)}
 _STARTS = frozenset({"(", "[", "\\{", "{"})

@@ -9,8 +9,8 @@ from verifiers.base import ParseError
 from verifiers.grammar.cursor import Cursor
 from verifiers.grammar.lexer import END, Token
 from verifiers.grammar.nodes import Big, Group, Node, Num, Op, Quantity, Sym
+from verifiers.grammar.plain import stated_decimals
 from verifiers.grammar.tables import environment
-from verifiers.plain import stated_decimals
 
 _BIG = frozenset({"sum", "prod", "int", "iint", "oint", "lim"})
 _DELIMITED = {"lfloor": ("rfloor", "floor"), "lceil": ("rceil", "ceil"), "lvert": ("rvert", "abs")}

@@ -18,7 +18,7 @@ from verifiers.grammar.nodes import (
     SetOp,
     Sym,
 )
-from verifiers.units import add_quantities, normal_unit
+from verifiers.grammar.units import add_quantities, normal_unit
 
 _RELATIONS = frozenset({"=", "!=", "<", "<=", ">", ">=", "approx", "in", "notin", "equiv", "to", "subset"})
 _SET_OPERATIONS = {"cup": "union", "cap": "intersection", "setminus": "difference"}

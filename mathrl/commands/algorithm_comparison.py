@@ -1,0 +1,263 @@
+"""Algorithms on one budget: ``mathrl compare`` without runs, ``make compare``.
+
+All start from one reference and see the same problems; each is trained from several seeds until a budget of
+sampled tokens is spent, and until a budget of seconds is, and is evaluated at both. Every trial is a process
+of its own, so that its peak memory is its own. Finished trials are kept: an interrupted comparison goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from mathrl.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:  # loading torch takes seconds, and comparing finished runs needs none of it
+    from mathrl.config import Config, UpdateConfig
+
+RECIPE = "quickstart"
+DEFAULT_OUT = Path("runs/algorithms")
+TOKENS, SECONDS, SEEDS = 50_000, 40.0, 3
+
+COMPARED: dict[str, dict[str, Any]] = {
+    "trpo": {"trust_region_kl": 0.005, "fisher_fraction": 0.125, "cg_iterations": 6},
+    "ppo": {},
+    "grpo": {},
+    "reinforce": {},
+}
+"""Algorithms, and the knobs that only they have; everything else is the recipe's for all of them."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``mathrl compare`` without runs."""
+    group = parser.add_argument_group("without RUN: algorithms on one budget")
+    group.add_argument("--algorithms", default=",".join(COMPARED), metavar="A,B", help="default: %(default)s")
+    group.add_argument("--seeds", type=int, default=SEEDS, help="trials of each (default: %(default)s)")
+    group.add_argument(
+        "--tokens", type=int, default=TOKENS, help="budget in sampled tokens (default: %(default)s)"
+    )
+    group.add_argument(
+        "--seconds", type=float, default=SECONDS, help="budget in seconds of training (default: %(default)s)"
+    )
+    group.add_argument("--jobs", type=int, default=0, help="trials at once; 0: one a core, at most 4")
+    group.add_argument("--overwrite", action="store_true", help="forget the trials that are there")
+
+
+def compare_algorithms(args: argparse.Namespace) -> int:
+    """Run what is missing, print the table, write the page."""
+    from mathrl.report.algorithm_page import print_table, write_page
+    from mathrl.report.summary import versions
+    from mathrl.run.progress import make_console
+
+    console = make_console()
+    base, trials = plan(args)
+    folder = args.out or DEFAULT_OUT
+    start = time.perf_counter()
+    reference = make_reference(console, base, folder, overwrite=args.overwrite)
+    found = list(run_all(console, args, base, trials, folder, reference))
+    result = {
+        "recipe": base.recipe,
+        "budgets": {"tokens": args.tokens, "seconds": args.seconds},
+        "problems": base.evaluate.num_problems,
+        "jobs": jobs_of(args, base),
+        "cores": os.cpu_count(),
+        "device": "cuda" if _on_cuda(base) else "cpu",
+        "settings": {name: COMPARED.get(name, {}) for name in names_of(args)},
+        "reference": found[0],
+        "trials": found[1:],
+        "seconds": round(time.perf_counter() - start, 1),
+        "versions": versions(),
+    }
+    page = write_page(folder, result)
+    print_table(console, result)
+    console.print(f"page: {page}", soft_wrap=True)
+    return 0
+
+
+def names_of(args: argparse.Namespace) -> list[str]:
+    return [name.strip() for name in args.algorithms.split(",") if name.strip()]
+
+
+def plan(args: argparse.Namespace) -> tuple[Config, list[Config]]:
+    """The recipe, and the configuration of every trial: all seeds of all algorithms.
+
+    Raises:
+        UserError: an unknown algorithm, a budget below nothing, or a combination that cannot be.
+    """
+    from mathrl.algorithms.table import ALGORITHMS, resolve
+    from mathrl.recipes import load_recipe
+
+    for option in ("seeds", "tokens", "seconds"):
+        if getattr(args, option) <= 0:
+            raise UserError(f"--{option} must be more than 0, got {getattr(args, option)}")
+    if any(key == "algorithm.name" for key, _ in args.overrides):
+        raise UserError("--algorithm.name names one algorithm: say which to compare with --algorithms")
+    base = load_recipe(RECIPE, args.overrides)
+    set_by_user = {key.removeprefix("algorithm.") for key, _ in args.overrides}
+    trials = []
+    for seed in range(args.seeds):
+        for name in names_of(args):
+            if name not in ALGORITHMS:
+                raise UserError(f"--algorithms: no algorithm {name!r}; {did_you_mean(name, ALGORITHMS)}")
+            knobs = {k: v for k, v in COMPARED.get(name, {}).items() if k not in set_by_user}
+            section = base.algorithm.model_copy(update={"name": name, **knobs})
+            resolve(section, base.rollout, base.update)
+            trials.append(
+                base.model_copy(
+                    update={
+                        "algorithm": section,
+                        "run": base.run.model_copy(update={"seed": base.run.seed + seed}),
+                        "train": base.train.model_copy(update={"num_steps": 1_000_000}),
+                        "update": constant_rate(base.update),
+                    }
+                )
+            )
+    return base, trials
+
+
+def constant_rate(update: UpdateConfig) -> UpdateConfig:
+    """The recipe's update at a constant learning rate, the mean of the recipe's.
+
+    A budget ends a trial, not a number of steps that a rate could fall towards. A rate that falls to 0,
+    linearly or as a cosine, has a mean of half its peak.
+    """
+    if update.schedule == "constant":
+        return update
+    return update.model_copy(update={"schedule": "constant", "learning_rate": update.learning_rate / 2})
+
+
+def make_reference(console: Console, base: Config, folder: Path, *, overwrite: bool) -> str:
+    """The recipe's reference, trained at most once.
+
+    Raises:
+        UserError: the folder holds a comparison of another configuration.
+    """
+    from mathrl.recipes import differences, dump, load_config
+    from mathrl.run.folder import write_text
+    from mathrl.run.progress import Progress
+    from mathrl.training.sft import train_reference
+
+    saved = folder / "config.toml"
+    if saved.is_file() and not overwrite:
+        changed = differences(base, load_config(saved))
+        changed.pop("run.num_threads", None)
+        if changed:
+            raise UserError(
+                f"{folder} holds a comparison with another {next(iter(changed))}: choose another --out, or "
+                "start anew with --overwrite"
+            )
+    if overwrite:
+        for left in [saved, *(folder / "trials").glob("*.json")]:
+            left.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    if base.sft.skip:
+        write_text(saved, dump(base))
+        return base.model.path
+    reference = folder / "reference"
+    if overwrite or not reference.is_dir() or not saved.is_file():
+        with Progress(console) as progress, progress.stage("SFT", base.sft.max_train_steps) as stage:
+            train_reference(base, reference, progress=stage)
+    write_text(saved, dump(base))
+    return str(reference)
+
+
+def run_all(
+    console: Console,
+    args: argparse.Namespace,
+    base: Config,
+    trials: Sequence[Config],
+    folder: Path,
+    reference: str,
+) -> Iterator[dict[str, Any]]:
+    """What the reference reached, then every trial in order; those on disk are not run again."""
+    from mathrl.run.folder import write_json
+
+    jobs = jobs_of(args, base)
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    common = {
+        "tokens": args.tokens,
+        "seconds": args.seconds,
+        "seed": base.run.seed,
+        "n": base.evaluate.num_problems,
+    }
+    asked = [(folder / "trials" / "reference.json", base, _reference_trial)]
+    asked += [(folder / "trials" / f"{c.algorithm.name}-{c.run.seed}.json", c, _trial) for c in trials]
+    settings = {file: common | {"config": _digest(config)} for file, config, _ in asked}
+    (folder / "trials").mkdir(exist_ok=True)
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        waiting = {
+            pool.submit(work, _at(config, reference, threads), settings[file]): file
+            for file, config, work in asked
+            if _read(file, settings[file]) is None
+        }
+        for number, future in enumerate(as_completed(waiting), 1):
+            file = waiting[future]
+            write_json(file, future.result() | {"asked": settings[file]})
+            console.print(f"trial {number}/{len(waiting)}: {file.stem}")
+    for file, *_ in asked:
+        found = _read(file, settings[file])
+        assert found is not None
+        yield found
+
+
+def _digest(config: Config) -> str:
+    """Equal for trials that would be the same."""
+    from mathrl.recipes import dump
+
+    same = config.model_copy(update={"run": config.run.model_copy(update={"num_threads": 0})})
+    return hashlib.sha256(dump(same).encode()).hexdigest()[:16]
+
+
+def jobs_of(args: argparse.Namespace, base: Config) -> int:
+    """Trials at once: one GPU serves one at a time."""
+    if args.jobs > 0:
+        return int(args.jobs)
+    return 1 if _on_cuda(base) else max(1, min(os.cpu_count() or 1, 4))
+
+
+def _on_cuda(base: Config) -> bool:
+    from mathrl.policy.loading import resolve_device
+
+    return bool(resolve_device(base.run).type == "cuda")
+
+
+def _at(config: Config, reference: str, threads: int) -> Config:
+    """The configuration with the reference as its model."""
+    return config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"path": reference}),
+            "sft": config.sft.model_copy(update={"skip": True}),
+            "run": config.run.model_copy(update={"num_threads": threads}),
+        }
+    )
+
+
+def _trial(config: Config, settings: dict[str, Any]) -> dict[str, Any]:
+    from mathrl.commands.algorithm_trial import Budget, run_trial
+
+    budgets = {"tokens": Budget(tokens=settings["tokens"]), "seconds": Budget(seconds=settings["seconds"])}
+    return run_trial(config, settings["seed"], budgets, settings["n"])
+
+
+def _reference_trial(config: Config, settings: dict[str, Any]) -> dict[str, Any]:
+    from mathrl.commands.algorithm_trial import look_at_reference
+
+    return look_at_reference(config, settings["seed"], settings["n"])
+
+
+def _read(file: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """A finished trial with these settings, or None."""
+    if not file.is_file():
+        return None
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found if found["asked"] == settings else None

@@ -1,0 +1,124 @@
+"""``mathrl compare``: runs drawn together, results of evaluations held against each other, or algorithms."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from mathrl.commands import algorithm_comparison
+from mathrl.errors import UserError
+from mathrl.evaluation.completions import read_evaluation
+from mathrl.evaluation.paired import compare_evaluations
+from mathrl.evaluation.result import Evaluation
+from mathrl.report.evaluation_page import Result, print_results, write_results
+from mathrl.report.run_record import read_run
+from mathrl.report.runs_page import print_comparison, write_comparison
+from mathrl.report.summary import versions
+from mathrl.run.progress import make_console
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``mathrl compare``."""
+    parser.set_defaults(takes_overrides=True)
+    parser.add_argument(
+        "runs",
+        nargs="*",
+        type=Path,
+        metavar="RUN",
+        help="run folders, or folders that mathrl eval or mathrl judge wrote; none: compare algorithms",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="PATH", help="default: comparison.html, or comparison, beside the first"
+    )
+    algorithm_comparison.add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare whatever was named."""
+    if not args.runs:
+        return algorithm_comparison.compare_algorithms(args)
+    if args.overrides:
+        raise UserError(
+            f"--{args.overrides[0][0]} changes a recipe; runs that were made are compared as they are"
+        )
+    kinds = {path: _kind(path) for path in args.runs}
+    if len(kinds) < 2:
+        raise UserError(f"name two or more to compare; there is only {args.runs[0]}")
+    if len(set(kinds.values())) > 1:
+        run_dir = next(p for p, k in kinds.items() if k == "run")
+        results = next(p for p, k in kinds.items() if k == "results")
+        raise UserError(
+            f"{run_dir} is a run and {results} holds results of an evaluation: compare like with like"
+        )
+    console = make_console()
+    paths = list(kinds)
+    if kinds[paths[0]] == "run":
+        runs = [read_run(path) for path in paths]
+        print_comparison(console, runs)
+        page = write_comparison(runs, args.out or paths[0].resolve().parent / "comparison.html")
+    else:
+        results = compare_results(paths)
+        print_results(console, results)
+        title = f"{paths[-1].name} against {paths[0].name}"
+        page = write_results(args.out or paths[0].resolve().parent / "comparison", title, results, versions())
+    console.print(f"page: {page}", soft_wrap=True)
+    return 0
+
+
+def _kind(path: Path) -> str:
+    if (path / "config.toml").is_file():
+        return "run"
+    if _completion_files(path):
+        return "results"
+    if not path.is_dir():
+        raise UserError(f"there is no folder {path}")
+    raise UserError(
+        f"{path} is neither a run (config.toml) nor a result of mathrl eval or judge (completions.jsonl)"
+    )
+
+
+def compare_results(paths: Sequence[Path]) -> list[Result]:
+    """Every later folder's evaluations against the first's, benchmark by benchmark.
+
+    Raises:
+        UserError: the folders share no benchmark, or their protocols differ.
+    """
+    found = [evaluations_in(path) for path in paths]
+    names = _names(paths)
+    results = []
+    for name, later in zip(names[1:], found[1:], strict=True):
+        for benchmark, after in later.items():
+            before = found[0].get(benchmark)
+            if before is None:
+                continue
+            difference = compare_evaluations(
+                replace(before, name=f"{benchmark} in {names[0]}"),
+                replace(after, name=f"{benchmark} in {name}"),
+            )
+            told = f"{benchmark} ({name})" if len(paths) > 2 else benchmark
+            results.append(Result(replace(after, name=told), before, difference))
+    if not results:
+        raise UserError(
+            f"{paths[0]} and {paths[1]} share no benchmark: "
+            f"{', '.join(found[0])} there, {', '.join(found[1])} here"
+        )
+    return results
+
+
+def evaluations_in(folder: Path) -> dict[str, Evaluation]:
+    """Benchmark -> evaluation, of a folder that mathrl eval or mathrl judge wrote."""
+    return {evaluation.name: evaluation for evaluation in map(read_evaluation, _completion_files(folder))}
+
+
+def _completion_files(folder: Path) -> list[Path]:
+    own = folder / "completions.jsonl"
+    return [own] if own.is_file() else sorted(folder.glob("*/completions.jsonl"))
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    parts, depth = [path.resolve().parts for path in paths], 1
+    while len({p[-depth:] for p in parts}) < len(parts):
+        depth += 1
+    return ["/".join(p[-depth:]) for p in parts]

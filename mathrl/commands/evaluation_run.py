@@ -1,0 +1,180 @@
+"""A model on benchmarks: prompts, length limits, one engine for all, and the results."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from mathrl.commands.model_source import ModelSource
+from mathrl.data.few_shot import STOP, FewShotTemplate
+from mathrl.data.prompts import PromptTemplate
+from mathrl.errors import UserError
+from mathrl.evaluation.benchmark_sets import BenchmarkProblems
+from mathrl.evaluation.completions import refuse_other
+from mathrl.evaluation.contamination import find_contamination
+from mathrl.evaluation.evaluate import Evaluation, evaluate, make_protocol, resume_key
+from mathrl.evaluation.paired import check_comparable, compare_evaluations
+from mathrl.policy.model import Policy
+from mathrl.report.evaluation_page import Result
+from mathrl.rewards.scorer import RewardScorer
+from mathrl.rollout.engine_choice import make_engine
+from mathrl.run.progress import Progress
+from mathrl.types import Problem
+
+_LEAST_TOKENS = 16  # a completion shorter than this cannot hold an answer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What ``mathrl eval`` was asked for, read and checked as far as that goes without the model."""
+
+    source: ModelSource
+    found: Sequence[BenchmarkProblems]
+    examples: Mapping[str, Sequence[Problem]]  # benchmark -> worked examples of its prompt
+    before: Mapping[str, Evaluation]  # benchmark -> earlier results
+    trained_on: Sequence[str]  # training questions
+    out: Path
+    args: argparse.Namespace
+
+
+@dataclass(frozen=True)
+class Task:
+    """A benchmark that is ready to run."""
+
+    found: BenchmarkProblems
+    template: PromptTemplate
+    max_completion_tokens: int
+    longest_prompt: int
+    info: Mapping[str, Any]
+    before: Evaluation | None
+    file: Path
+
+    @property
+    def name(self) -> str:
+        return self.found.benchmark.name
+
+
+def evaluate_benchmarks(plan: Plan, console: Console) -> list[Result]:
+    """All benchmarks with one engine; completions stream to ``out``/<benchmark>/completions.jsonl.
+
+    Raises:
+        UserError: model or adapter cannot be loaded, a prompt does not fit the model's context, earlier
+            results were made by another protocol, or ``out`` holds an evaluation of something else. All of
+            this comes before anything is generated.
+    """
+    policy = plan.source.load()
+    tasks = [_task(found, policy, plan) for found in plan.found]
+    templates = {task.name: task.template for task in tasks}
+    limits = {
+        "max_prompt_tokens": max(8, *(task.longest_prompt for task in tasks)),
+        "max_completion_tokens": max(task.max_completion_tokens for task in tasks),
+    }
+    config = plan.source.config
+    config = config.model_copy(update={"rollout": config.rollout.model_copy(update=limits)})
+    engine, reason = make_engine(config, policy, lambda p: templates[p.id.partition("/")[0]].encode(p))
+    console.print(f"{plan.source.name}: {reason}")
+    for task in tasks:
+        wanted = plan.args.max_completion_tokens or task.found.benchmark.max_completion_tokens
+        if task.max_completion_tokens < wanted:
+            console.print(
+                f"{task.name}: completions end at {task.max_completion_tokens} tokens, for the model's "
+                f"context holds no more beside a prompt of {task.longest_prompt}"
+            )
+    args, results = plan.args, []
+    try:
+        engine.load(policy.adapter() if plan.source.adapter else None, version=0)
+        for task in tasks:
+            scorer = RewardScorer(config.reward, task.found.benchmark.extract)
+            total = len(task.found.problems) * (1 + args.samples)
+            try:
+                with Progress(console) as progress, progress.stage(task.name, total) as stage:
+                    evaluation = evaluate(
+                        engine,
+                        task.found.problems,
+                        scorer,
+                        max_completion_tokens=task.max_completion_tokens,
+                        num_samples=args.samples,
+                        temperature=args.temperature,
+                        top_p=args.top_p,
+                        seed=args.seed,
+                        name=task.name,
+                        prompt=task.template.describe(),
+                        stop=STOP if args.shots else "",
+                        info=task.info,
+                        out=task.file,
+                        replace_other=args.overwrite,
+                        progress=stage,
+                    )
+            finally:
+                scorer.close()
+            results.append(_result(task, evaluation, plan.trained_on))
+    finally:
+        engine.close()
+    return results
+
+
+def _task(found: BenchmarkProblems, policy: Policy, plan: Plan) -> Task:
+    """Prompt and length limit of a benchmark; all that could still refuse it is asked here."""
+    benchmark, args = found.benchmark, plan.args
+    template = _template(found, policy, plan)
+    lengths = [len(ids) for ids in template.encode_all(found.problems)]
+    longest, problem = max(zip(lengths, found.problems, strict=True), key=lambda pair: pair[0])
+    limit = args.max_completion_tokens or benchmark.max_completion_tokens
+    context = getattr(policy.model.get_base_model().config, "max_position_embeddings", None)
+    if context is not None:
+        room = context - longest
+        needed = args.max_completion_tokens or _LEAST_TOKENS
+        if room < needed:
+            raise UserError(
+                f"the prompt of {problem.id} has {longest} tokens and leaves {max(room, 0)} of the model's "
+                f"context of {context}: too few for {needed}; lower --max-completion-tokens or --shots, or "
+                "leave long problems out of the file given with --data"
+            )
+        limit = min(limit, room)
+    protocol = make_protocol(
+        found.problems,
+        extract=benchmark.extract,
+        max_completion_tokens=limit,
+        num_samples=args.samples,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        prompt=template.describe(),
+        stop=STOP if args.shots else "",
+    )
+    before = plan.before.get(benchmark.name)
+    if before is not None:
+        check_comparable(before.protocol, protocol, f"{args.against}", "this evaluation")
+    info = plan.source.facts() | {"dtype": str(policy.head_weight().dtype).removeprefix("torch.")}
+    file = plan.out / benchmark.name / "completions.jsonl"
+    if not args.overwrite:
+        refuse_other(file, resume_key(protocol, args.seed, 0, info))
+    return Task(found, template, limit, longest, info, before, file)
+
+
+def _template(found: BenchmarkProblems, policy: Policy, plan: Plan) -> PromptTemplate:
+    benchmark, config, tokenizer = found.benchmark, plan.source.config, policy.tokenizer
+    examples = plan.examples[benchmark.name]
+    if examples:
+        return FewShotTemplate(tokenizer, examples, extract=benchmark.extract)
+    kind = config.model.prompt
+    if kind == "auto":
+        kind = "chat" if getattr(tokenizer, "chat_template", None) else "plain"
+    return PromptTemplate(
+        tokenizer, kind, extract=benchmark.extract, system_prompt=config.model.system_prompt
+    )
+
+
+def _result(task: Task, evaluation: Evaluation, trained_on: Sequence[str]) -> Result:
+    overlap = find_contamination(task.found.problems, trained_on) if trained_on else None
+    return Result(
+        evaluation,
+        before=task.before,
+        difference=compare_evaluations(task.before, evaluation) if task.before else None,
+        benchmark=task.found.facts(),
+        contamination=overlap.facts(evaluation) if overlap else {},
+    )

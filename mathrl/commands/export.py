@@ -1,0 +1,116 @@
+"""A run's result for others: the adapter for peft and vLLM, the merged model for transformers and vLLM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from transformers import AutoModelForCausalLM
+
+from mathrl.errors import UserError, cannot_write
+from mathrl.policy.loading import load_tokenizer
+from mathrl.recipes import load_config
+from mathrl.rollout.adapter_files import write_adapter
+from mathrl.run.checkpoint import CheckpointStore, read_checkpoint
+from mathrl.run.folder import RunFolder, atomic
+from mathrl.types import Adapter
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    folder: Path
+    step: int  # of the checkpoint
+    dtype: torch.dtype  # of the merged weights, the base model's own
+    kept: float  # share of the adapter's change that rounding to dtype leaves; 1 in float32
+
+
+def export_run(run_dir: Path, out_dir: Path, which: Literal["last", "best"] = "last") -> Exported:
+    """Write ``OUT/adapter`` (peft's files, float32) and ``OUT/merged`` (a transformers model and tokenizer).
+
+    The sum W + (alpha/r)·B·A is made in float32 and rounded once to the base model's own type.
+
+    Args:
+        run_dir: a run with at least one checkpoint; it need not be finished.
+        out_dir: must not exist, or be empty.
+        which: the last checkpoint, or the one with the best lower bound of held-out accuracy.
+
+    Raises:
+        UserError: no run or checkpoint there, the base model is gone, or ``out_dir`` is taken or unwritable.
+    """
+    run = RunFolder(run_dir)
+    if not run.config.is_file():
+        raise UserError(f"{run_dir} is not a run: it has no config.toml")
+    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+        raise UserError(f"{out_dir} exists and is not empty: name another folder to export to")
+    config = load_config(run.config)
+    store = CheckpointStore(run.checkpoints, config.checkpoint.keep_last)
+    checkpoint = store.latest() if which == "last" else store.best()
+    if checkpoint is None:
+        why = "no checkpoint" if which == "last" else "no best checkpoint (evaluate.every_steps 0?)"
+        raise UserError(f"{run_dir} has {why}: nothing to export")
+    content = read_checkpoint(checkpoint)
+    reference = config.model.path if config.sft.skip else str(run.reference)
+    try:
+        out_dir.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(out_dir) as temporary:
+            temporary.mkdir()
+            export_adapter(temporary / "adapter", content["state"]["trainer"]["adapter"], reference)
+            dtype, kept = _write_merged(temporary / "adapter", reference, temporary / "merged")
+    except OSError as error:
+        raise UserError(f"{out_dir} cannot be written: {cannot_write(error)}") from error
+    return Exported(out_dir, content["step"], dtype, kept)
+
+
+def export_adapter(folder: Path, adapter: Adapter, reference: str) -> None:
+    """Write an adapter as peft does, all of it or nothing.
+
+    Args:
+        folder: to be made or replaced.
+        adapter: its tensors are written in float32: in half precision small deltas vanish.
+        reference: folder or hub name of the model that it adapts.
+    """
+    local = Path(reference)
+    base = str(local.resolve()) if local.is_dir() else reference
+    told = replace(
+        adapter, config=dict(adapter.config) | {"base_model_name_or_path": base, "inference_mode": True}
+    )
+    with atomic(folder) as temporary:
+        write_adapter(told, temporary, torch.float32)
+
+
+def _write_merged(adapter: Path, reference: str, folder: Path) -> tuple[torch.dtype, float]:
+    """Write reference + adapter as a transformers model; its type, and the share of the change it keeps."""
+    tokenizer = load_tokenizer(reference)
+    try:
+        base: Any = AutoModelForCausalLM.from_pretrained(reference, dtype="auto")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"the model {reference} that the adapter belongs to cannot be loaded: {error}"
+        ) from error
+    dtype: torch.dtype = base.dtype
+    model = PeftModel.from_pretrained(base.float(), str(adapter))
+    kept = _share_kept(model, dtype)
+    merged = model.merge_and_unload().to(dtype)
+    merged.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return dtype, kept
+
+
+@torch.no_grad()
+def _share_kept(model: PeftModel, dtype: torch.dtype) -> float:
+    """<rounded(W + Δ) - W, Δ> / <Δ, Δ> over all adapted weights, W a float32 copy of ``dtype`` values."""
+    along = norm = 0.0
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            weight = layer.get_base_layer().weight
+            delta = sum(layer.get_delta_weight(name) for name in layer.active_adapters)
+            moved = (weight + delta).to(dtype).float() - weight
+            along += float((moved.double() * delta).sum())
+            norm += float(delta.double().square().sum())
+    return along / norm if norm else 1.0

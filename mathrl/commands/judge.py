@@ -1,0 +1,130 @@
+"""``mathrl judge``: saved completions judged again, without a model."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+from mathrl.config import RewardConfig
+from mathrl.errors import UserError
+from mathrl.evaluation.benchmark_sets import find_benchmarks
+from mathrl.evaluation.completions import judged_records, read_evaluation, write_evaluation
+from mathrl.evaluation.evaluate import make_protocol, record_of, score
+from mathrl.evaluation.paired import compare_evaluations
+from mathrl.evaluation.result import Evaluation, protocol_hash
+from mathrl.evaluation.saved_completions import SavedFile, read_saved
+from mathrl.report.evaluation_page import Result, print_results, write_results
+from mathrl.report.summary import versions
+from mathrl.rewards.scorer import RewardScorer, check_answer_type, check_extract_rule
+from mathrl.run.progress import make_console
+from mathrl.types import Group
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``mathrl judge``."""
+    parser.add_argument(
+        "file", type=Path, help="completions.jsonl, samples_*.jsonl of lm-evaluation-harness, or plain lines"
+    )
+    parser.add_argument(
+        "--benchmark", default="", help="whose fields and answer type another tool's file has"
+    )
+    parser.add_argument("--answer-type", default="", metavar="NAME", help="verifier; default: the file's")
+    parser.add_argument("--extract", default="", metavar="RULE", help="extraction rule; default: the file's")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="verifier processes")
+    parser.add_argument("--timeout-s", type=float, default=5.0, metavar="S", help="wall clock of one verdict")
+    parser.add_argument("--against", type=Path, metavar="FILE", help="judged completions to compare with")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: FILE without its ending, -judged")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Judge a file, write the results beside it, print them."""
+    console = make_console()
+    benchmark = find_benchmarks([args.benchmark])[0] if args.benchmark else None
+    if args.answer_type:
+        check_answer_type(args.answer_type)
+    if args.extract:
+        check_extract_rule(args.extract)
+    if not 1 <= args.jobs <= 64:
+        raise UserError(f"--jobs must lie between 1 and 64, got {args.jobs}")
+    if not args.timeout_s > 0:
+        raise UserError(f"--timeout-s must be > 0, got {args.timeout_s}")
+    saved = read_saved(args.file, benchmark)
+    extract = args.extract or saved.protocol.get("extract") or (benchmark.extract if benchmark else "auto")
+    start = time.perf_counter()
+    evaluation = judge(saved, extract, args.answer_type, jobs=args.jobs, timeout_s=args.timeout_s)
+    seconds = time.perf_counter() - start
+    out = args.out or args.file.with_name(f"{args.file.stem}-judged")
+    before = read_evaluation(args.against) if args.against else None
+    difference = compare_evaluations(before, evaluation) if before else None
+    out.mkdir(parents=True, exist_ok=True)
+    header = {"resume_key": protocol_hash(evaluation.protocol)}
+    write_evaluation(evaluation, out / "completions.jsonl", header)
+    result = Result(evaluation, before, difference)
+    page = write_results(out, evaluation.name, [result], versions())
+    print_results(console, [result])
+    number = evaluation.n * (1 + evaluation.k)
+    console.print(f"{number:,} completions judged in {seconds:.2f} s; page: {page}")
+    for change, count in changes(saved, evaluation).most_common():
+        console.print(f"  {change}: {count}")
+    return 0
+
+
+def judge(
+    saved: SavedFile, extract: str, answer_type: str = "", *, jobs: int = 2, timeout_s: float = 5.0
+) -> Evaluation:
+    """Verdicts of all completions.
+
+    Args:
+        extract: extraction rule.
+        answer_type: verifier; empty: each problem's own.
+
+    Raises:
+        UserError: no verifier reads any of the references.
+    """
+    problems = [
+        replace(s.problem, answer_type=answer_type) if answer_type else s.problem for s in saved.problems
+    ]
+    groups = [Group(p, (), tuple(s.completions)) for p, s in zip(problems, saved.problems, strict=True)]
+    scorer = RewardScorer(RewardConfig(num_workers=jobs, timeout_s=timeout_s), extract)
+    start = time.perf_counter()
+    try:
+        scored = score(scorer, groups)
+    finally:
+        scorer.close()
+    records = [record_of(group) for group in scored]
+    kept = judged_records(records)
+    if not kept:
+        raise UserError(f"{saved.name}: no verifier can read any of the {len(records)} references")
+    fewest = min(len(r.samples) for r in kept)
+    protocol = make_protocol(
+        problems,
+        extract=extract,
+        max_completion_tokens=0,
+        num_samples=fewest,
+        prompt={"saved by": saved.origin},
+    )
+    protocol |= {k: v for k, v in saved.protocol.items() if k not in ("extract", "verifiers", "problems")}
+    return Evaluation(
+        saved.name,
+        kept,
+        protocol,
+        version=saved.header.get("version", 0),
+        seed=saved.header.get("seed", 0),
+        skipped=len(records) - len(kept) + saved.header.get("skipped", 0),
+        seconds={"verify": time.perf_counter() - start},
+        info=saved.header.get("info", {}),
+    )
+
+
+def changes(saved: SavedFile, evaluation: Evaluation) -> Counter[str]:
+    """How many verdicts differ from those in the file, as "wrong -> correct"."""
+    counts: Counter[str] = Counter()
+    judged = {r.problem.id: (r.greedy, *r.samples) for r in evaluation.records}
+    for s in saved.problems:
+        for old, new in zip(s.outcomes, judged.get(s.problem.id, ()), strict=False):
+            if old is not None and old != new.outcome:
+                counts[f"{old} -> {new.outcome}"] += 1
+    return counts

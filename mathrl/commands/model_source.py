@@ -1,0 +1,164 @@
+"""What is evaluated: a model folder, a hub name or a run, with or without an adapter, as a Policy."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mathrl.config import Config
+from mathrl.data.hub import check_model
+from mathrl.errors import UserError
+from mathrl.recipes import load_config, resolve
+from mathrl.run.folder import RunFolder
+from mathrl.types import Adapter
+
+if TYPE_CHECKING:  # names are checked before torch is loaded, which takes seconds
+    from mathrl.policy.model import Policy
+
+_UNKNOWN = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where the weights are and how they are asked."""
+
+    model: str  # folder or hub name of the base
+    adapter: Path | None
+    config: Config
+    run: Path | None = None  # the run folder that was named
+
+    @property
+    def name(self) -> str:
+        """For titles and folder names."""
+        if self.run is not None:
+            return self.run.name
+        name = Path(self.model).name or self.model
+        return f"{name}+{self.adapter.name}" if self.adapter else name
+
+    def facts(self) -> dict[str, str]:
+        """Model, adapter, and a hash of local weight files: an evaluation of others is not resumed."""
+        folders = [p for p in (Path(self.model), self.adapter) if p is not None and p.is_dir()]
+        digest = hashlib.blake2b(digest_size=8)
+        for file in sorted(file for folder in folders for file in folder.glob("*.safetensors")):
+            status = file.stat()
+            digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}".encode())
+        return {"model": self.model, "adapter": str(self.adapter or ""), "weights": digest.hexdigest()}
+
+    def load(self) -> Policy:
+        """The policy with the adapter's weights; without an adapter it is the model itself.
+
+        Raises:
+            UserError: model, tokenizer or adapter cannot be loaded, or they do not fit each other.
+        """
+        from mathrl.policy.model import Policy
+
+        policy = Policy.from_pretrained(self.model, self.config)
+        if self.adapter is not None:
+            try:
+                policy.load_adapter(read_adapter(self.adapter))
+            except UserError as error:
+                raise UserError(f"adapter {self.adapter} on model {self.model}: {error}") from None
+        return policy
+
+
+def find_model(
+    model: str, adapter: str, overrides: Sequence[tuple[str, str]], *, reference: bool = False
+) -> ModelSource:
+    """``model`` may be a run folder (its reference with its adapter), a model folder or a hub name.
+
+    Args:
+        adapter: peft folder; empty: the run's, or none.
+        overrides: ``--section.key value`` pairs of the recipe (model.prompt, model.dtype, rollout.engine …).
+        reference: of a run folder its reference alone, asked as the run asks.
+
+    Raises:
+        UserError: no such folder or hub model, a run without an adapter, or an adapter of a kind that is not
+            served.
+    """
+    path = Path(model).expanduser()
+    run = path if (path / "config.toml").is_file() else None
+    table: dict[str, Any] = {}
+    if reference and (run is None or adapter):
+        raise UserError(
+            f"--reference asks for the reference of a run without its adapter: {model} is no run folder"
+            if run is None
+            else "--reference and --adapter exclude each other"
+        )
+    if run is not None:
+        own = load_config(run / "config.toml")
+        folder = RunFolder(run)
+        table = {"model": own.model.model_dump(), "rollout": own.rollout.model_dump()}
+        model = own.model.path if own.sft.skip else str(folder.reference)
+        adapter = "" if reference else adapter or str(folder.adapter)
+        if adapter and not Path(adapter).is_dir():
+            raise UserError(
+                f"{run} has no adapter yet: train it to the end, name a checkpoint's with --adapter, or "
+                "evaluate its reference with --reference"
+            )
+    elif path.is_dir():
+        model = str(path)
+    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+        base = _adapter_config(path).get("base_model_name_or_path") or "MODEL"
+        raise UserError(f"{path} is an adapter, not a model: mathrl eval {base} --adapter {path}")
+    check_model(model)
+    source = Path(adapter).expanduser() if adapter else None
+    table.setdefault("model", {})["path"] = model
+    table["sft"] = {"skip": True}
+    table["update"] = {"fused_lora": False}
+    table["lora"] = lora_settings(source) if source else {"rank": 1}
+    return ModelSource(model, source, resolve(table, "evaluation", overrides), run)
+
+
+def lora_settings(folder: Path) -> dict[str, Any]:
+    """The ``lora`` section that makes an adapter of the folder's shape.
+
+    Raises:
+        UserError: it is no LoRA adapter, or of a kind that is not served (which).
+    """
+    settings = _adapter_config(folder)
+    unknown = [key for key in _UNKNOWN if settings.get(key)]
+    if settings.get("peft_type") != "LORA" or unknown:
+        kind = ", ".join(unknown) or settings.get("peft_type")
+        raise UserError(
+            f"the adapter in {folder} uses {kind}, which is not served here: merge it into the model"
+        )
+    targets = settings["target_modules"]
+    return {
+        "rank": settings["r"],
+        "alpha": float(settings["lora_alpha"]),
+        "targets": targets if isinstance(targets, str) else ",".join(sorted(targets)),
+    }
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """A peft adapter folder.
+
+    Raises:
+        UserError: one of its two files is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    tensors = folder / "adapter_model.safetensors"
+    settings = _adapter_config(folder)
+    try:
+        return Adapter(settings, load_file(tensors))
+    except FileNotFoundError:
+        raise UserError(f"the adapter folder {folder} has no adapter_model.safetensors") from None
+    except SafetensorError as error:
+        raise UserError(f"{tensors} is damaged ({error})") from None
+
+
+def _adapter_config(folder: Path) -> Mapping[str, Any]:
+    path = folder / "adapter_config.json"
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder} is no adapter: it has no adapter_config.json") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON ({error.msg})") from None
+    return dict(settings)

@@ -1,0 +1,114 @@
+"""Check a recipe before anything is written: Config -> Plan, or one sentence that says what is wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from mathrl.algorithms.table import Algorithm, resolve
+from mathrl.config import Config
+from mathrl.data.hub import check_model
+from mathrl.data.problems import ProblemSet, Role, SkippedRow, load_problems
+from mathrl.data.prompts import PromptTemplate, make_template
+from mathrl.errors import UserError
+from mathrl.policy.loading import context_of, load_tokenizer
+from mathrl.rewards.scorer import check_answer_type
+from mathrl.run.folder import RunFolder
+from mathrl.training.sft import Demonstrations, load_examples
+from mathrl.types import Problem
+
+HELD_OUT: Role = "held_out"
+SECOND_SET: Role = "held_out_templates"  # problems told in templates that were never trained on
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked recipe: what will run, on which problems, into which folder."""
+
+    config: Config
+    algorithm: Algorithm
+    train: ProblemSet
+    held_out: dict[str, ProblemSet]  # by name; "held_out" first
+    demonstrations: Demonstrations | None  # None: the reference is made already
+    folder: RunFolder
+
+
+def prepare(config: Config, *, resume: bool, overwrite: bool) -> Plan:
+    """Check everything that can be wrong; nothing is written.
+
+    Raises:
+        UserError: what is wrong, where, and what to do.
+    """
+    algorithm = resolve(config.algorithm, config.rollout, config.update)
+    folder = RunFolder.of(config)
+    folder.check(config, resume=resume, overwrite=overwrite)
+    if config.run.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("run.device is 'cuda' and there is no CUDA device here: use auto or cpu")
+    if config.data.answer_type:
+        check_answer_type(config.data.answer_type)
+    train = load_problems(config.data, "train", config.run.seed)
+    held_out: dict[str, ProblemSet] = {}
+    for role in (HELD_OUT, SECOND_SET):
+        problems = load_problems(config.data, role, config.run.seed)
+        if problems is not None:
+            held_out[role] = problems
+    if config.model.path:
+        check_model(config.model.path)
+    demonstrations = None
+    if config.sft.skip or (folder.reference.is_dir() and not overwrite):
+        made = config.model.path if config.sft.skip else str(folder.reference)
+        template = make_template(config, load_tokenizer(made))
+    else:
+        demonstrations = load_examples(config)
+        template = demonstrations.template
+    train = _fitting(config, template, train)
+    held_out = {
+        name: _fitting(config, template, problems, most=config.evaluate.num_problems)
+        for name, problems in held_out.items()
+    }
+    if len(train) < config.rollout.problems_per_step:
+        raise UserError(
+            f"a step needs {config.rollout.problems_per_step} different problems and {train.name} has "
+            f"{len(train)}: lower rollout.problems_per_step or load more problems"
+        )
+    return Plan(config, algorithm, train, held_out, demonstrations, folder)
+
+
+def _fitting(
+    config: Config, template: PromptTemplate, found: ProblemSet, most: int | None = None
+) -> ProblemSet:
+    """The first ``most`` problems (all: None), none with a prompt that is too long.
+
+    Raises:
+        UserError: a prompt is over ``rollout.max_prompt_tokens``, or so long that a completion leaves the
+            model's context, and ``data.skip_long_prompts`` is not set; or no problem is left.
+    """
+    limit, completion = config.rollout.max_prompt_tokens, config.rollout.max_completion_tokens
+    context = context_of(config.model)
+    kept: list[Problem] = []
+    skipped: list[SkippedRow] = []
+    encoded = template.encode_all(found.problems)
+    for row, (problem, ids) in enumerate(zip(found.problems, encoded, strict=True), 1):
+        if most is not None and len(kept) == most:
+            break
+        length = len(ids)
+        if length <= limit and length + completion <= context:
+            kept.append(problem)
+            continue
+        if length > limit:
+            reason = f"its prompt has {length} tokens, more than rollout.max_prompt_tokens {limit}"
+        else:
+            reason = (
+                f"its prompt of {length} tokens and rollout.max_completion_tokens {completion} do not fit "
+                f"the model's context of {context} tokens"
+            )
+        if not config.data.skip_long_prompts:
+            raise UserError(
+                f"{found.name}, problem {problem.id}: {reason}: change the limit, or leave such problems out "
+                "with --data.skip_long_prompts"
+            )
+        skipped.append(SkippedRow(row, "prompt too long", problem.question))
+    if not kept:
+        raise UserError(f"no problem is left of {found.name}: every prompt is too long ({reason})")
+    return replace(found, problems=tuple(kept), skipped=(*found.skipped, *skipped))

@@ -1,0 +1,1 @@
+"""Problems: where they come from, what a row means, and how they are asked."""

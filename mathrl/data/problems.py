@@ -1,0 +1,323 @@
+"""Any math data set as Problems: known sets by name, others by field names, from the hub or a local file.
+
+References are read once on loading. A row that cannot be used (no verifier reads its reference, its question
+is asked twice or is held out) is kept as a SkippedRow, to be counted and shown, never dropped in silence.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal, overload
+
+from mathrl.config import Config, DataConfig
+from mathrl.data.rows import (
+    DATASETS,
+    GENERATED,
+    DatasetRow,
+    UnusableRow,
+    dataset_row,
+    extract_rule,
+    make_problem,
+)
+from mathrl.data.source import Row, hub_splits, read_file, read_hub
+from mathrl.data.wordproblems import Side, generate_drills, generate_problems
+from mathrl.errors import UserError, did_you_mean
+from mathrl.rewards.scorer import check_reference
+from mathrl.types import Problem, derive_seed
+
+__all__ = [
+    "DATASETS",
+    "DatasetRow",
+    "ProblemSet",
+    "ProblemStream",
+    "Role",
+    "SkippedRow",
+    "dataset_row",
+    "extract_rule",
+    "load_demonstrations",
+    "load_problems",
+    "make_problem",
+]
+
+Role = Literal["train", "held_out", "held_out_templates"]
+
+_NUM_HELD_OUT = 1000
+_HELD_OUT_TOO = "asked in the held-out problems too"
+_NUM_HELD_OUT_DEMONSTRATIONS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class SkippedRow:
+    """A row that became no problem."""
+
+    row: int  # counted from 1
+    reason: str
+    text: str  # what the row held
+
+    def __str__(self) -> str:
+        return f"row {self.row}: {self.reason} ({self.text[:60]!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemSet:
+    """The problems of a role, and what was left out of them."""
+
+    name: str
+    problems: tuple[Problem, ...]
+    skipped: tuple[SkippedRow, ...] = ()
+    demonstration: bool = False  # generated to demonstrate, no benchmark
+
+    def __len__(self) -> int:
+        return len(self.problems)
+
+    def describe(self) -> str:
+        """One line: the number of problems, and of rows skipped for each reason with an example."""
+        line = f"{self.name}: {len(self.problems)} problems"
+        if self.demonstration:
+            line += " (generated, for demonstration only)"
+        for reason, count in Counter(s.reason for s in self.skipped).most_common():
+            first = next(s for s in self.skipped if s.reason == reason)
+            line += f"; {count} skipped, such as {first}"
+        return line
+
+
+class ProblemStream:
+    """Problems in a seeded order, a new order every epoch, with a cursor that can be saved."""
+
+    def __init__(self, problems: Sequence[Problem], seed: int) -> None:
+        self.problems, self.seed = list(problems), seed
+        self.epoch, self.position = 0, 0
+        self._order = self._shuffled()
+
+    def take(self, n: int) -> list[Problem]:
+        """The next ``n`` problems, all different; what is left of an epoch and too short is passed over.
+
+        Raises:
+            UserError: there are fewer than ``n`` problems.
+        """
+        if n > len(self.problems):
+            raise UserError(
+                f"a step needs {n} different problems and there are {len(self.problems)}: lower "
+                "rollout.problems_per_step or load more problems"
+            )
+        if self.position + n > len(self.problems):
+            self.epoch, self.position = self.epoch + 1, 0
+            self._order = self._shuffled()
+        taken = self._order[self.position : self.position + n]
+        self.position += n
+        return [self.problems[i] for i in taken]
+
+    def state(self) -> dict[str, int]:
+        """The cursor, for ``restore``."""
+        return {"epoch": self.epoch, "position": self.position}
+
+    def restore(self, state: dict[str, int]) -> None:
+        """Go on where ``state`` was taken from a stream of the same problems and seed."""
+        self.epoch, self.position = state["epoch"], state["position"]
+        self._order = self._shuffled()
+
+    def _shuffled(self) -> list[int]:
+        order = list(range(len(self.problems)))
+        random.Random(derive_seed(self.seed, "order", self.epoch)).shuffle(order)
+        return order
+
+
+@overload
+def load_problems(data: DataConfig, role: Literal["train", "held_out"], seed: int) -> ProblemSet: ...
+@overload
+def load_problems(data: DataConfig, role: Role, seed: int) -> ProblemSet | None: ...
+def load_problems(data: DataConfig, role: Role, seed: int) -> ProblemSet | None:
+    """The problems of a role, parsed, without duplicates; none trained on is among the held-out ones.
+
+    Training problems are drawn by ``seed`` where ``data.max_problems`` is less than there are. Held-out
+    problems and their order are the same for every seed, so that a part of them is a fair and fixed sample.
+    ``held_out_templates`` exists for generated problems alone: None for others.
+
+    Raises:
+        UserError: unreadable or missing input, most references unreadable, or no problem left.
+    """
+    if data.source == GENERATED and not data.path:
+        return _generated(data, role, seed)
+    row = dataset_row(data)
+    if role == "held_out_templates":
+        return None
+    train, held_out = _split(data, row)
+    if role == "held_out":
+        problems = list(held_out.problems)
+        random.Random(0).shuffle(problems)
+        return _not_empty(replace(held_out, problems=tuple(problems)), data)
+    train = _part(train, "sft", data.sft_fraction, inside=False)
+    problems = list(train.problems)
+    if data.max_problems and len(problems) > data.max_problems:
+        problems = random.Random(derive_seed(seed, "max_problems")).sample(problems, data.max_problems)
+    return _not_empty(replace(train, problems=tuple(problems)), data)
+
+
+def load_demonstrations(config: Config) -> tuple[ProblemSet, ProblemSet]:
+    """Problems with worked solutions for the supervised stage: to train on, and held out.
+
+    Generated ones follow the ``sft`` section and share no question with the reinforcement stage's. Others
+    come from ``sft.path``, or are the share ``data.sft_fraction`` of the training problems (all of them: 0).
+
+    Raises:
+        UserError: as ``load_problems``; or no problem has a worked solution.
+    """
+    data, sft, seed = config.data, config.sft, config.run.seed
+    if data.source == GENERATED and not data.path and not sft.path:
+        return _generated_demonstrations(config, "train"), _generated_demonstrations(config, "held_out")
+    row = dataset_row(data)
+    own = data.model_copy(update={"path": sft.path, "eval_path": "", "where": ""}) if sft.path else data
+    train, held_out = _split(own, row)
+    if sft.path and (data.path or data.source != GENERATED):
+        train = _without(train, _keys(_split(data, row)[1]), _HELD_OUT_TOO)
+    elif data.sft_fraction and not sft.path:
+        train = _part(train, "sft", data.sft_fraction, inside=True)
+    train, held_out = (_solved(found, seed) for found in (train, held_out))
+    if not train.problems:
+        raise UserError(
+            f"no problem of {train.name} has a worked solution to train on: give solutions with --sft.path, "
+            "or start from a trained model with --sft.skip --model.path"
+        )
+    return train, held_out
+
+
+def _solved(found: ProblemSet, seed: int) -> ProblemSet:
+    """Its problems with a worked solution, in an order drawn by the seed."""
+    solved = [p for p in found.problems if p.solution]
+    random.Random(derive_seed(seed, "demonstrations")).shuffle(solved)
+    return replace(found, problems=tuple(solved))
+
+
+def _split(data: DataConfig, row: DatasetRow) -> tuple[ProblemSet, ProblemSet]:
+    """(training, held-out) problems of files or the hub, disjoint by question."""
+    pool = _read(data, row, data.path, row.split)
+    eval_split = row.eval_split
+    if row.hub and not data.path and not data.eval_path and not eval_split:
+        known = set(hub_splits(row.hub, row.config)) - {row.split}
+        eval_split = next((name for name in ("test", "validation") if name in known), "")
+    if data.eval_path or (eval_split and not data.path):
+        held_out = _read(data, row, data.eval_path, eval_split)
+    else:
+        held_out = _part(pool, "held out", data.eval_fraction, inside=True)
+        pool = _part(pool, "held out", data.eval_fraction, inside=False)
+    return _without(pool, _keys(held_out), _HELD_OUT_TOO), held_out
+
+
+def _read(data: DataConfig, row: DatasetRow, path: str, split: str) -> ProblemSet:
+    """All problems of a file, or of a split on the hub where there is no path."""
+    if path:
+        name, raw = path.replace("\\", "/").rsplit("/", 1)[-1], read_file(path)
+    elif row.hub:
+        name, raw = f"{row.hub} {split}", read_hub(row.hub, row.config, split)
+    else:
+        raise UserError(f"data set {row.name!r} has no copy on the hub: give its file with --data.path")
+    problems: list[Problem] = []
+    skipped: list[SkippedRow] = []
+    seen: set[str] = set()
+    unreadable = 0
+    for number, fields in _where(data.where, raw, name):
+        try:
+            problem = make_problem(
+                row, fields, f"{path or name}, row {number},", f"{row.name}/{name}/{number}"
+            )
+        except UnusableRow as error:
+            skipped.append(SkippedRow(number, str(error), str(fields.get(row.answer))))
+            unreadable += 1
+            continue
+        if check_reference(problem) is not None:
+            skipped.append(SkippedRow(number, "no verifier reads the reference answer", problem.answer))
+            unreadable += 1
+        elif _key(problem) in seen:
+            skipped.append(SkippedRow(number, "question asked before", problem.question))
+        else:
+            seen.add(_key(problem))
+            problems.append(problem)
+    found = ProblemSet(name, tuple(problems), tuple(skipped))
+    if unreadable > len(problems):
+        rows = ", ".join(str(s.row) for s in skipped[:5])
+        first = skipped[0]
+        raise UserError(
+            f"{path or name}: the reference answers of {unreadable} of {len(problems) + len(skipped)} rows "
+            f"cannot be read as {row.answer_type!r} (rows {rows} …; row {first.row} is {first.text[:40]!r}: "
+            f"{first.reason}): set --data.answer_field or --data.answer_type"
+        )
+    return found
+
+
+def _where(condition: str, rows: Sequence[Row], name: str) -> Iterable[tuple[int, Row]]:
+    """Rows, numbered from 1, that meet ``field=value``."""
+    if not condition:
+        return enumerate(rows, 1)
+    key, sign, value = (part.strip() for part in condition.partition("="))
+    if not sign or not key:
+        raise UserError(f"data.where = {condition!r} must have the form field=value")
+    known = {field for row in rows for field in row}
+    if key not in known:
+        raise UserError(f"data.where: {name} has no field {key!r}: {did_you_mean(key, known)}")
+    return [(number, row) for number, row in enumerate(rows, 1) if str(row.get(key)) == value]
+
+
+def _generated(data: DataConfig, role: Role, seed: int) -> ProblemSet:
+    generate = partial(
+        generate_problems, min_steps=data.min_steps, max_steps=data.max_steps, max_operand=data.max_operand
+    )
+    if role == "train":
+        num = min(data.num_train_problems, data.max_problems or data.num_train_problems)
+        problems = generate(num, seed)
+    else:
+        # One fixed set whatever the run's seed: runs are compared on the same problems.
+        problems = generate(_NUM_HELD_OUT, 0, side="held_out", unseen_templates=role == "held_out_templates")
+    return ProblemSet(f"{GENERATED} {role}", tuple(problems), demonstration=True)
+
+
+def _generated_demonstrations(config: Config, side: Side) -> ProblemSet:
+    sft, seed = config.sft, derive_seed(config.run.seed, "demonstrations")
+    generate = partial(generate_problems, side=side, max_operand=config.data.max_operand)
+    num_drills = round(sft.num_problems * sft.drill_fraction) if side == "train" else 0
+    num = sft.num_problems - num_drills if side == "train" else _NUM_HELD_OUT_DEMONSTRATIONS
+    num_longer = round(num * sft.longer_fraction) if side == "train" else 0
+    problems = generate(num - num_longer, seed, min_steps=sft.min_steps, max_steps=sft.max_steps)
+    if side == "train":
+        problems += generate(num_longer, seed, min_steps=sft.max_steps + 1, max_steps=sft.max_steps + 1)
+        taken = {p.question for p in _generated(config.data, "train", config.run.seed).problems}
+        problems = [p for p in problems if p.question not in taken]
+        problems += generate_drills(num_drills, seed, max_operand=config.data.max_operand)
+    random.Random(seed).shuffle(problems)
+    return ProblemSet(f"{GENERATED} demonstrations", tuple(problems), demonstration=True)
+
+
+def _key(problem: Problem) -> str:
+    """What makes two problems the same question: their text but for case and spacing."""
+    return " ".join("\n".join([problem.question, *problem.options]).casefold().split())
+
+
+def _keys(found: ProblemSet) -> set[str]:
+    return {_key(p) for p in found.problems}
+
+
+def _part(found: ProblemSet, purpose: str, fraction: float, *, inside: bool) -> ProblemSet:
+    """A share of the problems, or the rest; by the question alone, so it holds for every run and order."""
+    threshold = fraction * 2**63
+    kept = tuple(p for p in found.problems if (derive_seed(purpose, _key(p)) < threshold) == inside)
+    return replace(found, problems=kept)
+
+
+def _without(found: ProblemSet, asked: set[str], reason: str) -> ProblemSet:
+    """The problems whose question is not among ``asked``; the others as skipped."""
+    same = [p for p in found.problems if _key(p) in asked]
+    if not same:
+        return found
+    skipped = [SkippedRow(int(p.id.rsplit("/", 1)[1]), reason, p.question) for p in same]
+    kept = tuple(p for p in found.problems if _key(p) not in asked)
+    return replace(found, problems=kept, skipped=(*found.skipped, *skipped))
+
+
+def _not_empty(found: ProblemSet, data: DataConfig) -> ProblemSet:
+    if not found.problems:
+        cause = f"data.where = {data.where!r} fits no row" if data.where else "all are skipped or held out"
+        raise UserError(f"no problem is left of {found.describe()}: {cause}")
+    return found

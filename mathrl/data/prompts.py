@@ -1,0 +1,115 @@
+"""How a problem becomes a prompt, and a worked solution the completion that follows it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from mathrl.config import Config
+from mathrl.data.problems import extract_rule
+from mathrl.errors import UserError
+from mathrl.types import Problem
+
+Kind = Literal["plain", "chat"]
+
+# What a chat model is told about the form of its answer: the rule by which that answer is read afterwards.
+_INSTRUCTIONS = {
+    "gsm8k": 'Think step by step, then give the final answer on the last line as "#### answer".',
+    "boxed": "Think step by step, then put the final answer in \\boxed{}.",
+}
+_FINAL_ANSWERS = {"gsm8k": "#### {answer}", "boxed": "\\boxed{{{answer}}}"}
+_MARKERS = {"gsm8k": "####", "boxed": "\\boxed"}
+
+
+class PromptTemplate:
+    """Problem -> prompt text and ids, the same for supervised training, rollouts and evaluation.
+
+    ``plain`` is for base models (``Question: … Answer:``), ``chat`` is the tokenizer's own chat template with
+    the question, and a sentence on the form of the answer, as the user's message.
+    """
+
+    def __init__(
+        self, tokenizer: Any, kind: Kind, *, extract: str = "gsm8k", system_prompt: str = ""
+    ) -> None:
+        """Raises UserError: ``kind`` is "chat" and the tokenizer has no chat template."""
+        if kind == "chat" and not getattr(tokenizer, "chat_template", None):
+            raise UserError(
+                f"model.prompt is 'chat' but the tokenizer of {tokenizer.name_or_path or 'the model'} has no "
+                "chat template: set model.prompt to 'plain'"
+            )
+        self.tokenizer = tokenizer
+        self.kind = kind
+        self.extract = extract
+        self.system_prompt = system_prompt
+
+    def describe(self) -> dict[str, str]:
+        """What an evaluation's protocol says of the prompt."""
+        shape = self.text(Problem("", "{question}", ""))
+        return {"kind": self.kind, "extract": self.extract, "prompt": shape}
+
+    def text(self, problem: Problem) -> str:
+        """The prompt as text."""
+        question = "\n".join([problem.question, *problem.options])
+        if self.kind == "plain":
+            return f"Question: {question}\nAnswer:"
+        instruction = _INSTRUCTIONS.get(self.extract)
+        messages = [{"role": "user", "content": f"{question}\n{instruction}" if instruction else question}]
+        if self.system_prompt:
+            messages.insert(0, {"role": "system", "content": self.system_prompt})
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    def encode(self, problem: Problem) -> tuple[int, ...]:
+        """The prompt's token ids, with BOS where the tokenizer's models expect one."""
+        return self.encode_all([problem])[0]
+
+    def encode_all(self, problems: Sequence[Problem]) -> list[tuple[int, ...]]:
+        """``encode`` of each problem, in one call of the tokenizer."""
+        # A chat template writes its own special tokens.
+        found = self._ids([self.text(problem) for problem in problems], special=self.kind == "plain")
+        if self.kind == "plain":  # some tokenizers close every text; a prompt is open
+            eos = self.tokenizer.eos_token_id
+            found = [ids[:-1] if ids and ids[-1] == eos else ids for ids in found]
+        return found
+
+    def completion_text(self, problem: Problem) -> str:
+        """The worked solution as the completion that supervised training teaches, without EOS.
+
+        It ends in the final answer in the form that the extraction rule reads. Without a solution, the final
+        answer is all.
+        """
+        return self._join(problem.solution or "", problem)
+
+    def direct_answer_text(self, problem: Problem) -> str:
+        """The completion that gives the final answer without any working."""
+        return self._join("", problem)
+
+    def encode_completion(self, text: str) -> tuple[int, ...]:
+        """A completion's token ids, with EOS."""
+        return self.encode_completions([text])[0]
+
+    def encode_completions(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """``encode_completion`` of each text, in one call of the tokenizer."""
+        return [(*ids, self.tokenizer.eos_token_id) for ids in self._ids(texts, special=False)]
+
+    def _ids(self, texts: Sequence[str], *, special: bool) -> list[tuple[int, ...]]:
+        if not texts:
+            return []
+        # verbose: a prompt longer than the model reads is refused elsewhere, in words of our own
+        found = self.tokenizer(list(texts), add_special_tokens=special, verbose=False)["input_ids"]
+        return [tuple(ids) for ids in found]
+
+    def _join(self, solution: str, problem: Problem) -> str:
+        if _MARKERS.get(self.extract, "") not in solution or not solution:
+            final = _FINAL_ANSWERS.get(self.extract, "{answer}").format(answer=problem.answer)
+            solution = f"{solution}\n{final}" if solution else final
+        return solution if self.kind == "chat" else f" {solution}"
+
+
+def make_template(config: Config, tokenizer: Any) -> PromptTemplate:
+    """The template of a recipe. Raises UserError where it asks for chat and the tokenizer has no template."""
+    kind = config.model.prompt
+    if kind == "auto":
+        kind = "chat" if getattr(tokenizer, "chat_template", None) else "plain"
+    return PromptTemplate(
+        tokenizer, kind, extract=extract_rule(config.data), system_prompt=config.model.system_prompt
+    )

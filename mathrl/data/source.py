@@ -1,0 +1,132 @@
+"""Rows of a local file or of a data set on the hub, as plain dictionaries."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mathrl.data.hub import on_hub
+from mathrl.errors import UserError, did_you_mean
+
+Row = Mapping[str, Any]
+
+_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+
+
+def read_file(path: str | Path) -> list[Row]:
+    """All rows of a JSON lines, JSON, Parquet or CSV file.
+
+    The format goes by the ending; a ``.json`` file may hold an array or one object a line.
+
+    Raises:
+        UserError: no such file, an unknown ending, or contents that are not what the ending says.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in _FORMATS:
+        raise UserError(f"{path} must end in one of {', '.join(_FORMATS)} so that its format is known")
+    if not path.is_file():
+        raise UserError(f"data file {path} does not exist{_near(path)}")
+    if path.stat().st_size == 0:
+        raise UserError(f"data file {path} is empty")
+    datasets = _datasets()
+    # The cache lives as long as the call: a changed file must never be answered from an old copy.
+    with tempfile.TemporaryDirectory(prefix="mathrl-data-") as cache, _quiet(datasets):
+        try:
+            table = datasets.load_dataset(
+                _FORMATS[path.suffix.lower()], data_files=str(path), split="train", cache_dir=cache
+            )
+            return table.to_list()
+        except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise UserError(f"data file {path} cannot be read: {error.strerror}") from None
+            cause = str(error.__cause__ or error).strip().splitlines()[0]
+            raise UserError(f"data file {path} is not a valid {path.suffix} file: {cause}") from None
+
+
+def read_hub(
+    name: str,
+    config: str,
+    split: str,
+    revision: str = "",
+    local_option: str = "--data.path (and --data.eval_path)",
+) -> list[Row]:
+    """All rows of a split of a data set on the Hugging Face hub, or of its local copy without one.
+
+    Raises:
+        UserError: out of reach and there is no copy; or data set, configuration or split is unknown.
+    """
+    datasets = _datasets()
+    reachable = on_hub("data set", name)
+    was_offline = datasets.config.HF_HUB_OFFLINE
+    # Without this, an unreachable hub is tried again for 20 to 30 seconds before the local copy is looked at.
+    datasets.config.HF_HUB_OFFLINE = was_offline or not reachable
+    try:
+        with _quiet(datasets):
+            return datasets.load_dataset(
+                name, config or None, split=split, revision=revision or None
+            ).to_list()
+    except (ConnectionError, datasets.exceptions.DatasetNotFoundError):
+        raise UserError(
+            f"data set {name!r} is not on this machine and the hub cannot be reached: connect, or give a "
+            f"local file with {local_option}"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"data set {name!r}: {str(error).strip().splitlines()[0]}") from None
+    finally:
+        datasets.config.HF_HUB_OFFLINE = was_offline
+
+
+def hub_splits(name: str, config: str) -> list[str]:
+    """The splits of a data set on the hub; empty where they cannot be known."""
+    if not on_hub("data set", name):
+        return []
+    datasets = _datasets()
+    try:
+        return list(datasets.get_dataset_split_names(name, config or None))
+    except (ConnectionError, ValueError, datasets.exceptions.DatasetNotFoundError):
+        return []
+
+
+def get_field(row: Row, name: str, where: str) -> Any:
+    """The row's field. Raises UserError, naming place and fields, where it is missing or null."""
+    if row.get(name) is None:
+        there = [key for key, value in row.items() if value is not None]
+        raise UserError(
+            f"{where} has no field {name!r}: {did_you_mean(name, there)} (fields: {', '.join(there)})"
+        )
+    return row[name]
+
+
+def _near(path: Path) -> str:
+    """A tail for "does not exist": near names in the folder."""
+    if not path.parent.is_dir():
+        return f": there is no folder {path.parent}"
+    names = sorted(p.name for p in path.parent.iterdir() if p.suffix.lower() in _FORMATS)
+    return f": {did_you_mean(path.name, names)}" if names else ": check the path"
+
+
+def _datasets() -> Any:
+    import datasets  # takes two seconds; generated problems do without
+
+    return datasets
+
+
+class _quiet:
+    """No progress bars and log lines of ``datasets`` inside: its errors are told once, in one sentence."""
+
+    def __init__(self, datasets: Any) -> None:
+        self.datasets = datasets
+
+    def __enter__(self) -> None:
+        self.shown = not self.datasets.are_progress_bars_disabled()
+        self.level = self.datasets.logging.get_verbosity()
+        self.datasets.logging.set_verbosity(logging.CRITICAL)
+        self.datasets.disable_progress_bars()
+
+    def __exit__(self, *args: Sequence[object]) -> None:
+        self.datasets.logging.set_verbosity(self.level)
+        if self.shown:
+            self.datasets.enable_progress_bars()

@@ -1,0 +1,1 @@
+"""Benchmarks, results with intervals, and paired differences."""

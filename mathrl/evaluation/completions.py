@@ -1,0 +1,242 @@
+"""The file of completions: JSON lines, a header first, one line a completion as soon as it is finished.
+
+It is a log until the evaluation ends and then written anew with verdicts, in the problems' order. Each line
+has ``question``, ``answer`` and ``completion``, so that any other tool can read it as well.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from mathrl.errors import UserError
+from mathrl.evaluation.result import UNJUDGED, Evaluation, Judged, Record
+from mathrl.run.folder import write_json, write_text
+from mathrl.types import Completion, Problem
+
+GREEDY, SAMPLE = "greedy", "sample"
+Key = tuple[str, str, int]  # problem id, kind, index
+
+
+def to_row(problem: Problem, kind: str, index: int, completion: Completion) -> dict[str, Any]:
+    """A completion as JSON values, before it is judged."""
+    row: dict[str, Any] = {
+        "problem_id": problem.id,
+        "kind": kind,
+        "index": index,
+        "question": problem.question,
+        "answer": problem.answer,
+        "answer_type": problem.answer_type,
+        "completion": completion.text,
+        "finish_reason": completion.finish_reason,
+        "num_tokens": len(completion.token_ids),
+    }
+    if problem.options:
+        row["options"] = list(problem.options)
+    if problem.meta:
+        row["meta"] = dict(problem.meta)
+    return row
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of a JSON-lines file.
+
+    Raises:
+        UserError: the file cannot be read, or a line is not a JSON object.
+    """
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}, line {number}: not JSON ({error.msg})") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {number}: not a JSON object")
+        yield number, row
+
+
+class CompletionLog:
+    """Completions on disk as they come; what is there already is not sampled again.
+
+    Args:
+        header: identifies the evaluation; its ``resume_key`` must be the file's.
+        replace_other: start anew where the file belongs to another evaluation.
+
+    Raises:
+        UserError: the file belongs to another evaluation and ``replace_other`` is false.
+    """
+
+    def __init__(self, path: Path | None, header: Mapping[str, Any], *, replace_other: bool = False):
+        self.path = path
+        self.found: dict[Key, Completion] = {}
+        self._file: BinaryIO | None = None
+        if path is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not replace_other:
+            refuse_other(path, header["resume_key"])
+        begun = path.exists() and path.stat().st_size > 0
+        if begun and not _belongs(path, header["resume_key"]):
+            path.unlink()
+            begun = False
+        self._file = open(path, "a+b")  # noqa: SIM115 - closed by close()
+        if begun:
+            _cut_last_line(self._file)
+            self._read(path)
+        else:
+            self._write({"kind": "header", **header})
+
+    def _read(self, path: Path) -> None:
+        for _, row in read_rows(path):
+            if row["kind"] != "header":
+                # the ids are not kept; their number is what rewards and tables use
+                self.found[row["problem_id"], row["kind"], row["index"]] = Completion(
+                    (0,) * max(row["num_tokens"], 1), row["completion"], row["finish_reason"]
+                )
+
+    def add(self, problem: Problem, kind: str, index: int, completion: Completion) -> None:
+        """Append a completion; it is with the operating system before this returns."""
+        if self._file is not None:
+            self._write(to_row(problem, kind, index, completion))
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        assert self._file is not None
+        self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def refuse_other(path: Path, resume_key: str) -> None:
+    """Refuse a file of completions that were made by something else.
+
+    Raises:
+        UserError: ``path`` is there and belongs to another evaluation, or is no file of completions.
+    """
+    if path.exists() and path.stat().st_size > 0 and not _belongs(path, resume_key):
+        raise UserError(
+            f"{path} holds another evaluation (other model, problems or settings): "
+            "choose another output folder, or replace it with --overwrite"
+        )
+
+
+def _belongs(path: Path, resume_key: str) -> bool:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        first = file.readline()
+    try:
+        return bool(json.loads(first).get("resume_key") == resume_key)
+    except (json.JSONDecodeError, AttributeError):
+        return False
+
+
+def _cut_last_line(file: BinaryIO) -> None:
+    """Drop what stands after the last line end (a kill in mid-write), and stand at the end."""
+    file.seek(0)
+    file.truncate(file.read().rfind(b"\n") + 1)
+    file.seek(0, os.SEEK_END)
+
+
+def write_evaluation(evaluation: Evaluation, path: Path, header: Mapping[str, Any]) -> None:
+    """The judged file at ``path`` and the numbers beside it as ``<stem>.json``; each appears whole or not."""
+    rows: list[Mapping[str, Any]] = [
+        {
+            "kind": "header",
+            **header,
+            "name": evaluation.name,
+            "protocol": dict(evaluation.protocol),
+            "version": evaluation.version,
+            "seed": evaluation.seed,
+            "skipped": evaluation.skipped,
+            "seconds": dict(evaluation.seconds),
+            "info": dict(evaluation.info),
+        }
+    ]
+    for record in evaluation.records:
+        rows.append(_judged_row(record.problem, GREEDY, 0, record.greedy))
+        rows.extend(_judged_row(record.problem, SAMPLE, i, s) for i, s in enumerate(record.samples))
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_json(path.with_suffix(".json"), evaluation.to_dict())
+
+
+def _judged_row(problem: Problem, kind: str, index: int, judged: Judged) -> dict[str, Any]:
+    completion = Completion((0,) * judged.num_tokens, judged.text, judged.finish_reason)  # type: ignore[arg-type]
+    row = to_row(problem, kind, index, completion)
+    row |= {"outcome": judged.outcome, "extracted": judged.extracted}
+    return row | ({"detail": judged.detail} if judged.detail else {})
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """An evaluation from its judged file of completions, or from the folder that holds ``completions.jsonl``.
+
+    Raises:
+        UserError: no such file, a line without a needed field, or an evaluation that has not ended.
+    """
+    if path.is_dir():
+        path = path / "completions.jsonl"
+    rows = read_rows(path)
+    header = next(rows, (0, {}))[1]
+    if header.get("kind") != "header" or "protocol" not in header:
+        raise UserError(
+            f"{path} is not an evaluation that ended; run it again, or judge it with mathrl judge"
+        )
+    problems: dict[str, Problem] = {}
+    greedy: dict[str, Judged] = {}
+    samples: dict[str, list[Judged]] = defaultdict(list)
+    for number, row in rows:
+        try:
+            problem_id = row["problem_id"]
+            judged = Judged(
+                row["completion"],
+                row["outcome"],
+                row["extracted"],
+                row["finish_reason"],
+                row["num_tokens"],
+                row.get("detail", ""),
+            )
+            if row["kind"] == SAMPLE:
+                samples[problem_id].append(judged)
+                continue
+            greedy[problem_id] = judged
+            problems[problem_id] = problem_of(row)
+        except KeyError as error:
+            raise UserError(f"{path}, line {number}: no field {error}") from None
+    records = (Record(problems[i], greedy[i], tuple(samples[i])) for i in problems)
+    return Evaluation(
+        name=header.get("name", path.stem),
+        records=judged_records(records),
+        protocol=header["protocol"],
+        version=header.get("version", 0),
+        seed=header.get("seed", 0),
+        skipped=header.get("skipped", 0),
+        seconds=header.get("seconds", {}),
+        info=header.get("info", {}),
+    )
+
+
+def problem_of(row: Mapping[str, Any]) -> Problem:
+    """The problem of a row that ``to_row`` wrote."""
+    return Problem(
+        row["problem_id"],
+        row["question"],
+        row["answer"],
+        row.get("answer_type", "auto"),
+        options=tuple(row.get("options", ())),
+        meta=row.get("meta", {}),
+    )
+
+
+def judged_records(records: Iterable[Record]) -> tuple[Record, ...]:
+    """Records without the problems whose reference no verifier reads."""
+    return tuple(r for r in records if r.greedy.outcome != UNJUDGED)

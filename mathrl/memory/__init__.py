@@ -1,0 +1,1 @@
+"""What will lie on a device, before anything is loaded."""

@@ -1,0 +1,259 @@
+"""What a recipe takes of a GPU's memory, before anything is loaded: ``mathrl plan RECIPE``.
+
+The table's rows are formulas over the model's sizes, named where they stand. What no formula gives (CUDA
+contexts, captured graphs, the allocator's rounding) is a measured constant; benchmarks/ has the error of the
+whole against measured peaks. The picks are the largest micro-batch and the cache for all completions of a
+step at once, where both fit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mathrl.config import Config
+from mathrl.errors import UserError
+from mathrl.memory.shapes import Shape, load_shape
+from mathrl.recipes import load_recipe
+
+GIB = 1 << 30
+MAX_SEQUENCES = 1024  # sampled at once; beyond, a decode step is bound by the cache's bandwidth anyway
+MAX_MICRO_BATCH = 65536  # tokens; the matrix products gain nothing from more
+KV_BLOCK = 16  # tokens of a cache block on CUDA
+BATCHED_TOKENS = 8192  # tokens of one engine step
+LOGITS_CHUNK = 1 << 29  # elements of the logits that exist at once (policy/logprobs.py)
+
+TRAINER_CONTEXT = int(0.6 * GIB)  # CUDA context, cuBLAS workspaces
+ENGINE_CONTEXT = int(1.2 * GIB)  # the same in the engine's process, with its captured graphs
+ALLOCATOR_SLACK = 0.06  # of the trainer's tensors: blocks that are reserved and not in use
+HEADROOM = 0.03  # of the device: left free
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the sampling engine makes room for."""
+
+    max_model_len: int  # tokens of a prompt and its completion
+    max_num_seqs: int  # completions sampled at once
+    lora_rank: int  # 0: serve merged weights
+    kv_cache_bytes: int = 0  # 0: what ``memory_fraction`` leaves
+    memory_fraction: float = 0.9  # of the device's memory, all of the engine included
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Predicted bytes by row, and the picks."""
+
+    rows: dict[str, int]
+    device_bytes: int
+    micro_batch_tokens: int
+    num_sequences: int
+    kv_cache_bytes: int
+    kv_cache_wanted: int  # for all of a step's completions at once
+    engine_bytes: int
+
+    @property
+    def total(self) -> int:
+        return sum(self.rows.values())
+
+    @property
+    def fits(self) -> bool:
+        return self.total <= (1 - HEADROOM) * self.device_bytes
+
+
+def kv_tokens(config: Config, sequences: int) -> int:
+    """Cache tokens of that many completions at once; a problem's completions share its prompt's blocks."""
+    rollout = config.rollout
+    problems = math.ceil(sequences / rollout.group_size)
+    own = _blocks(longest_completion(config)) + KV_BLOCK  # the prompt's last, partial block is everyone's own
+    return problems * _blocks(rollout.max_prompt_tokens) + sequences * own
+
+
+def longest_completion(config: Config) -> int:
+    return max(config.rollout.max_completion_tokens, config.evaluate.max_completion_tokens)
+
+
+def make_plan(config: Config, shape: Shape, device_bytes: int, *, itemsize: int = 2) -> Plan:
+    """Predict the memory of training and sampling on one device, and choose the budgets.
+
+    Args:
+        config: the recipe.
+        shape: of its model.
+        device_bytes: memory of the device.
+        itemsize: bytes of a weight.
+    """
+    rollout, update = config.rollout, config.update
+    own_engine = rollout.engine != "transformers"
+    adapter = shape.adapter_parameters(config.lora.rank, config.lora.targets)
+    value = adapter * config.algorithm.value_rank / config.lora.rank if config.algorithm.name == "ppo" else 0
+    weights = shape.num_parameters * itemsize
+    fixed = {
+        "trainer: weights": weights,
+        "trainer: adapter, gradient, AdamW": int((adapter + value) * (4 + 4 + 8)),
+        "trainer: CUDA context": TRAINER_CONTEXT,
+    }
+    if own_engine:
+        sequences = min(MAX_SEQUENCES, rollout.problems_per_step * rollout.group_size)
+        replicas = rollout.num_replicas
+        working = BATCHED_TOKENS * 2 * itemsize * (shape.intermediate_size + shape.hidden_size)
+        engine = {
+            "engine: weights": replicas * weights,
+            "engine: adapter slot": 0 if rollout.merge_adapter else replicas * adapter * itemsize,
+            "engine: activations": replicas * working,
+            "engine: logits": 3 * 4 * sequences * shape.vocab_size,
+            "engine: CUDA context and graphs": replicas * ENGINE_CONTEXT,
+        }
+        wanted = kv_tokens(config, sequences) * shape.kv_bytes(itemsize)
+    else:
+        sequences = rollout.problems_per_step * rollout.group_size
+        engine = {"engine: logits": 3 * 4 * sequences * shape.vocab_size}
+        wanted = kv_tokens(config, sequences) * shape.kv_bytes(itemsize)
+
+    tokens = _step_tokens(config)
+    gathered = _gathered_keys(config)
+    activation = shape.activation_bytes(
+        itemsize,
+        rank=config.lora.rank,
+        keys=gathered,
+        compiled=update.compile,
+        checkpointing=update.gradient_checkpointing,
+    )
+    room = (1 - HEADROOM) * device_bytes - sum(fixed.values()) - sum(engine.values())
+    # the cache gets what it wants up to half of the room: with less, sampling only takes longer
+    cache = int(max(0, min(wanted, room / 2)))
+    pick = _largest_micro_batch(shape, activation, room - cache, tokens, itemsize)
+    chosen = min(update.micro_batch_tokens, tokens)
+    work = int(chosen * activation)
+    transient = int(_transient(shape, chosen, itemsize))
+    trainer_tensors = sum(fixed.values()) - TRAINER_CONTEXT + work + transient
+    engine_bytes = sum(engine.values()) + cache
+    rows = fixed | {
+        f"trainer: activations of {chosen} tokens": work,
+        "trainer: logits or a layer's gradients": transient,
+        "trainer: allocator slack": int(ALLOCATOR_SLACK * trainer_tensors),
+        **engine,
+        "engine: KV cache": cache,
+    }
+    return Plan(rows, device_bytes, pick, sequences, cache, wanted, engine_bytes)
+
+
+def engine_limits(config: Config, shape: Shape, device_bytes: int, *, itemsize: int, context: int) -> Limits:
+    """What to start each of vLLM's replicas with.
+
+    Raises:
+        UserError: not even one completion's keys and values fit.
+    """
+    rollout = config.rollout
+    length = min(context, rollout.max_prompt_tokens + longest_completion(config))
+    rank = 0 if rollout.merge_adapter else config.lora.rank
+    plan = make_plan(config, shape, device_bytes, itemsize=itemsize)
+    replicas = rollout.num_replicas
+    most = math.ceil(rollout.problems_per_step / replicas) * rollout.group_size  # of one replica
+    sequences, cache = min(plan.num_sequences, most), plan.kv_cache_bytes // replicas
+    if rollout.gpu_memory_fraction:
+        return Limits(length, sequences, rank, 0, rollout.gpu_memory_fraction / replicas)
+    if cache < shape.kv_bytes(itemsize) * (length + KV_BLOCK):
+        raise UserError(
+            f"{device_bytes / GIB:.1f} GiB of device memory leave no room for vLLM's cache beside the "
+            "trainer: take a smaller model or update.micro_batch_tokens, or rollout.engine transformers "
+            "(`mathrl plan` shows what takes how much)"
+        )
+    return Limits(length, sequences, rank, cache, plan.engine_bytes / replicas / device_bytes)
+
+
+def _blocks(tokens: int) -> int:
+    return math.ceil(tokens / KV_BLOCK) * KV_BLOCK
+
+
+def _step_tokens(config: Config) -> int:
+    """Tokens of a minibatch's packed stream when every prompt and completion is as long as allowed."""
+    rollout, update = config.rollout, config.update
+    prompts = 1 if update.share_prompts else rollout.group_size
+    problem = prompts * rollout.max_prompt_tokens + rollout.group_size * rollout.max_completion_tokens
+    return math.ceil(rollout.problems_per_step / update.num_minibatches) * problem
+
+
+def _gathered_keys(config: Config) -> float:
+    """Keys gathered a token of the stream: a shared prompt's once for itself and once a completion."""
+    rollout = config.rollout
+    if not config.update.share_prompts:
+        return 1.0
+    prompt, completions = rollout.max_prompt_tokens, rollout.group_size * rollout.max_completion_tokens
+    return (prompt * (1 + rollout.group_size) + completions) / (prompt + completions)
+
+
+def _transient(shape: Shape, tokens: int, itemsize: int) -> float:
+    """The larger of a chunk of logits (scores, their exponential and its copy) and a layer's gradients."""
+    chunk = min(tokens, max(16, LOGITS_CHUNK // shape.vocab_size))
+    logits = chunk * shape.vocab_size * (4 + 4 + itemsize)
+    return max(logits, tokens * shape.layer_transient_bytes(itemsize))
+
+
+def _largest_micro_batch(shape: Shape, activation: float, room: float, tokens: int, itemsize: int) -> int:
+    """The most tokens (a multiple of 1024 unless that is the whole step) whose work fits; 0 if none does."""
+
+    def fits(count: int) -> bool:
+        return (1 + ALLOCATOR_SLACK) * (count * activation + _transient(shape, count, itemsize)) <= room
+
+    if tokens <= MAX_MICRO_BATCH and fits(tokens):
+        return tokens
+    return next((n for n in range(min(tokens, MAX_MICRO_BATCH) // 1024 * 1024, 0, -1024) if fits(n)), 0)
+
+
+def lines(plan: Plan, config: Config) -> Iterator[str]:
+    """The table, then the picks."""
+    for name, size in plan.rows.items():
+        yield f"{name:<44} {size / GIB:8.2f} GiB"
+    yield f"{'predicted peak':<44} {plan.total / GIB:8.2f} GiB of {plan.device_bytes / GIB:.1f} GiB"
+    yield ""
+    if plan.micro_batch_tokens:
+        yield f"largest micro-batch: --update.micro_batch_tokens {plan.micro_batch_tokens}"
+    else:
+        yield "no micro-batch fits: --update.gradient_checkpointing true, fewer tokens, or a smaller model"
+    share = plan.kv_cache_bytes / max(1, plan.kv_cache_wanted)
+    yield (
+        f"KV cache: {plan.kv_cache_bytes / GIB:.2f} GiB, {share:.0%} of what {plan.num_sequences} "
+        "completions at once want" + ("" if share >= 1 else "; the others wait their turn")
+    )
+    if not plan.fits:
+        yield (
+            f"update.micro_batch_tokens {config.update.micro_batch_tokens} does not fit: "
+            f"take --update.micro_batch_tokens {plan.micro_batch_tokens}"
+            if plan.micro_batch_tokens
+            else "the recipe does not fit on this device"
+        )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", nargs="?", default="quickstart", metavar="RECIPE|FILE.toml")
+    parser.add_argument(
+        "--gpu-memory-gib",
+        type=float,
+        default=0.0,
+        metavar="N",
+        help="default: the memory of the CUDA device here",
+    )
+    parser.set_defaults(takes_overrides=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the table; 0 if the recipe fits, 1 if not."""
+    config = load_recipe(args.recipe, args.overrides)
+    size = args.gpu_memory_gib * GIB
+    if size < 0:
+        raise UserError(f"--gpu-memory-gib must be positive, got {args.gpu_memory_gib:g}")
+    if not size:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UserError(
+                "there is no CUDA device here: say how much memory yours has, --gpu-memory-gib 24"
+            )
+        size = torch.cuda.mem_get_info()[1]
+    shape = load_shape(config)
+    plan = make_plan(config, shape, int(size), itemsize=4 if config.model.dtype == "float32" else 2)
+    print(f"{config.recipe}: {shape.num_parameters / 1e6:.1f} M parameters")
+    print("\n".join(lines(plan, config)))
+    return 0 if plan.fits else 1

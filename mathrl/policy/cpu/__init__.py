@@ -1,0 +1,1 @@
+"""Short cuts of the CPU; nothing on a GPU's path comes here."""

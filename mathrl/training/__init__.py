@@ -1,0 +1,1 @@
+"""One step: batch, annotation, objective, update; and the supervised stage before it."""

@@ -1,0 +1,64 @@
+"""The longest micro-batch that a recipe allows, forward and backward, before the first step.
+
+What will not fit then fails in the first minute, with advice, and not at the first long rollout hours later.
+A micro-batch that only halves of fit in is halved here already.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from mathrl.algorithms.table import Algorithm
+from mathrl.config import Config
+from mathrl.policy.model import Policy
+from mathrl.training.batch import collate
+from mathrl.training.objective import Meter
+from mathrl.training.update import FirstOrder, Update
+from mathrl.types import Batch, Completion, Group, Problem, Score
+
+
+def longest_batch(config: Config, policy: Policy) -> Batch:
+    """Groups as long as allowed: a micro-batch of them, or the whole step where that is less."""
+    rollout, update = config.rollout, config.update
+    context = getattr(policy.model.config, "max_position_embeddings", None) or 2**31
+    length = min(rollout.max_completion_tokens, context - 1)
+    prompt = max(1, min(rollout.max_prompt_tokens, context - length))
+    size = prompt + rollout.group_size * length
+    count = max(1, min(rollout.problems_per_step, -(-update.micro_batch_tokens // size)))
+    completion = Completion((policy.eos_id,) * length, "", "length", (0.0,) * length)
+    scores = (Score(0.0, "wrong"),) * rollout.group_size
+    groups = [
+        Group(
+            Problem(f"dry run {i}", "", ""),
+            (policy.eos_id,) * prompt,
+            (completion,) * rollout.group_size,
+            scores=scores,
+        )
+        for i in range(count)
+    ]
+    return collate(groups, policy.pad_id).to(policy.device)
+
+
+def dry_step(config: Config, algorithm: Algorithm, policy: Policy, update: Update) -> None:
+    """Do a step's passes over ``longest_batch`` and forget their gradients; weights stay as they are.
+
+    Raises:
+        UserError: not even one completion fits in memory.
+    """
+    batch = longest_batch(config, policy)
+    tokens = config.update.micro_batch_tokens
+    with torch.no_grad():
+        batch = policy.annotate(
+            batch,
+            old=algorithm.needs_old,
+            reference=algorithm.needs_reference,
+            values=algorithm.needs_values,
+            micro_batch_tokens=tokens,
+        )
+        batch = algorithm.advantages(batch)
+    if isinstance(update, FirstOrder):
+        update.loss.backward(policy, batch, Meter())
+        for parameter in policy.trainable_parameters():
+            parameter.grad = None
+    if policy.device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,0 +1,234 @@
+"""The loss of some rows of a batch, its gradient, and what is measured on the way.
+
+A loss is a sum over rows whose weights were fixed for the whole minibatch, over all ranks, before the first
+backward: however the rows are cut into micro-batches, the losses and gradients add up to the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from mathrl.algorithms.losses import (
+    AGGREGATIONS,
+    KL_ESTIMATORS,
+    RATIO_KNEE,
+    RATIOS,
+    SURROGATES,
+    Totals,
+    clipped_tokens,
+    exp_with_knee,
+    kl_k3,
+    truncated_weights,
+)
+from mathrl.algorithms.table import Algorithm
+from mathrl.config import Config
+from mathrl.distributed import max_ranks, sum_ranks
+from mathrl.errors import NonFiniteError
+from mathrl.training.micro_batching import MicroBatches
+from mathrl.types import Batch, TokenOutputs
+
+if TYPE_CHECKING:
+    from mathrl.policy.model import Policy
+
+
+class KlController:
+    """Adapts the KL coefficient to hold a target, arXiv:1909.08593, section 2.2; gain 0.1 a step.
+
+    coef <- coef · (1 + 0.1 · clip(kl / target - 1, ±0.2)); target 0 keeps it fixed.
+    """
+
+    def __init__(self, coef: float, target: float):
+        self.coef, self.target = coef, target
+
+    def observe(self, kl: float) -> None:
+        if self.target > 0:
+            self.coef *= 1.0 + 0.1 * min(max(kl / self.target - 1.0, -0.2), 0.2)
+
+
+class RowLosses(NamedTuple):
+    """The losses of the rows (they add up to the loss), and sums over their tokens for the metrics."""
+
+    losses: Tensor  # (B,), with gradient
+    sums: dict[str, Tensor]  # scalars without gradient; names that end in "_max" are maxima
+
+
+class PolicyLoss:
+    """-surrogate + kl_coef · KL(policy || reference), weighted by the algorithm's aggregation.
+
+    Args:
+        correct: weigh the surrogate (not the KL) by truncated importance weights sampler -> old policy.
+    """
+
+    def __init__(self, config: Config, algorithm: Algorithm, *, correct: bool):
+        self.config, self.algorithm, self.correct = config, algorithm, correct
+        self.micro_batches = MicroBatches(config.update.micro_batch_tokens)
+        self.kl = KlController(algorithm.kl_coef, algorithm.kl_target)
+
+    def rows(self, batch: Batch, outputs: TokenOutputs, totals: Totals) -> RowLosses:
+        """The loss of every row.
+
+        ``batch.old_logprobs`` None: the policy has not moved since it sampled, so old = current, detached.
+        """
+        assert batch.advantages is not None, "the batch has no advantages: call algorithm.advantages first"
+        algorithm, mask = self.algorithm, batch.loss_mask
+        logprobs = torch.where(mask, outputs.logprobs, 0.0)
+        current = logprobs.detach()
+        old = current if batch.old_logprobs is None else torch.where(mask, batch.old_logprobs, 0.0)
+        log_ratio = RATIOS[algorithm.ratio](logprobs, old, mask)
+        bounds = (algorithm.clip_low, algorithm.clip_high)
+        surrogate = SURROGATES[algorithm.surrogate](log_ratio, logprobs, batch.advantages, *bounds)
+        sums = _token_sums(algorithm, batch, log_ratio.detach(), current, old, mask)
+        if outputs.entropy is not None:
+            sums["entropy"] = torch.where(mask, outputs.entropy.detach(), 0.0).sum()
+        if batch.sampling_logprobs is not None:
+            sampled = torch.where(mask, batch.sampling_logprobs, 0.0)
+            sums |= _sync_sums(old - sampled, mask)
+            if self.correct:
+                surrogate = surrogate * truncated_weights(old, sampled, mask, algorithm.correction_cap)
+        loss = -surrogate
+        if batch.ref_logprobs is not None:
+            reference = torch.where(mask, batch.ref_logprobs, 0.0)
+            sums["kl_ref"] = kl_k3(current, reference, algorithm.kl_knee).sum()
+            sums["kl_knee_frac"] = (reference - current > algorithm.kl_knee).sum()
+            if algorithm.kl_place == "loss" and self.kl.coef > 0:
+                estimator = KL_ESTIMATORS[algorithm.kl_estimator]
+                loss = loss + self.kl.coef * estimator(logprobs, reference, algorithm.kl_knee)
+        limit = algorithm.max_completion_tokens
+        weights = AGGREGATIONS[algorithm.aggregation](mask, totals, limit, loss.dtype)
+        return RowLosses((weights * loss).sum(1), sums)
+
+    def backward(self, policy: Policy, batch: Batch, meter: Meter, totals: Totals | None = None) -> Tensor:
+        """Add the gradient to the adapter's, a micro-batch at a time; this rank's share of the loss, float64.
+
+        ``totals`` None: those of the batch over all ranks. A micro-batch that runs out of memory is halved;
+        the result is the same.
+
+        Raises:
+            NonFiniteError: naming the rows of ``batch`` whose loss is not finite.
+            UserError: not even one completion fits in memory.
+        """
+        whole = totals or global_totals(batch)
+        loss = torch.zeros((), dtype=torch.float64, device=batch.loss_mask.device)
+
+        def add(rows: Tensor, part: Batch) -> None:
+            outputs = policy.logprobs(part, entropy=True, temperature=self.config.rollout.temperature)
+            losses, sums = self.rows(part, outputs, whole)
+            total = losses.sum()
+            if not torch.isfinite(total):
+                bad = (~losses.isfinite()).nonzero().flatten().tolist()
+                raise NonFiniteError("the loss is not finite", [int(rows[r]) for r in bad])
+            total.backward()
+            meter.add(sums)
+            loss.add_(total.detach())
+
+        self.micro_batches.run(batch, add, policy.trainable_parameters())
+        return loss
+
+    def rows_to_blame(self, policy: Policy, batch: Batch) -> list[int]:
+        """Rows of ``batch`` whose own gradient is not finite."""
+        return rows_to_blame(
+            batch,
+            policy.trainable_parameters(),
+            lambda own, totals: self.backward(policy, own, Meter(), totals),
+        )
+
+
+@contextmanager
+def naming_rows(rows: Tensor) -> Iterator[None]:
+    """Inside, a NonFiniteError about rows of a minibatch becomes one about those rows of the batch."""
+    try:
+        yield
+    except NonFiniteError as error:
+        raise NonFiniteError(str(error), [int(rows[r]) for r in error.rows]) from error
+
+
+def rows_to_blame(
+    batch: Batch, parameters: Sequence[Parameter], backward: Callable[[Batch, Totals], object]
+) -> list[int]:
+    """Rows whose own gradient is not finite; leaves no gradients behind.
+
+    Takes a backward a row, so it is for a run that is about to stop. ``backward`` adds a batch's gradients to
+    those of ``parameters``.
+    """
+    bad = []
+    for row in range(batch.num_completions):
+        _forget_gradients(parameters)
+        own = batch.rows([row])
+        backward(own, Totals.of(own.loss_mask))
+        if not all(p.grad is None or bool(p.grad.isfinite().all()) for p in parameters):
+            bad.append(row)
+    _forget_gradients(parameters)
+    return bad
+
+
+def _forget_gradients(parameters: Sequence[Parameter]) -> None:
+    for parameter in parameters:
+        parameter.grad = None
+
+
+def global_totals(batch: Batch) -> Totals:
+    """Totals of the batch's loss over all ranks."""
+    own = Totals.of(batch.loss_mask)
+    both = sum_ranks(torch.tensor(own, dtype=torch.float64, device=batch.loss_mask.device))
+    return Totals(*both.tolist())
+
+
+def _token_sums(
+    algorithm: Algorithm, batch: Batch, log_ratio: Tensor, current: Tensor, old: Tensor, mask: Tensor
+) -> dict[str, Tensor]:
+    assert batch.advantages is not None
+    clipped = clipped_tokens(log_ratio, batch.advantages, algorithm.clip_low, algorithm.clip_high)
+    return {
+        "tokens": mask.sum(),
+        "kl_old": kl_k3(current, old, algorithm.kl_knee).sum(),
+        "clip_frac": (clipped & mask).sum() if algorithm.surrogate != "none" else mask.new_zeros(()),
+        "ratio_max": exp_with_knee(log_ratio, RATIO_KNEE).max(),
+    }
+
+
+def _sync_sums(gap: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    weights = torch.where(mask, exp_with_knee(gap, RATIO_KNEE), 0.0)
+    return {
+        "gap_mean": gap.abs().sum(),
+        "gap_max": gap.abs().max(),
+        "weight": weights.sum(),
+        "weight_square": weights.square().sum(),
+    }
+
+
+class Meter:
+    """Adds up the sums of micro-batches, then turns them into metrics over all tokens and ranks."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, sums: dict[str, Tensor]) -> None:
+        for name, value in sums.items():
+            value = value.double()
+            so_far = self._sums.get(name)
+            if so_far is None:
+                self._sums[name] = value
+            else:
+                self._sums[name] = torch.maximum(so_far, value) if name.endswith("_max") else so_far + value
+
+    def metrics(self) -> dict[str, float]:
+        """Means a token (policy/…, sync/…), maxima, and the effective sample size sync/ess in (0, 1]."""
+        names = sorted(self._sums)
+        if not names:
+            return {}
+        stacked = torch.stack([self._sums[n] for n in names])
+        summed = dict(zip(names, sum_ranks(stacked).tolist(), strict=True))
+        highest = dict(zip(names, max_ranks(stacked).tolist(), strict=True))
+        tokens = max(summed.pop("tokens"), 1.0)
+        weight, square = summed.pop("weight", 0.0), summed.pop("weight_square", 0.0)
+        metrics = {"sync/ess": weight * weight / (tokens * square)} if square else {}
+        for name, value in summed.items():
+            area = "sync" if name.startswith("gap") else "policy"
+            metrics[f"{area}/{name}"] = highest[name] if name.endswith("_max") else value / tokens
+        return metrics

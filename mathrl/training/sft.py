@@ -1,0 +1,294 @@
+"""The supervised stage: worked solutions -> the reference model, an ordinary transformers folder."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mathrl.config import Config, SftConfig
+from mathrl.data import wordproblems
+from mathrl.data.problems import ProblemSet, ProblemStream, SkippedRow, load_demonstrations
+from mathrl.data.prompts import PromptTemplate, make_template
+from mathrl.data.rows import GENERATED
+from mathrl.data.wordproblems import is_drill
+from mathrl.errors import NonFiniteError, UserError
+from mathrl.policy.loading import (
+    context_of,
+    keep_freed_memory,
+    load_base,
+    load_tokenizer,
+    resolve_device,
+    resolve_dtype,
+    without_bars,
+)
+from mathrl.policy.scratch import build_model, build_tokenizer
+from mathrl.run.folder import atomic
+from mathrl.training.sft_loss import Example, SftLoss, encode_example, encode_examples
+from mathrl.types import Problem, derive_seed
+
+OnMetrics = Callable[[int, dict[str, float]], None]
+
+_MAX_HELD_OUT = 300
+_LAST_PHASE = 0.3  # of the learning rate, where the direct answers begin; linear to 0
+
+
+@dataclass(frozen=True, slots=True)
+class SftResult:
+    """How the supervised stage went; the numbers are of held-out worked solutions."""
+
+    steps: int
+    tokens: int  # trained on, prompts included
+    seconds: float
+    held_out_loss: float  # nats a completion token
+    held_out_exact: float  # share of solutions that greedy decoding would reproduce token by token
+    reached_target: bool
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """What the supervised stage learns from, read and encoded."""
+
+    tokenizer: Any
+    template: PromptTemplate
+    train: ProblemSet
+    examples: dict[str, Example]  # worked solution by problem id
+    held_out: tuple[Example, ...]
+
+
+def load_examples(config: Config) -> Demonstrations:
+    """The recipe's worked solutions, and the tokenizer of the base that will learn them.
+
+    Raises:
+        UserError: none; or one that is longer than the model's context, unless ``data.skip_long_prompts`` is
+            set, which leaves such problems out.
+    """
+    train, held_out = load_demonstrations(config)
+    tokenizer = base_tokenizer(config, train.problems)
+    template, context = make_template(config, tokenizer), context_of(config.model)
+    examples: dict[str, Example] = {}
+    kept: list[Problem] = []
+    skipped: list[SkippedRow] = []
+    encoded = encode_examples(template, train.problems)
+    for row, (problem, example) in enumerate(zip(train.problems, encoded, strict=True), 1):
+        if example.num_tokens <= context:
+            examples[problem.id] = example
+            kept.append(problem)
+        elif config.data.skip_long_prompts:
+            skipped.append(SkippedRow(row, "prompt and worked solution too long", problem.question))
+        else:
+            raise UserError(
+                f"{train.name}, problem {problem.id}: {example.num_tokens} tokens with its worked solution "
+                f"do not fit the model's context of {context} tokens: leave such problems out with "
+                "--data.skip_long_prompts"
+            )
+    if not kept:
+        raise UserError(f"no demonstration is left of {train.name}: all are longer than {context} tokens")
+    unseen = encode_examples(template, held_out.problems)
+    fitting = itertools.islice((e for e in unseen if e.num_tokens <= context), _MAX_HELD_OUT)
+    train = replace(train, problems=tuple(kept), skipped=(*train.skipped, *skipped))
+    return Demonstrations(tokenizer, template, train, examples, tuple(fitting))
+
+
+def train_reference(
+    config: Config,
+    out_dir: Path,
+    *,
+    demonstrations: Demonstrations | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    on_metrics: OnMetrics | None = None,
+) -> SftResult:
+    """Train the base on worked solutions and save it with its tokenizer in ``out_dir``, whole or not at all.
+
+    The base is ``model.path``, or is built from scratch. Training ends after ``sft.max_train_steps``, or as
+    soon as ``sft.target_accuracy`` of the held-out solutions would be reproduced by greedy decoding; the
+    ``sft.direct_answer_steps`` come after that. Equal seeds give equal weights (but for ``sft.max_seconds``).
+
+    Args:
+        demonstrations: as ``load_examples`` gives them; None: loaded here.
+        progress: called as (steps done, steps at most).
+        on_metrics: called as (step, metrics) every ``sft.eval_every_steps`` and at the end.
+
+    Raises:
+        UserError: no worked solutions, or a base that cannot be loaded; nothing is written then.
+    """
+    start = time.monotonic()
+    if demonstrations is None:
+        demonstrations = load_examples(config)
+    tokenizer = demonstrations.tokenizer
+    model = _base(config, tokenizer)
+    stage = _Stage(config, model, demonstrations, progress, on_metrics)
+    stage.run(start)
+    with atomic(out_dir) as folder, without_bars():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return SftResult(
+        stage.step,
+        stage.tokens,
+        time.monotonic() - start,
+        stage.metrics.get("sft/held_out_loss", math.nan),
+        stage.metrics.get("sft/held_out_exact", math.nan),
+        stage.reached_target,
+    )
+
+
+class _Stage:
+    """The loop and what it works on."""
+
+    def __init__(
+        self,
+        config: Config,
+        model: Any,
+        demonstrations: Demonstrations,
+        progress: Callable[[int, int], None] | None,
+        on_metrics: OnMetrics | None,
+    ) -> None:
+        self.sft, self.progress, self.on_metrics = config.sft, progress, on_metrics
+        self.template, self.held_out = demonstrations.template, demonstrations.held_out
+        compiled = config.sft.compile and model.device.type == "cuda"
+        self.loss = SftLoss(model, config.sft.prompt_loss_weight, compile_layers=compiled)
+        self.optimizer = _Masters(model, config.sft)
+        seed = derive_seed(config.run.seed, "sft")
+        self.stream = ProblemStream(demonstrations.train.problems, seed)
+        self.rng = random.Random(seed)
+        self.pending: Example | None = None
+        self.worked = demonstrations.examples
+        self.direct: dict[str, Example] = {}
+        self.step, self.tokens, self.reached_target = 0, 0, False
+        self.metrics: dict[str, float] = {}
+
+    def run(self, start: float) -> None:
+        sft = self.sft
+        deadline = start + sft.max_seconds if sft.max_seconds else math.inf
+        most = sft.max_train_steps + sft.direct_answer_steps
+        early = sft.direct_answer_fraction if not sft.direct_answer_steps else 0.0
+        while self.step < sft.max_train_steps and time.monotonic() < deadline and not self.reached_target:
+            self._train(early, sft.learning_rate * schedule(self.step, sft), most)
+            if self.step % sft.eval_every_steps == 0 or self.step == sft.max_train_steps:
+                self._evaluate()
+                reached = self.metrics.get("sft/held_out_exact", 0.0)
+                self.reached_target = 0 < sft.target_accuracy <= reached
+        for done in range(sft.direct_answer_steps):
+            rate = _LAST_PHASE * sft.learning_rate * (1 - done / sft.direct_answer_steps)
+            self._train(sft.direct_answer_fraction, rate, most)
+        if sft.direct_answer_steps:
+            self._evaluate()
+        if self.progress:
+            self.progress(most, most)
+
+    def _train(self, direct_fraction: float, learning_rate: float, most: int) -> None:
+        examples = self._take(direct_fraction)
+        loss = self.loss(examples)
+        self.metrics["sft/loss"] = loss.item()
+        if not math.isfinite(self.metrics["sft/loss"]):
+            raise NonFiniteError(
+                f"the SFT loss is not finite at step {self.step + 1}: lower sft.learning_rate"
+            )
+        loss.backward()
+        self.metrics["sft/grad_norm"] = self.optimizer.step(learning_rate)
+        self.metrics["sft/learning_rate"] = learning_rate
+        self.step += 1
+        self.tokens += sum(e.num_tokens for e in examples)
+        if self.progress:
+            self.progress(self.step, most)
+
+    def _take(self, direct_fraction: float) -> list[Example]:
+        """The next examples, up to ``sft.batch_tokens`` tokens; one at least."""
+        examples: list[Example] = []
+        room = self.sft.batch_tokens
+        while True:
+            example = self.pending or self._next(direct_fraction)
+            room -= example.num_tokens
+            if room < 0 and examples:
+                self.pending = example
+                return examples
+            self.pending = None
+            examples.append(example)
+
+    def _next(self, direct_fraction: float) -> Example:
+        problem = self.stream.take(1)[0]
+        # a drill answered without its working would teach nothing
+        if self.rng.random() >= direct_fraction or is_drill(problem):
+            return self.worked[problem.id]
+        if problem.id not in self.direct:
+            self.direct[problem.id] = encode_example(self.template, problem, direct=True)
+        return self.direct[problem.id]
+
+    def _evaluate(self) -> None:
+        if self.held_out:
+            loss, exact = self.loss.held_out(self.held_out, self.sft.batch_tokens)
+            self.metrics |= {"sft/held_out_loss": loss, "sft/held_out_exact": exact}
+        if self.on_metrics:
+            self.on_metrics(self.step, dict(self.metrics))
+
+
+class _Masters:
+    """AdamW on float32 masters of the model's weights: steps of 1e-6 would vanish in bfloat16."""
+
+    def __init__(self, model: Any, sft: SftConfig) -> None:
+        self.weights = [p for p in model.parameters() if p.requires_grad]
+        self.masters = [p if p.dtype == torch.float32 else p.detach().float() for p in self.weights]
+        self.max_grad_norm = sft.max_grad_norm
+        decayed = [m for m in self.masters if m.dim() >= 2]  # norms and biases are not decayed
+        others = [m for m in self.masters if m.dim() < 2]
+        self.adamw = torch.optim.AdamW(
+            [
+                {"params": decayed, "weight_decay": sft.weight_decay},
+                {"params": others, "weight_decay": 0.0},
+            ],
+            betas=(0.9, 0.95),
+            fused=True,
+        )
+
+    def step(self, learning_rate: float) -> float:
+        """Clip, step, clear the gradients; returns their norm before clipping."""
+        for weight, master in zip(self.weights, self.masters, strict=True):
+            if master is not weight and weight.grad is not None:
+                master.grad, weight.grad = weight.grad.float(), None
+        norm = torch.nn.utils.clip_grad_norm_(self.masters, self.max_grad_norm)
+        for group in self.adamw.param_groups:
+            group["lr"] = learning_rate
+        self.adamw.step()
+        self.adamw.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for weight, master in zip(self.weights, self.masters, strict=True):
+                if master is not weight:
+                    weight.copy_(master)
+        return norm.item()
+
+
+def schedule(step: int, sft: SftConfig) -> float:
+    """Factor of the learning rate at a 0-based step: warm-up, then cosine to 0 at max_train_steps."""
+    warmup = max(1, round(sft.warmup_fraction * sft.max_train_steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, sft.max_train_steps - warmup)))
+
+
+def base_tokenizer(config: Config, demonstrations: Sequence[Problem]) -> Any:
+    """The tokenizer of the model at ``model.path``, or one built from the demonstrations' texts."""
+    if config.model.path:
+        return load_tokenizer(config.model.path)
+    if config.data.source == GENERATED and not config.data.path:
+        texts = wordproblems.corpus()
+    else:
+        texts = (f"Question: {p.question}\nAnswer: {p.solution}" for p in demonstrations)
+    return build_tokenizer(texts, config.model.vocab_size)
+
+
+def _base(config: Config, tokenizer: Any) -> Any:
+    """The model to train, its weights trainable."""
+    device = resolve_device(config.run)
+    dtype = resolve_dtype(config.model, device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    if config.model.path:
+        return load_base(config.model.path, device, dtype).requires_grad_(True)
+    return build_model(config.model, tokenizer, config.run.seed).to(device, dtype).eval()

@@ -1,0 +1,142 @@
+"""The loss of worked solutions, packed end to end into one stream of tokens.
+
+Attention and positions start afresh with every example, so a packed step has the loss of the same examples
+one by one. Only tokens that train get logits, a chunk at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from mathrl.data.prompts import PromptTemplate
+from mathrl.policy.attention import IMPLEMENTATION
+from mathrl.policy.logprobs import chunk_rows
+from mathrl.policy.trunk import Trunk, why_not_packed
+from mathrl.types import Batch, Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A prompt and the completion to learn."""
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]  # ends in EOS
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt_ids) + len(self.completion_ids)
+
+
+def encode_example(template: PromptTemplate, problem: Problem, *, direct: bool = False) -> Example:
+    """The problem with its worked solution, or ``direct``: with its final answer alone."""
+    return encode_examples(template, [problem], direct=direct)[0]
+
+
+def encode_examples(
+    template: PromptTemplate, problems: Sequence[Problem], *, direct: bool = False
+) -> list[Example]:
+    """``encode_example`` of each problem, much faster than one by one."""
+    write = template.direct_answer_text if direct else template.completion_text
+    completions = template.encode_completions([write(problem) for problem in problems])
+    return [Example(*ids) for ids in zip(template.encode_all(problems), completions, strict=True)]
+
+
+class SftLoss:
+    """Weighted mean negative log-likelihood of packed examples.
+
+    Args:
+        model: a transformers causal LM; attention and positions of an example never reach its neighbours.
+        prompt_weight: of a prompt token in the mean; a completion token weighs 1.
+        compile_layers: torch.compile the layers, where the packed way applies.
+    """
+
+    def __init__(self, model: Any, prompt_weight: float = 0.0, *, compile_layers: bool = False) -> None:
+        if not why_not_packed(model.config):
+            model.set_attn_implementation(IMPLEMENTATION)
+        self.trunk = Trunk(model, share_prompts=False, compile_layers=compile_layers)
+        self.head: Tensor = model.get_output_embeddings().weight
+        self.prompt_weight = prompt_weight
+
+    def __call__(self, examples: Sequence[Example]) -> Tensor:
+        """The scalar loss, differentiable; its denominator is that of the whole step."""
+        nll, weights, _ = self._tokens(examples, self.prompt_weight)
+        return (nll * weights).sum() / weights.sum()
+
+    @torch.no_grad()
+    def held_out(self, examples: Sequence[Example], batch_tokens: int) -> tuple[float, float]:
+        """(nats a completion token, share of completions whose every token is the likeliest one).
+
+        A completion whose every token is the likeliest after its prefix is what greedy decoding writes.
+        """
+        total, count, exact = 0.0, 0, 0
+        for part in _by_tokens(examples, batch_tokens):
+            nll, _, rows = self._tokens(part, 0.0)
+            total += nll.sum().item()
+            count += len(nll)
+            exact += rows
+        return total / count, exact / len(examples)
+
+    def _tokens(self, examples: Sequence[Example], prompt_weight: float) -> tuple[Tensor, Tensor, int]:
+        """(n,) nll and (n,) weights of the tokens that train; rows all of whose tokens are the likeliest."""
+        batch, weights = _batch(examples, prompt_weight)
+        hidden, layout = self.trunk(batch)
+        weights = weights.to(hidden.device).flatten()[layout.slot]
+        losses, hits = [], []
+        rows = chunk_rows(self.head.shape[0], hidden.device)
+        for begin in range(0, hidden.shape[0], rows):
+            part = slice(begin, begin + rows)
+            nll, hit = checkpoint(_nll, hidden[part], self.head, layout.target[part], use_reentrant=False)
+            losses.append(nll)
+            hits.append(hit)
+        missed = layout.slot[~torch.cat(hits)] // batch.completion_ids.shape[1]
+        return torch.cat(losses), weights, len(examples) - len(missed.unique())
+
+
+def _nll(hidden: Tensor, head: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """(n,) float32 negative log-likelihood of ``target``, and (n,) bool whether it is the likeliest token."""
+    logits = (hidden @ head.t()).float()
+    return F.cross_entropy(logits, target, reduction="none"), logits.argmax(dim=1) == target
+
+
+def _batch(examples: Sequence[Example], prompt_weight: float) -> tuple[Batch, Tensor]:
+    """Examples as rows of a Batch, and the (B, T) float32 weights of their tokens.
+
+    A row's "prompt" is its first token, which nothing predicts; all later ones are its "completion".
+    """
+    num, width = len(examples), max(e.num_tokens for e in examples) - 1
+    ids = torch.zeros(num, width, dtype=torch.long)
+    weights = torch.zeros(num, width)
+    for row, example in enumerate(examples):
+        tokens = (*example.prompt_ids, *example.completion_ids)[1:]
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        weights[row, : len(tokens)] = 1.0
+        weights[row, : len(example.prompt_ids) - 1] = prompt_weight
+    first = [e.prompt_ids[0] if e.prompt_ids else e.completion_ids[0] for e in examples]
+    batch = Batch(
+        prompts=tuple(torch.tensor([i]) for i in first),
+        group_ids=torch.arange(num),
+        completion_ids=ids,
+        loss_mask=weights > 0,
+        rewards=torch.zeros(num),
+        truncated=torch.zeros(num, dtype=torch.bool),
+    )
+    return batch, weights
+
+
+def _by_tokens(examples: Sequence[Example], most: int) -> Iterator[list[Example]]:
+    """Runs of examples of at most ``most`` tokens, one example at least."""
+    part: list[Example] = []
+    for example in examples:
+        if part and sum(e.num_tokens for e in part) + example.num_tokens > most:
+            yield part
+            part = []
+        part.append(example)
+    if part:
+        yield part

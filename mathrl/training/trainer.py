@@ -1,0 +1,185 @@
+"""The loop: sample, verify, weigh, update, hand the new adapter to the engine; and nothing else."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from mathrl.algorithms.table import Algorithm
+from mathrl.clock import Clock
+from mathrl.config import Config
+from mathrl.data.problems import ProblemStream
+from mathrl.errors import NonFiniteError, UserError
+from mathrl.policy.model import Policy
+from mathrl.rewards.scorer import RewardScorer, judged, rollout_metrics
+from mathrl.rollout.base import Engine
+from mathrl.training.batch import collate
+from mathrl.training.dry_run import dry_step
+from mathrl.training.sentinel import Sentinel
+from mathrl.training.update import Update
+from mathrl.types import Batch, Completion, Group, Problem, derive_seed
+
+Metrics = dict[str, float]
+
+
+@contextmanager
+def short_collections() -> Iterator[None]:
+    """Keep Python's garbage collector from walking what lives already.
+
+    With torch and vLLM that is most of a million objects, half a second again and again.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """Where something plugs into the loop; each is called after a step, with the number of steps done."""
+
+    after_step: Callable[[int, Metrics, Sequence[Group]], None] = lambda done, metrics, groups: None
+    should_stop: Callable[[int], bool] = lambda done: False
+    on_batch: Callable[[int, Batch], None] = lambda index, batch: None  # just before the update
+
+
+@dataclass
+class Trainer:
+    """One policy, one engine, one update rule; ``run`` goes from ``steps_done`` to the recipe's last step."""
+
+    config: Config
+    algorithm: Algorithm
+    problems: ProblemStream
+    engine: Engine
+    rewards: RewardScorer
+    policy: Policy
+    update: Update
+    hooks: Hooks = field(default_factory=Hooks)
+    sentinel: Sentinel | None = None  # proves that new weights have reached the engine
+    steps_done: int = 0
+
+    def run(self) -> None:
+        """Step until the recipe's last step, its time limit, or a hook says stop.
+
+        On a GPU the longest possible micro-batch comes first; what does not fit fails at once.
+        """
+        if self.policy.device.type == "cuda" and self.steps_done < self.config.train.num_steps:
+            dry_step(self.config, self.algorithm, self.policy, self.update)
+        if self.sentinel:
+            self.sentinel.check()  # what later moves of the policy are measured from
+        deadline = time.monotonic() + (self.config.train.max_seconds or float("inf"))
+        with short_collections():
+            while self.steps_done < self.config.train.num_steps and time.monotonic() < deadline:
+                metrics, groups = self.step(self.steps_done)
+                self.steps_done += 1
+                self.hooks.after_step(self.steps_done, metrics, groups)
+                if self.hooks.should_stop(self.steps_done):
+                    break
+
+    def step(self, index: int) -> tuple[Metrics, list[Group]]:
+        """Sample, verify, weigh, update once. Afterwards the engine samples from the newest policy."""
+        cfg, algorithm, policy = self.config, self.algorithm, self.policy
+        clock = Clock(synchronize=policy.device.type == "cuda")
+
+        groups, selected = self._rollout(index, clock)  # P problems -> P groups of G scored completions
+        metrics = rollout_metrics(judged(groups))  # before any selection: what the policy did
+        metrics["verify/bad_reference_frac"] = 1.0 - len(judged(groups)) / len(groups)
+        if not selected:  # every group had equal rewards: nothing to learn from
+            return metrics | {"update/skipped": 1.0} | self._speed(metrics, clock), groups
+
+        batch = collate(selected, policy.pad_id).to(policy.device)
+        with clock("forward"), torch.no_grad():  # only what the algorithm asks for
+            batch = policy.annotate(
+                batch,
+                old=algorithm.needs_old,
+                reference=algorithm.needs_reference,
+                values=algorithm.needs_values,
+                micro_batch_tokens=cfg.update.micro_batch_tokens,
+            )
+            batch = algorithm.advantages(batch, kl_coef=self.update.kl_coef)
+        self.hooks.on_batch(index, batch)
+        with clock("update"):  # first order, or trust region (TRPO)
+            metrics |= self._update(batch, selected, index)
+        policy.version = index + 1
+        with clock("sync"):
+            self.engine.load(policy.adapter(), version=policy.version)
+            metrics |= getattr(self.engine, "sync_metrics", {})
+            if self.sentinel:
+                metrics |= self.sentinel.check()
+        return metrics | self._speed(metrics, clock), groups
+
+    def _rollout(self, index: int, clock: Clock) -> tuple[list[Group], list[Group]]:
+        """All scored groups, and those that the algorithm selects; refilled within the recipe's budget."""
+        cfg = self.config
+        groups: list[Group] = []
+        selected: list[Group] = []
+        wanted = cfg.rollout.problems_per_step
+        for _ in range(1 + (cfg.algorithm.max_refills if self.algorithm.refills else 0)):
+            with clock("rollout"):
+                problems = self.problems.take(wanted)
+                sampled = self.engine.sample(
+                    problems,
+                    cfg.rollout.group_size,
+                    seed=derive_seed(cfg.run.seed, "rollout", index),
+                    on_completion=partial(self._judge, problems),
+                )
+            with clock("verify"):  # a hung answer costs one worker, not the run
+                scored = self.rewards.score(sampled)
+            groups += scored
+            selected += self.algorithm.select(judged(scored))
+            if len(selected) >= wanted:
+                break
+        if not judged(groups):
+            raise UserError(
+                f"step {index + 1}: no reference of this step's problems can be read by its verifier"
+            )
+        return groups, selected[:wanted]
+
+    def _judge(self, problems: Sequence[Problem], index: int, _: int, completion: Completion) -> None:
+        """Start judging a completion while others are still being sampled."""
+        self.rewards.submit(problems[index], completion)
+
+    def _update(self, batch: Batch, groups: Sequence[Group], index: int) -> Metrics:
+        try:
+            return self.update(self.policy, batch)
+        except NonFiniteError as error:
+            ids = [f"{g.problem.id}#{i}" for g in groups for i in range(len(g.completions))]
+            named = ", ".join(ids[row] for row in list(error.rows)[:8])
+            raise NonFiniteError(
+                f"step {index + 1}: {error} (completions {named}), so that optimiser step was not made: look "
+                "at these completions, or train anew with a lower update.learning_rate",
+                error.rows,
+            ) from error
+
+    @staticmethod
+    def _speed(metrics: Metrics, clock: Clock) -> Metrics:
+        seconds = clock.seconds()
+        total = sum(seconds.values())
+        return seconds | {"time/step_s": total, "tokens/per_s": metrics["tokens/sampled"] / max(total, 1e-9)}
+
+    def state(self) -> dict[str, Any]:
+        """All that the next step depends on, besides the configuration."""
+        return {
+            "steps_done": self.steps_done,
+            "adapter": self.policy.adapter(),
+            "update": self.update.state_dict(),
+            "problems": self.problems.state(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from ``state()``; the engine gets the restored adapter."""
+        self.steps_done = state["steps_done"]
+        self.policy.load_adapter(state["adapter"])
+        self.policy.version = self.steps_done
+        self.update.load_state_dict(state["update"])
+        self.problems.restore(state["problems"])
+        self.engine.load(self.policy.adapter(), version=self.policy.version)

@@ -1,0 +1,371 @@
+"""``mathrl eval`` as a user runs it, on a tiny model: results, adapters, interruption, what is refused."""
+
+import csv
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import huggingface_hub
+import peft
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+
+from mathrl.cli import main
+from mathrl.config import ModelConfig
+from mathrl.evaluation.completions import read_evaluation
+from mathrl.policy.scratch import build_base
+from mathrl.recipes import dump, load_recipe
+from mathrl.rollout.transformers import TransformersEngine
+
+SIZES = ModelConfig(
+    hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=2, intermediate_size=48, vocab_size=400,
+    context_length=256,
+)  # fmt: skip
+ROWS = [
+    {
+        "question": f"Ann has {i} apples and buys {i + 3} more at the market. How many has she?",
+        "answer": f"{i} + {i + 3} = <<{i}+{i + 3}={2 * i + 3}>>{2 * i + 3}\n#### {2 * i + 3}",
+    }
+    for i in range(8)
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """model/, another model/, adapter/, and the model with the adapter merged in."""
+    folder = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(("model", "other")):
+        base, tokenizer = build_base(SIZES, seed=seed)
+        for parameter in base.parameters():
+            if parameter.dim() == 2:
+                parameter.data.mul_(8)  # so that completions differ
+        base.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    wrapped = peft.get_peft_model(
+        type(base).from_pretrained(folder / "model"),
+        peft.LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM"),
+    )
+    for name, parameter in wrapped.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0, 0.5, generator=torch.Generator().manual_seed(1))
+    wrapped.save_pretrained(folder / "adapter")
+    wrapped.merge_and_unload().save_pretrained(folder / "merged")
+    tokenizer.save_pretrained(folder / "merged")
+    write(folder / "test.jsonl", ROWS)
+    return folder
+
+
+def write(path: Path, rows: Sequence[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def evaluate(folder: Path, out: Path, *options: object, model: str = "model", status: int = 0) -> Path:
+    words = ["eval", str(folder / model), "--benchmark", "gsm8k", "--data", str(folder / "test.jsonl")]
+    words += ["--max-completion-tokens", "24", "--out", str(out), *map(str, options)]
+    assert main(words) == status
+    return out
+
+
+def texts(out: Path) -> list[str]:
+    return [r.greedy.text for r in read_evaluation(out / "gsm8k").records]
+
+
+def test_an_evaluation_leaves_numbers_completions_and_a_page(folder: Path, tmp_path: Path, capsys) -> None:
+    out = evaluate(folder, tmp_path / "out", "--samples", 3, "--temperature", 0.7)
+    saved = json.loads((out / "eval.json").read_text())["benchmarks"]["gsm8k"]
+    judged = read_evaluation(out / "gsm8k")
+    assert (saved["n"], saved["k"], len(judged.records)) == (8, 3, 8)
+    assert saved["accuracy"] == judged.num_right / 8
+    assert saved["protocol"]["temperature"] == 0.7
+    assert saved["protocol"]["prompt"]["prompt"] == "Question: {question}\nAnswer:"
+    assert saved["info"]["model"] == str(folder / "model")
+    assert saved["tokens"] == sum(c.num_tokens for r in judged.records for c in (r.greedy, *r.samples))
+    assert set(saved["seconds"]) == {"generate", "verify"}
+    assert "torch" in json.loads((out / "eval.json").read_text())["versions"]
+    assert "24 completions" not in (out / "eval.html").read_text()
+    assert "32 completions" in (out / "eval.html").read_text()
+    assert re.search(r"^gsm8k +8 ", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_an_adapter_is_what_its_merged_model_is(folder: Path, tmp_path: Path) -> None:
+    plain = texts(evaluate(folder, tmp_path / "plain"))
+    adapted = texts(evaluate(folder, tmp_path / "adapted", "--adapter", folder / "adapter"))
+    merged = texts(evaluate(folder, tmp_path / "merged", model="merged"))
+    assert adapted == merged
+    assert sum(a != b for a, b in zip(plain, adapted, strict=True)) >= 6
+
+
+def test_a_run_is_its_reference_with_its_adapter(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.toml").write_text(dump(load_recipe("quickstart", [("run.name", "run")])))
+    (run / "reference").symlink_to(folder / "model")
+    train = ["--trained-on", str(folder / "test.jsonl"), "--data", str(folder / "test.jsonl")]
+    words = ["eval", str(run), "--benchmark", "gsm8k", "--max-completion-tokens", "24", *train]
+    assert main(words) == 2  # there is no adapter yet
+    (run / "adapter").symlink_to(folder / "adapter")
+    assert main([*words, "--reference"]) == 0
+    assert main([*words, "--against", str(run / "benchmarks-reference")]) == 0
+    saved = json.loads((run / "benchmarks" / "eval.json").read_text())["benchmarks"]["gsm8k"]
+    assert texts(run / "benchmarks-reference") == texts(evaluate(folder, tmp_path / "plain"))
+    assert texts(run / "benchmarks") == texts(
+        evaluate(folder, tmp_path / "adapted", "--adapter", folder / "adapter")
+    )
+    assert saved["difference"]["value"] == 0.0
+    # the run's own training problems and the file's
+    assert saved["contamination"]["training_questions"] > 1000
+    assert saved["contamination"]["exact"] == 8
+    assert "8 of 8 questions were trained on (8 word for word)" in (run / "benchmarks/eval.html").read_text()
+
+
+@pytest.mark.parametrize("ending", ["json", "csv", "parquet"])
+def test_any_format_gives_the_same_problems(folder: Path, tmp_path: Path, ending: str) -> None:
+    file = tmp_path / f"test.{ending}"
+    if ending == "json":
+        file.write_text(json.dumps(ROWS))
+    elif ending == "csv":
+        with open(file, "w", newline="") as out:
+            writer = csv.DictWriter(out, ["question", "answer"])
+            writer.writeheader()
+            writer.writerows(ROWS)
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), file)
+    out = evaluate(folder, tmp_path / "out", "--max-problems", 3)
+    again = tmp_path / "again"
+    words = [
+        "eval",
+        str(folder / "model"),
+        "--benchmark",
+        "gsm8k",
+        "--data",
+        f"gsm8k={file}",
+        "--out",
+        str(again),
+    ]
+    assert main([*words, "--max-problems", "3", "--max-completion-tokens", "24"]) == 0
+    first, second = read_evaluation(out / "gsm8k"), read_evaluation(again / "gsm8k")
+    assert first.protocol == second.protocol
+    assert first.records == second.records
+
+
+def test_an_interrupted_evaluation_says_how_to_go_on_and_does(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    whole = read_evaluation(evaluate(folder, tmp_path / "whole", "--samples", 2) / "gsm8k")
+    sample, done = TransformersEngine.sample, []
+
+    def dying(self, problems, *args, on_completion, **settings):
+        def count(*finished):
+            on_completion(*finished)
+            done.append(finished)
+            if len(done) == 13:
+                raise KeyboardInterrupt
+
+        return sample(self, problems, *args, on_completion=count, **settings)
+
+    monkeypatch.setattr(TransformersEngine, "sample", dying)
+    out = evaluate(folder, tmp_path / "out", "--samples", 2, status=130)
+    assert "The same command goes on from there" in capsys.readouterr().out
+    assert not (out / "eval.json").exists()
+    monkeypatch.undo()
+    evaluate(folder, out, "--samples", 2)
+    again = read_evaluation(out / "gsm8k")
+    assert again.records == whole.records
+    saved = json.loads((out / "eval.json").read_text())["benchmarks"]["gsm8k"]
+    assert 8 <= saved["reused"] <= 13
+    evaluate(folder, out, "--samples", 2)  # a finished one is not sampled again
+    assert json.loads((out / "eval.json").read_text())["benchmarks"]["gsm8k"]["reused"] == 24
+
+
+def test_new_weights_in_the_same_folder_are_another_model(folder: Path, tmp_path: Path, capsys) -> None:
+    shutil.copytree(folder / "model", tmp_path / "mine")
+    write(tmp_path / "test.jsonl", ROWS)
+    out = evaluate(tmp_path, tmp_path / "out", model="mine")
+    shutil.copy(folder / "other" / "model.safetensors", tmp_path / "mine")
+    evaluate(tmp_path, out, model="mine", status=2)
+    assert "holds another evaluation" in capsys.readouterr().err
+
+
+def test_a_foreign_file_of_any_benchmark_is_met_before_the_first_is_generated(
+    folder: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TransformersEngine, "sample", lambda *a, **k: pytest.fail("it sampled"))
+    (tmp_path / "out" / "singleop").mkdir(parents=True)
+    (tmp_path / "out" / "singleop" / "completions.jsonl").write_text("my notes\n")
+    write(tmp_path / "op.jsonl", [{"input": "q", "target": "1"}])
+    words = ["eval", str(folder / "model"), "--benchmark", "gsm8k,singleop", "--out", str(tmp_path / "out")]
+    words += ["--data", f"gsm8k={folder / 'test.jsonl'}", "--data", f"singleop={tmp_path / 'op.jsonl'}"]
+    assert main([*words, "--max-completion-tokens", "24"]) == 2
+    assert "singleop/completions.jsonl holds another evaluation" in capsys.readouterr().err
+
+
+def test_completions_of_other_weights_are_not_taken_over(folder: Path, tmp_path: Path, capsys) -> None:
+    out = evaluate(folder, tmp_path / "out")
+    mine = texts(out)
+    evaluate(folder, out, model="other", status=2)
+    assert "holds another evaluation" in capsys.readouterr().err
+    assert texts(out) == mine
+    evaluate(folder, out, "--overwrite", model="other")
+    assert texts(out) != mine
+
+
+def test_few_shot_prompts_show_examples_and_none_of_the_questions(folder: Path, tmp_path: Path) -> None:
+    shown = [
+        {"question": f"Bob counts {i} cats. How many?", "answer": f"They are {i}.\n#### {i}"}
+        for i in range(9)
+    ]
+    examples = write(tmp_path / "train.jsonl", [*ROWS, *shown])
+    options = ("--shots", 2, "--shots-data", examples, "--seed", 4)
+    out = evaluate(folder, tmp_path / "a", *options)
+    protocol = read_evaluation(out / "gsm8k").protocol
+    prompt = protocol["prompt"]["prompt"]
+    assert re.fullmatch(
+        r"(Question: Bob counts (\d) cats\. How many\?\nAnswer: They are \2\.\n#### \2\n\n){2}"
+        r"Question: \{question\}\nAnswer:",
+        prompt,
+    )
+    assert protocol["stop"] == "\nQuestion:"
+    again = read_evaluation(evaluate(folder, tmp_path / "b", *options) / "gsm8k")
+    assert again.protocol == protocol
+    other = evaluate(folder, tmp_path / "c", "--shots", 2, "--shots-data", examples, "--seed", 5)
+    assert read_evaluation(other / "gsm8k").protocol["prompt"]["prompt"] != prompt
+
+
+def test_a_chat_model_is_asked_by_its_own_template(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "model", tmp_path / "chat")
+    (tmp_path / "chat" / "chat_template.jinja").write_text(
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<me>{% endif %}"
+    )
+    write(tmp_path / "test.jsonl", ROWS)
+    out = evaluate(tmp_path, tmp_path / "out", "--model.system_prompt", "Be brief.", model="chat")
+    prompt = read_evaluation(out / "gsm8k").protocol["prompt"]
+    assert prompt["kind"] == "chat"
+    assert re.fullmatch(r'<system>Be brief\.<user>\{question\}\n.*"#### answer"\.<me>', prompt["prompt"])
+    plain = evaluate(tmp_path, tmp_path / "plain", "--model.prompt", "plain", model="chat")
+    assert read_evaluation(plain / "gsm8k").protocol["prompt"]["kind"] == "plain"
+    evaluate(tmp_path, tmp_path / "x", "--against", plain, model="chat", status=2)
+
+
+def test_a_benchmark_of_ones_own(folder: Path, tmp_path: Path) -> None:
+    rows = [
+        {"q": "One and one?", "context": "Count.", "a": "about 2 things", "level": 1 + i % 2}
+        for i in range(12)
+    ]
+    write(tmp_path / "mine.jsonl", rows)
+    own = tmp_path / "mine.toml"
+    own.write_text(
+        '[mine]\nquestion = ["context", "q"]\nanswer = "a"\nanswer_pattern = "about (.*) things"\n'
+        'answer_type = "number"\nmeta = { level = "level" }\nmax_completion_tokens = 20\n'
+    )
+    out = tmp_path / "out"
+    words = ["--benchmark", str(own), "--data", f"mine={tmp_path}/mine.jsonl", "--out", str(out)]
+    assert main(["eval", str(folder / "model"), *words]) == 0
+    judged = read_evaluation(out / "mine")
+    assert judged.records[0].problem.question == "Count. One and one?"
+    assert {r.problem.answer for r in judged.records} == {"2"}
+    assert judged.protocol["max_completion_tokens"] == 20
+    assert [s.value for s in judged.by("level")] == ["1", "2"]
+    assert (
+        json.loads((out / "eval.json").read_text())["benchmarks"]["mine"]["benchmark"]["num_duplicates"] == 11
+    )
+
+
+G = "--benchmark gsm8k --data {d} "
+REFUSED = (
+    ("", "name what to evaluate"),
+    ("{m}", "name a benchmark"),
+    ("{m} --benchmark gms8k", "did you mean 'gsm8k'"),
+    ("{m} --benchmark math500", "--data math500=FILE"),
+    ("{m} --benchmark addsub", "has no copy on the hub: give its file with --data addsub="),
+    ("{f}/modle " + G, "did you mean 'model'"),
+    ("nobody/nothing " + G, "cannot be reached"),
+    ("{f}/adapter " + G, "is an adapter, not a model"),
+    ("{m} --adapter {f}/other " + G, "no adapter_config.json"),
+    ("{f}/wide --adapter {f}/adapter " + G, "adapter"),
+    ("{m} --reference " + G, "is no run folder"),
+    ("{m} --benchmark gsm8k --data {f}/tset.jsonl", "did you mean 'test.jsonl'"),
+    ("{m} --benchmark svamp --data {d}", "row 1, has no field 'Body'"),
+    ("{m} --benchmark multiarith --data {t}/empty.jsonl", "row 2: empty"),
+    ("{m} --benchmark multiarith --data {t}/odd.jsonl", "no verifier reads the references"),
+    ("{m} --benchmark multiarith --data {t}/none.jsonl", "is empty"),
+    ("{m} --benchmark gsm8k,svamp --data {d}", "say which benchmark it is"),
+    ("{m} --benchmark gsm8k --data svamp={d}", "none of the benchmarks asked for"),
+    ("{m} --benchmark gsm8k,gsm8k --data {d}", "named twice"),
+    ("{m} --benchmark gsm8k --data {t}/long.jsonl", "context of 256"),
+    ("{m} " + G + "--max-completion-tokens 250", "too few for 250"),
+    ("{m} " + G + "--shots 3 --shots-data {d}", "0 worked solutions"),
+    ("{m} " + G + "--shots-data {d}", "--shots is missing"),
+    ("{m} --benchmark singleop --data {t}/good.jsonl --shots 2", "no training split"),
+    ("{m} " + G + "--temperature 0", "--temperature must be > 0"),
+    ("{m} " + G + "--samples -1", "--samples must be >= 0"),
+    ("{m} " + G + "--against {t}/nowhere", "cannot read"),
+    ("{m} " + G + "--model.prompt chat", "no chat template"),
+    ("{m} " + G + "--model.promt chat", "model.prompt"),
+    ("{m} --benchmark {t}/bad.toml", "is not TOML"),
+    ("{m} --benchmark {t}/key.toml", "unknown key 'anser': did you mean 'answer'"),
+    ("{m} --benchmark {t}/type.toml", "'numbr'"),
+)
+
+
+@pytest.fixture(scope="module")
+def bad_files(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    files = tmp_path_factory.mktemp("bad")
+    write(files / "empty.jsonl", [{"input": "q", "target": "1"}, {"input": "q", "target": ""}])
+    write(files / "good.jsonl", [{"input": "q", "target": "1"}])
+    write(files / "odd.jsonl", [{"input": "q", "target": "no number"}, {"input": "r", "target": "}{"}])
+    write(files / "long.jsonl", [*ROWS, {"question": "many words " * 400, "answer": "#### 1"}])
+    (files / "none.jsonl").write_text("")
+    (files / "bad.toml").write_text("[x\n")
+    (files / "key.toml").write_text('[x]\nanser = "a"\n')
+    (files / "type.toml").write_text('[x]\nanswer_type = "numbr"\n')
+    wide, tokenizer = build_base(
+        SIZES.model_copy(update={"hidden_size": 64, "intermediate_size": 96}), seed=0
+    )
+    wide.save_pretrained(folder / "wide")
+    tokenizer.save_pretrained(folder / "wide")
+    return files
+
+
+@pytest.mark.parametrize(("words", "message"), REFUSED)
+def test_what_is_wrong_is_one_sentence_before_anything_is_generated(
+    words: str,
+    message: str,
+    folder: Path,
+    bad_files: Path,
+    tmp_path: Path,
+    capsys,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(TransformersEngine, "sample", lambda *a, **k: pytest.fail("it sampled"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    names = {"m": folder / "model", "f": folder, "d": folder / "test.jsonl", "t": bad_files}
+    out = tmp_path / "out"
+    assert main(["eval", *words.format(**names).split(), "--out", str(out)]) == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in told
+    assert told.startswith("mathrl: ")
+    assert not out.exists()
+
+
+def test_another_protocol_is_refused_before_anything_is_generated(
+    folder: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = evaluate(folder, tmp_path / "before")
+    monkeypatch.setattr(TransformersEngine, "sample", lambda *a, **k: pytest.fail("it sampled"))
+    evaluate(folder, tmp_path / "after", "--samples", 2, "--against", before, status=2)
+    assert "differ in num_samples (0 against 2)" in capsys.readouterr().err
+    evaluate(folder, tmp_path / "after", "--max-problems", 7, "--against", before, status=2)
+    assert "differ in num_problems (8 against 7)" in capsys.readouterr().err
+
+
+def test_the_list_of_benchmarks(capsys) -> None:
+    assert main(["eval", "--list"]) == 0
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert {"gsm8k", "gsm_hard", "svamp", "math500", "aime24", "aqua", "olympiadbench"} <= set(listed)
+    assert len(listed) == 19

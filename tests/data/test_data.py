@@ -1,0 +1,204 @@
+"""Data sets as problems: formats, fields, what is skipped, who is held out, the cursor, real files."""
+
+import csv
+import json
+
+import pytest
+
+from mathrl.config import Config, DataConfig
+from mathrl.data.problems import ProblemStream, load_demonstrations, load_problems
+from mathrl.data.wordproblems import is_drill
+from mathrl.errors import UserError
+from mathrl.training.sft import load_examples
+from mathrl.types import Problem
+
+ROWS = [{"question": f"What is {n} plus 1?", "answer": str(n + 1), "level": n % 2} for n in range(50)]
+
+
+def write(path, rows):
+    if path.suffix == ".jsonl":
+        path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    elif path.suffix == ".csv":
+        with path.open("w", newline="") as out:
+            writer = csv.DictWriter(out, rows[0].keys())
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        import datasets
+
+        datasets.Dataset.from_list(rows).to_parquet(path)
+    return str(path)
+
+
+def load(path, role="train", seed=0, **fields):
+    return load_problems(DataConfig(path=str(path), **fields), role, seed)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "parquet"])
+def test_every_format_gives_the_same_problems(ending, tmp_path):
+    path = write(tmp_path / f"sums.{ending}", ROWS)
+    both = [*load(path).problems, *load(path, "held_out").problems]
+    assert {p.question: p.answer for p in both} == {row["question"]: row["answer"] for row in ROWS}
+
+
+def test_fields_are_mapped_and_rows_filtered(tmp_path):
+    rows = [{"task": row["question"], "gold": row["answer"], "level": row["level"]} for row in ROWS]
+    path = write(tmp_path / "other.jsonl", rows)
+    fields = {"question_field": "task", "answer_field": "gold", "where": "level=1"}
+    found = [*load(path, **fields).problems, *load(path, "held_out", **fields).problems]
+    assert {p.answer for p in found} == {str(n + 1) for n in range(50) if n % 2}
+    assert {p.meta["level"] for p in found} == {1}
+
+
+def test_what_is_skipped_is_counted_with_its_reason(tmp_path):
+    bad = [
+        {"question": "And now?", "answer": "no idea at all"},
+        {"question": " what is 3  PLUS 1?", "answer": "4"},
+        {"question": "", "answer": "4"},
+        {"question": "How many?", "answer": "inf"},
+    ]
+    found = load(write(tmp_path / "mixed.jsonl", ROWS + bad), answer_type="number")
+    reasons = {s.row: s.reason for s in found.skipped}
+    assert set(reasons) == {51, 52, 53, 54}
+    assert reasons[51] == reasons[54] == "no verifier reads the reference answer"
+    assert reasons[52] == "question asked before"
+    assert reasons[53] == "empty question"
+    assert "skipped" in found.describe()
+
+
+def test_held_out_problems_are_the_same_for_every_seed_and_never_trained_on(tmp_path):
+    path = write(tmp_path / "sums.jsonl", ROWS)
+    held_out = [load(path, "held_out", seed).problems for seed in (0, 1)]
+    assert held_out[0] == held_out[1]
+    train = {p.question for p in load(path).problems}
+    assert len(train) + len(held_out[0]) == 50
+    assert not train & {p.question for p in held_out[0]}
+    test = write(tmp_path / "test.jsonl", ROWS[10:20])
+    named = load(path, eval_path=test)
+    assert len(named) == 40
+    assert sum(s.reason == "asked in the held-out problems too" for s in named.skipped) == 10
+
+
+def test_the_supervised_share_is_its_own(tmp_path):
+    rows = [row | {"answer": f"{row['answer']} is one more.\n#### {row['answer']}"} for row in ROWS]
+    path = write(tmp_path / "solved.jsonl", rows)
+    config = Config.model_validate({"data": {"path": path, "sft_fraction": 0.4}})
+    sft = {p.question for p in load_demonstrations(config)[0].problems}
+    train = {p.question for p in load_problems(config.data, "train", 0).problems}
+    assert 10 < len(sft) < 30
+    assert not sft & train
+    assert len(sft | train) + len(load_problems(config.data, "held_out", 0)) == 50
+
+
+def test_generated_demonstrations_share_no_question_with_training_or_held_out():
+    config = Config.model_validate(
+        {"data": {"num_train_problems": 300}, "sft": {"num_problems": 400, "max_steps": 3}}
+    )
+    sft = {p.question for p in load_demonstrations(config)[0].problems}
+    for role in ("train", "held_out", "held_out_templates"):
+        found = load_problems(config.data, role, config.run.seed)
+        assert found is not None
+        assert not sft & {p.question for p in found.problems}
+
+
+def test_the_cursor_goes_on_where_it_was_saved():
+    problems = [Problem(str(n), f"{n}?", "1") for n in range(10)]
+    whole = ProblemStream(problems, seed=3)
+    taken = [[p.id for p in whole.take(4)] for _ in range(6)]  # two a pass; two of ten are passed over
+    assert all(len(set(taken[i] + taken[i + 1])) == 8 for i in (0, 2, 4))
+    assert taken[0] + taken[1] != taken[2] + taken[3]  # another order
+    first = ProblemStream(problems, seed=3)
+    for _ in range(3):
+        first.take(4)
+    second = ProblemStream(problems, seed=3)
+    second.restore(json.loads(json.dumps(first.state())))
+    assert [[p.id for p in second.take(4)] for _ in range(3)] == taken[3:]
+    assert [p.id for p in ProblemStream(problems, seed=4).take(4)] != taken[0]
+    with pytest.raises(UserError, match="11 different problems and there are 10"):
+        first.take(11)
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "words"),
+    [
+        ("", "empty.jsonl", ["empty.jsonl is empty"]),
+        ("{broken\n", "broken.jsonl", ["broken.jsonl", "not a valid .jsonl"]),
+        ("x", "table.xlsx", [".xlsx", ".jsonl"]),
+        ('{"question": "1?", "reply": "1"}\n', "fields.jsonl", ["row 1", "'answer'", "question, reply"]),
+        ('{"question": "Why?", "answer": null}\n', "null.jsonl", ["row 1", "'answer'"]),
+    ],
+)
+def test_an_unusable_file_is_told_in_one_sentence(content, name, words, tmp_path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError) as error:
+        load(tmp_path / name)
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_missing_file_suggests_its_neighbour(tmp_path):
+    write(tmp_path / "train.jsonl", ROWS)
+    with pytest.raises(UserError, match=r"trian.jsonl does not exist.*'train.jsonl'"):
+        load(tmp_path / "trian.jsonl")
+
+
+def test_an_unknown_data_set_suggests_near_names():
+    with pytest.raises(UserError, match="'gsm8'.*'gsm8k'"):
+        load_problems(DataConfig(source="gsm8"), "train", 0)
+
+
+@pytest.mark.parametrize(
+    ("source", "file", "eval_file", "num", "num_held_out"),
+    [
+        ("gsm8k", "gsm8k/train.jsonl", "gsm8k/test.jsonl", 7473, 1319),
+        ("svamp", "svamp/SVAMP.json", "", 907, 93),
+        ("mawps", "mawps/multiarith.jsonl", "", 525, 55),
+        ("mawps", "mawps/addsub.jsonl", "", 356, 39),
+        ("mawps", "mawps/singleeq.jsonl", "", 459, 49),
+        ("mawps", "mawps/singleop.jsonl", "", 483, 48),
+        ("gsm_hard", "gsm_hard/gsmhardv2.jsonl", "", 1198, 121),
+        ("aqua", "aqua/dev.json", "aqua/test.json", 254, 254),
+    ],
+)
+def test_the_real_files_load_whole(data_dir, source, file, eval_file, num, num_held_out):
+    fields = {"source": source, "eval_path": str(data_dir / eval_file) if eval_file else ""}
+    train, held_out = (load(data_dir / file, role, **fields) for role in ("train", "held_out"))
+    assert (len(train), len(held_out)) == (num, num_held_out)
+    assert not any("verifier" in s.reason for s in train.skipped)
+
+
+def test_gsm8k_rows_have_answer_and_solution_without_calculator_notes(data_dir):
+    by_question = {p.question: p for p in load(data_dir / "gsm8k/train.jsonl", source="gsm8k").problems}
+    natalia = next(p for q, p in by_question.items() if q.startswith("Natalia sold clips to 48"))
+    assert natalia.answer == "72"
+    assert natalia.solution is not None
+    assert natalia.solution.endswith("#### 72")
+    assert "<<" not in natalia.solution
+    assert "48/2 = 24 clips" in natalia.solution
+
+
+def test_longer_demonstrations_have_their_share():
+    sft = {"num_problems": 200, "max_steps": 2, "longer_fraction": 0.1, "drill_fraction": 0.25}
+    config = Config.model_validate({"data": {"num_train_problems": 20}, "sft": sft})
+    problems = load_demonstrations(config)[0].problems
+    stories = [p for p in problems if not is_drill(p)]
+    assert sum(p.meta["num_steps"] == 3 for p in stories) == 15
+    assert {p.meta["num_steps"] for p in load_demonstrations(config)[1].problems} == {1, 2}
+    assert len(problems) - len(stories) == 50
+
+
+def test_a_demonstration_longer_than_the_context_is_refused_or_left_out(tmp_path):
+    rows = [{"question": f"What is {n}?", "answer": f"It is {n}.\n#### {n}"} for n in range(30)]
+    rows[7]["answer"] = "So " * 80 + "\n#### 7"
+    path = write(tmp_path / "solved.jsonl", rows)
+    fields = {"data": {"path": path}, "model": {"context_length": 64, "vocab_size": 300}}
+    with pytest.raises(UserError, match=r"solved.jsonl/8: \d+ tokens .* context of 64"):
+        load_examples(Config.model_validate(fields))
+    fields["data"]["skip_long_prompts"] = True
+    found = load_examples(Config.model_validate(fields))
+    assert {s.row for s in found.train.skipped} != set()
+    assert all(e.num_tokens <= 64 for e in found.examples.values())
+    assert len(found.examples) == len(found.train) > 20

@@ -1,0 +1,91 @@
+"""Verdict -> reward, streamed or not, and the metrics of a rollout."""
+
+import pytest
+
+from mathrl.config import RewardConfig
+from mathrl.errors import UserError
+from mathrl.rewards.scorer import RewardScorer, check_answer_type, check_reference, judged, rollout_metrics
+from mathrl.types import Completion, Group, Problem
+
+
+def completion(text: str, length: int = 4) -> Completion:
+    return Completion(tuple(range(length)), text, "stop" if length < 9 else "length")
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    scorer = RewardScorer(RewardConfig(correct=1.0, wrong=-0.5, format=0.25, length=-0.01), extract="gsm8k")
+    yield scorer
+    scorer.close()
+
+
+GROUPS = [
+    Group(
+        Problem("a", "q", "42"), (1, 2), (completion("6*7\n#### 42"), completion("#### 41"), completion("?"))
+    ),
+    Group(Problem("b", "q", "1,000"), (1,), (completion("#### 1000", 9),) * 3),
+    Group(Problem("c", "q", "fruit"), (1,), (completion("#### 3"),) * 3),
+]
+
+
+def test_rewards_are_the_weighted_sum_of_their_parts(scorer):
+    scored = scorer.score(GROUPS)
+    assert [s.outcome for s in scored[0].scores] == ["correct", "wrong", "no_answer"]
+    assert scored[0].rewards == pytest.approx((1 + 0.25 - 0.04, -0.5 + 0.25 - 0.04, -0.5 - 0.04))
+    for group in scored:
+        for score in group.scores:
+            assert sum(score.parts.values()) == pytest.approx(score.reward)
+    assert scored[0].scores[0].extracted == "42"
+    assert scored[0].scores[0].correct
+    assert not scored[0].scores[1].correct
+
+
+def test_an_unreadable_reference_is_neither_right_nor_wrong(scorer):
+    scored = scorer.score(GROUPS)
+    assert {s.outcome for s in scored[2].scores} == {"bad_reference"}
+    assert [g.problem.id for g in judged(scored)] == ["a", "b"]
+    assert check_reference(GROUPS[0].problem) is None
+    assert "fruit" in check_reference(GROUPS[2].problem)
+
+
+def test_verdicts_started_early_are_the_same_and_not_made_twice(scorer, monkeypatch):
+    asked = []
+    submit = scorer.pool.submit
+    monkeypatch.setattr(scorer.pool, "submit", lambda request: asked.append(request) or submit(request))
+    for group in GROUPS[:1]:
+        for c in group.completions:
+            scorer.submit(group.problem, c)
+    assert len(asked) == 3
+    early = scorer.score(GROUPS[:1])
+    assert len(asked) == 3
+    late = scorer.score(GROUPS[:1])
+    assert len(asked) == 6
+    assert [s.reward for s in early[0].scores] == [s.reward for s in late[0].scores]
+
+
+def test_a_reward_model_is_weighted_and_logged_apart():
+    scorer = RewardScorer(
+        RewardConfig(model_weight=0.5), "gsm8k", reward_model=lambda problems, cs: [len(c.text) for c in cs]
+    )
+    group = scorer.score(GROUPS[:1])[0]
+    scorer.close()
+    assert group.scores[0].parts == {"answer": 1.0, "model": 0.5 * len("6*7\n#### 42")}
+    assert group.scores[2].parts == {"answer": 0.0, "model": 0.5}
+
+
+def test_rollout_metrics_count_what_the_policy_did(scorer):
+    metrics = rollout_metrics(judged(scorer.score(GROUPS)))
+    assert metrics["verify/correct_frac"] == pytest.approx(4 / 6)
+    assert metrics["verify/no_answer_frac"] == pytest.approx(1 / 6)
+    assert metrics["reward/equal_frac"] == 0.5
+    assert metrics["rollout/truncated_frac"] == 0.5
+    assert metrics["rollout/length_mean"] == (4 * 3 + 9 * 3) / 6
+    assert metrics["tokens/sampled"] == 39
+    assert metrics["reward/mean"] == pytest.approx(
+        metrics["reward/answer"] + metrics["reward/format"] + metrics["reward/length"]
+    )
+
+
+def test_an_unknown_answer_type_suggests_near_names():
+    with pytest.raises(UserError, match="'number'"):
+        check_answer_type("nubmer")

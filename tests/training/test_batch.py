@@ -1,0 +1,72 @@
+"""Groups -> Batch, and its cuts."""
+
+import pytest
+import torch
+
+from mathrl.training.batch import collate, micro_batches, minibatches
+from mathrl.types import Completion, Group, Problem, Score, derive_seed
+
+
+def make_group(name: str, prompt: list[int], lengths: list[int]) -> Group:
+    completions = tuple(
+        Completion(
+            tuple(range(1, n + 1)), "", "stop" if n < 9 else "length", tuple(-0.5 * t for t in range(n))
+        )
+        for n in lengths
+    )
+    scores = tuple(Score(float(n), "correct") for n in lengths)
+    return Group(Problem(name, "q", "1"), tuple(prompt), completions, scores=scores)
+
+
+@pytest.fixture
+def batch():
+    return collate([make_group("a", [7, 8], [2, 3]), make_group("b", [9] * 5, [1, 9, 4])], pad_id=99)
+
+
+def test_collate_pads_right_and_keeps_order(batch):
+    assert batch.completion_ids.shape == (5, 9)
+    assert batch.completion_ids[0].tolist() == [1, 2] + [99] * 7
+    assert batch.loss_mask.sum(1).tolist() == [2, 3, 1, 9, 4]
+    assert batch.group_ids.tolist() == [0, 0, 1, 1, 1]
+    assert batch.rewards.tolist() == [2, 3, 1, 9, 4]
+    assert batch.truncated.tolist() == [False, False, False, True, False]
+    assert batch.sampling_logprobs[1].tolist() == [0.0, -0.5, -1.0] + [0.0] * 6
+    assert (batch.num_tokens, batch.num_completions) == (19, 5)
+
+
+def test_rows_cut_width_and_prompts(batch):
+    part = batch.rows([4, 2])
+    assert part.completion_ids.tolist() == [[1, 2, 3, 4], [1, 99, 99, 99]]
+    assert [p.tolist() for p in part.prompts] == [[9] * 5]
+    assert part.group_ids.tolist() == [0, 0]
+    mixed = batch.rows([4, 0])
+    assert [p.tolist() for p in mixed.prompts] == [[7, 8], [9] * 5]
+    assert mixed.group_ids.tolist() == [1, 0]
+
+
+def test_micro_batches_hold_every_row_once_within_the_budget(batch):
+    for budget in (1, 8, 12, 14, 1000):
+        parts = [part.tolist() for part in micro_batches(batch, budget)]
+        assert sorted(sum(parts, [])) == [0, 1, 2, 3, 4]
+        for part in parts:
+            prompts = sum(len(batch.prompts[g]) for g in set(batch.group_ids[part].tolist()))
+            assert len(part) == 1 or prompts + int(batch.loss_mask[part].sum()) <= budget
+    assert [part.tolist() for part in micro_batches(batch, 13)] == [[0, 1, 2], [3], [4]]
+    assert len(list(micro_batches(batch, 26))) == 1  # 2 + 5 prompt tokens, counted once a group, and 19
+
+
+def test_minibatches_split_rows_at_random_but_from_the_seed(batch):
+    def split(seed):
+        return [part.tolist() for part in minibatches(batch, 2, torch.Generator().manual_seed(seed))]
+
+    assert sorted(sum(split(0), [])) == [0, 1, 2, 3, 4]
+    assert [len(part) for part in split(0)] == [3, 2]
+    assert split(0) == split(0)
+    assert any(split(seed) != split(0) for seed in range(1, 9))
+
+
+def test_seeds_differ_where_any_part_differs():
+    seeds = {derive_seed(*parts) for parts in [(1, 2), (2, 1), (12,), ("1", 2), (1, "2"), (1, 2, "")]}
+    assert len(seeds) == 6
+    assert derive_seed(0, 3, "p") == derive_seed(0, 3, "p")
+    assert 0 <= derive_seed(0) < 2**63

@@ -1,0 +1,100 @@
+"""The type is inferred from the reference: a choice, words, or any mathematics the grammar reads."""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar
+
+from verifiers.answers.choice import Choice, option_parts, several_letters
+from verifiers.answers.number import spelled_fraction, spelled_number
+from verifiers.answers.structured import Answer, answers_equal, is_word, read
+from verifiers.answers.text import normal_words
+from verifiers.base import AnswerType, ParseError
+from verifiers.extraction.lines import short_sentence
+from verifiers.extraction.prose import prose
+from verifiers.extraction.wording import NEGATION
+from verifiers.grammar.clean import clean
+from verifiers.grammar.plain import read_plain
+
+_CHOICE_REFERENCE = re.compile(r"\\text(?:bf|rm)?\{\s*\(?[A-J]\)?\s*\}|\(?[A-J]\)?", re.ASCII)
+
+_CHOICE_WITH_TEXT = re.compile(r"(?:\\text(?:bf|rm)?\{)?\s*(?:\(\s*[A-J]\s*\)|[A-J][).:])")
+
+
+_SIGN_IN_WORDS = re.compile(r"^\s*(?:negative|minus)\s+(?=\d)", re.IGNORECASE)
+
+
+class Auto(AnswerType):
+    """Any answer; a reference that is one letter A to J is a multiple choice."""
+
+    name: ClassVar[str] = "auto"
+
+    def parse(self, text: str) -> Answer:
+        """Read any answer. Raises `ParseError` where it is neither bounded mathematics nor words."""
+        spelled = spelled_number(clean(text) if len(text) < 200 else text)
+        text = _SIGN_IN_WORDS.sub("-", text)
+        fraction = spelled_fraction(text.strip(" .$*"))
+        try:
+            return read(fraction or (text if spelled is None else str(spelled)))
+        except ParseError:
+            # "(B) 42" is no mathematics, but it names a letter.
+            cleaned = clean(text)
+            if not _CHOICE_WITH_TEXT.match(cleaned):
+                raise
+            return Answer(cleaned, normal_words(cleaned), None, cleaned=cleaned)
+
+    def equal(self, reference: Answer, given: Answer) -> bool:
+        if answers_equal(reference, given):
+            return True
+        if (reference.node is not None and given.node is None) or is_word(given.node):
+            value = _value_in_words(given.cleaned)
+            if value and not is_word(reference.node) and _same_text(reference.cleaned, value):
+                return True
+        if _same_options(reference.cleaned, given.cleaned):
+            return True
+        if _CHOICE_REFERENCE.fullmatch(reference.cleaned):
+            try:
+                return Choice().parse(reference.cleaned) == Choice().parse(given.cleaned)
+            except ParseError:
+                return False
+        return False
+
+
+_TEXT = re.compile(r"\\(?:text|mbox|textrm|textbf|mathrm)\s*\{([^{}]*)\}")
+_FILLER = re.compile(
+    r"^(?:exactly|a total of|(?:the )?(?:final )?(?:answer|result)(?: is)?:?)\s+", re.IGNORECASE
+)
+
+
+def _value_in_words(cleaned: str) -> str:
+    r"""The value in `\text{8 apples}`, `\text{The answer is 8}` or `\text{exactly }42`; else ""."""
+    plain = _TEXT.sub(r"\1", cleaned)
+    if plain == cleaned or "\\" in plain or NEGATION.search(plain):
+        return ""
+    short = _FILLER.sub("", plain)
+    if short != plain or short[:1].isdigit() or re.fullmatch(r"[A-Za-z]\s*=\s*-?[\d./]+", short):
+        return short
+    return prose(plain) or short_sentence(plain) or ""
+
+
+def _same_options(reference: str, given: str) -> bool:
+    """A letter with its value meets either ("(B) 3" is B and is 3), and several letters the same ones."""
+    ours, theirs = option_parts(reference), option_parts(given)
+    if ours and theirs:
+        return ours[0] == theirs[0] and _same_text(ours[1], theirs[1])
+    if ours:
+        return given.strip("() ") == ours[0] or _same_text(ours[1], given)
+    if theirs and f"({theirs[0]})" in given.replace(" ", "") and not _CHOICE_REFERENCE.fullmatch(reference):
+        return _same_text(reference, theirs[1])
+    letters = several_letters(reference)
+    return len(letters) > 1 and letters == several_letters(given)
+
+
+def _same_text(reference: str, given: str) -> bool:
+    try:
+        return answers_equal(read(reference), read(given))
+    except ParseError:
+        return False
+
+
+__all__ = ["Auto", "normal_words", "read_plain"]

@@ -1,0 +1,1 @@
+"""When two trees mean the same."""

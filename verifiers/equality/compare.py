@@ -1,0 +1,365 @@
+"""Equality of whole answers: which kind meets which, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeGuard
+
+from verifiers.equality.evaluate import free_symbols
+from verifiers.equality.matrices import matrix_value, unit_vector_sum
+from verifiers.equality.numeric import has_unevaluated
+from verifiers.equality.ratios import same_ratios
+from verifiers.equality.realsets import is_name, is_set_like, real_set, sets_equal, substitute
+from verifiers.equality.relations import labelled, labels_agree, reduce_chain, relations_equal
+from verifiers.equality.scalars import scalars_equal, values_equal
+from verifiers.grammar.nodes import (
+    Builder,
+    Cases,
+    Group,
+    Matrix,
+    Node,
+    Op,
+    Quantity,
+    Ratio,
+    Rel,
+    SetOp,
+    Sym,
+)
+from verifiers.grammar.units import add_quantities
+
+_BARE = frozenset({"", "or", "and"})
+_SET = "\\{\\}"
+_TUPLE = frozenset({"()", "langlerangle"})
+_ROOTS = frozenset({"x_", "z_", "r_", "t_"})
+EMPTY = Sym("emptyset")
+MAX_MATCHES = 10_000
+"""Comparisons for one unordered list; more are refused."""
+
+
+def simplify(node: Node) -> Node:
+    """Chains reduced, ± written out, nested bare lists of one item unwrapped. Raises `Inconsistent`."""
+    if isinstance(node, Rel):
+        node = reduce_chain(node)
+        if (
+            isinstance(node, Rel)
+            and node.ops == ("in",)
+            and _is_finite_set(node.sides[1])
+            and is_name(node.sides[0])
+        ):
+            return simplify(node.sides[1])
+    if isinstance(node, Rel) and node.ops == ("=",) and _has_choice(node.sides[1]):
+        return Group("", tuple(Rel((node.sides[0], side), ("=",)) for side in both_signs(node.sides[1])))
+    if isinstance(node, Group):
+        total = add_quantities(node.items) if node.brackets == "and" else None
+        if total is not None:
+            return total
+        items: list[Node] = []
+        for item in node.items:
+            simple = simplify(item)
+            if isinstance(simple, Group) and simple.brackets == "" and _has_choice_anywhere(item):
+                items.extend(simple.items)
+            else:
+                items.append(simple)
+        rows = [item.items for item in items if isinstance(item, Group) and item.brackets == "[]"]
+        if node.brackets == "[]" and len(rows) == len(items) > 0 and len({len(row) for row in rows}) == 1:
+            return Matrix(tuple(rows))
+        return Group(node.brackets, tuple(items))
+    if isinstance(node, Op) and _has_choice(node):
+        return Group("", both_signs(node))
+    vector = unit_vector_sum(node)
+    if vector is not None:
+        return vector
+    if isinstance(node, Op) and node.name == "mul" and _is_point_label(node.args[0]):
+        point = node.args[-1]
+        if len(node.args) == 2 and isinstance(point, Group) and point.brackets == "()":
+            return simplify(point)
+    matrix = matrix_value(node)
+    return node if matrix is None else matrix
+
+
+def _is_point_label(node: Node) -> bool:
+    """The P of P(1, 2)."""
+    return isinstance(node, Sym) and len(node.name) == 1 and node.name.isupper()
+
+
+def _is_finite_set(node: Node) -> bool:
+    return isinstance(node, Group) and node.brackets == _SET
+
+
+def _has_choice(node: Node) -> bool:
+    if isinstance(node, Op):
+        return node.name in ("pm", "mp") or any(_has_choice(arg) for arg in node.args)
+    return isinstance(node, Quantity) and _has_choice(node.value)
+
+
+def _has_choice_anywhere(node: Node) -> bool:
+    return any(_has_choice(side) for side in node.sides) if isinstance(node, Rel) else _has_choice(node)
+
+
+def both_signs(node: Node) -> tuple[Node, ...]:
+    """The two values of an expression with ±; all its ± go together, ∓ the other way."""
+    return tuple(_signed(node, upper) for upper in (True, False))
+
+
+def _signed(node: Node, upper: bool) -> Node:
+    if isinstance(node, Quantity):
+        return Quantity(_signed(node.value, upper), node.unit)
+    if not isinstance(node, Op):
+        return node
+    args = tuple(_signed(arg, upper) for arg in node.args)
+    if node.name in ("pm", "mp"):
+        return args[0] if (node.name == "pm") == upper else Op("neg", args)
+    return Op(node.name, args)
+
+
+def same(reference: Node, given: Node) -> bool:
+    """Whether a given answer is the reference; both must have gone through `simplify`."""
+    if reference == given:
+        return True
+    if EMPTY in (reference, given) and _is_finite_set(given if reference == EMPTY else reference):
+        return False
+    if isinstance(given, Group) and not isinstance(reference, Group | SetOp):
+        given = _said_once(given)
+    if is_set_like(reference) or is_set_like(given):
+        return _same_sets(reference, given)
+    if isinstance(reference, Rel) or isinstance(given, Rel):
+        return _same_relations(reference, given)
+    if isinstance(reference, Group) or isinstance(given, Group):
+        return _same_groups(reference, given)
+    if isinstance(reference, Matrix) or isinstance(given, Matrix):
+        return (
+            isinstance(reference, Matrix) and isinstance(given, Matrix) and _same_matrices(reference, given)
+        )
+    if isinstance(reference, Ratio) or isinstance(given, Ratio):
+        return same_ratios(reference, given)
+    if isinstance(reference, Cases) or isinstance(given, Cases):
+        return isinstance(reference, Cases) and isinstance(given, Cases) and _same_cases(reference, given)
+    return scalars_equal(reference, given)
+
+
+def _said_once(given: Group) -> Node:
+    """9/2 or 4.5: one value in several forms, where the reference is one value."""
+    first = given.items[0] if given.items else given
+    if given.brackets not in _BARE or isinstance(first, Rel | Group):
+        return given
+    return first if all(scalars_equal(first, item) for item in given.items[1:]) else given
+
+
+def _same_sets(reference: Node, given: Node) -> bool:
+    """Sets of reals where both sides can be worked out; otherwise the same relation or the same operands."""
+    if isinstance(reference, Rel) and isinstance(given, Rel) and reference.ops != ("in",) != given.ops:
+        if relations_equal(reference, given):
+            return True
+        if _names_differ(reference, given):
+            return False
+    if isinstance(reference, SetOp) and reference.name == "union" and _are_intervals(given):
+        given = SetOp("union", given.items)
+    ours, theirs = real_set(_without_membership(reference)), real_set(_without_membership(given))
+    if ours is not None and theirs is not None:
+        return sets_equal(ours, theirs)
+    if isinstance(reference, SetOp) and isinstance(given, SetOp) and reference.name == given.name:
+        if reference.name == "difference":
+            return len(reference.args) == len(given.args) and all(map(same, reference.args, given.args))
+        return _same_unordered(reference.args, given.args)
+    if isinstance(reference, Group) and isinstance(given, Group) and reference.brackets == given.brackets:
+        return len(reference.items) == len(given.items) and all(map(same, reference.items, given.items))
+    if isinstance(reference, Builder) and isinstance(given, Builder):
+        return values_equal(reference.element, given.element) and _same_unordered(
+            reference.conditions, given.conditions
+        )
+    return False
+
+
+def _are_intervals(node: Node) -> TypeGuard[Group]:
+    """(1, 2), (3, 4) where a union is asked for."""
+    return (
+        isinstance(node, Group)
+        and node.brackets in _BARE
+        and all(isinstance(item, Group) and len(item.items) == 2 for item in node.items)
+    )
+
+
+def _names_differ(reference: Rel, given: Rel) -> bool:
+    ours = {side.name for side in reference.sides if isinstance(side, Sym)}
+    theirs = {side.name for side in given.sides if isinstance(side, Sym)}
+    return bool(ours and theirs and not ours & theirs)
+
+
+def _without_membership(node: Node) -> Node:
+    """x = {1, 2} and x in [1, 2] name the same set as their right sides do."""
+    pair = labelled(node)
+    return node if pair is None else pair[1]
+
+
+def _same_relations(reference: Node, given: Node) -> bool:
+    ours, theirs = labelled(reference), labelled(given)
+    if isinstance(given, Rel) and not isinstance(reference, Rel) and set(given.ops) == {"="}:
+        unevaluated = has_unevaluated(given.sides[0]) or "ldots" in free_symbols(given.sides[0])
+        sides = given.sides[1:] if unevaluated else given.sides
+        if (theirs is None or sides is not given.sides) and all(same(reference, side) for side in sides):
+            return True
+    if isinstance(reference, Rel) and isinstance(given, Rel):
+        if ours and theirs:
+            theirs = _same_argument(ours[0], theirs)
+            if labels_agree(ours[0], theirs[0]):
+                return same(ours[1], theirs[1]) or relations_equal(reference, given)
+            if isinstance(ours[0], Group) or isinstance(theirs[0], Group):
+                return False
+        return relations_equal(reference, given)
+    if ours is not None and not isinstance(given, Rel):
+        if isinstance(given, Group) and given.brackets in _BARE and isinstance(ours[0], Group):
+            return _same_labelled(_pairs(ours), [labelled(item) for item in given.items])
+        return same(ours[1], given)
+    if theirs is not None and not isinstance(reference, Rel):
+        if isinstance(reference, Group) and reference.brackets in _BARE and isinstance(theirs[0], Group):
+            return _same_labelled([labelled(item) for item in reference.items], _pairs(theirs))
+        return same(reference, theirs[1])
+    return False
+
+
+def _same_argument(reference: Node, given: tuple[Node, Node]) -> tuple[Node, Node]:
+    """f(t) = t^2 as f(x) = x^2 where the reference names f(x)."""
+    name, value = given
+    if isinstance(reference, Op) and isinstance(name, Op) and reference.name == name.name == "mul":
+        old, new = name.args[-1], reference.args[-1]
+        if (
+            name.args[:-1] == reference.args[:-1]
+            and isinstance(old, Sym)
+            and isinstance(new, Sym)
+            and (old.name + new.name).islower()
+            and old != new
+        ):
+            return Op("mul", (*name.args[:-1], new)), substitute(value, old.name, new)
+    return given
+
+
+def _pairs(labelled_tuple: tuple[Node, Node]) -> list[tuple[Node, Node] | None]:
+    """(x, y) = (1, 2) as x = 1, y = 2."""
+    names, values = labelled_tuple
+    if isinstance(names, Group) and isinstance(values, Group) and len(names.items) == len(values.items):
+        return list(zip(names.items, values.items, strict=True))
+    return [None]
+
+
+def _same_labelled(
+    reference: Sequence[tuple[Node, Node] | None], given: Sequence[tuple[Node, Node] | None]
+) -> bool:
+    if len(reference) != len(given) or None in reference or None in given:
+        return False
+    rest = list(given)
+    for pair in reference:
+        for index, other in enumerate(rest):
+            if pair and other and labels_agree(pair[0], other[0]) and same(pair[1], other[1]):
+                del rest[index]
+                break
+        else:
+            return False
+    return True
+
+
+def _strip_labels(items: Sequence[Node]) -> tuple[list[Node], bool]:
+    """The values of a list, and whether its labels give the values their order (x = 1, y = 2)."""
+    pairs = [labelled(item) for item in items]
+    names = [pair[0] for pair in pairs if pair is not None]
+    if not names:
+        return list(items), False
+    values = [item if pair is None else pair[1] for item, pair in zip(items, pairs, strict=True)]
+    if all(labels_agree(names[0], name) for name in names) or len(set(map(_letter, names))) == 1:
+        return values, False
+    return values, len(names) == len(items)
+
+
+def _letter(name: Node) -> str:
+    """The x of x_1, for the roots of an equation come in any order; other names as they are."""
+    return name.name[0] if isinstance(name, Sym) and name.name[:2] in _ROOTS else repr(name)
+
+
+def _same_groups(reference: Node, given: Node) -> bool:
+    if not isinstance(reference, Group) or not isinstance(given, Group):
+        group, other = (reference, given) if isinstance(reference, Group) else (given, reference)
+        if isinstance(group, Group) and isinstance(other, Matrix) and group.brackets in (*_TUPLE, "[]"):
+            flat = [cell for row in other.rows for cell in row]
+            vector = len(other.rows) == 1 or len(other.rows[0]) == 1
+            ours, theirs = (group.items, flat) if isinstance(reference, Group) else (flat, group.items)
+            return vector and len(flat) == len(group.items) and all(map(same, ours, theirs))
+        if isinstance(group, Group) and group.brackets == _SET and len(group.items) == 1:
+            return same(group.items[0], given) if group is reference else same(reference, group.items[0])
+        return False
+    for point, other, first in ((reference, given, True), (given, reference, False)):
+        # {(1, 2)}: the one solution.
+        if point.brackets == _SET and len(point.items) == 1 and other.brackets == "()":
+            return same(point.items[0], other) if first else same(other, point.items[0])
+    ours, ordered_ours = _strip_labels(reference.items)
+    theirs, ordered_theirs = _strip_labels(given.items)
+    if ordered_ours and ordered_theirs:
+        return _same_labelled(
+            [labelled(item) for item in reference.items], [labelled(item) for item in given.items]
+        )
+    kinds = (reference.brackets, given.brackets)
+    if kinds == (_SET, _SET):
+        return all(any(_same_member(a, b) for b in theirs) for a in ours) and all(
+            any(_same_member(a, b) for a in ours) for b in theirs
+        )
+    if all(kind in _BARE or kind == _SET for kind in kinds) and not ordered_ours and not ordered_theirs:
+        return _same_unordered(ours, theirs)
+    if reference.brackets != given.brackets and not any(kind in _BARE for kind in kinds):
+        sizes = len(ours) == len(theirs) and len(ours) > 2
+        if not (sizes and _SET not in kinds) and not all(kind in _TUPLE for kind in kinds):
+            return False
+    if _SET in kinds:
+        return False
+    bare = ("", "and") if ordered_ours or ordered_theirs else ("",)
+    if any(kind in _BARE for kind in kinds) and not all(kind in _TUPLE or kind in bare for kind in kinds):
+        return False
+    if any(_same_name_throughout(group) for group in (reference, given)):
+        return False
+    return len(ours) == len(theirs) and all(map(same, ours, theirs))
+
+
+def _same_member(reference: Node, given: Node) -> bool:
+    """Members of a set: {2} is not 2 there."""
+    return _is_finite_set(reference) == _is_finite_set(given) and same(reference, given)
+
+
+def _repeated(items: Sequence[Node]) -> list[Node]:
+    return [item for number, item in enumerate(items) if item in items[:number]]
+
+
+def _same_name_throughout(group: Group) -> bool:
+    """x = 1, x = 2: values of one unknown, which a point cannot mean."""
+    names = [pair[0] for pair in map(labelled, group.items) if pair is not None]
+    return len(names) > 1 and all(labels_agree(names[0], name) for name in names)
+
+
+def _same_unordered(reference: Sequence[Node], given: Sequence[Node]) -> bool:
+    """A one-to-one match of two lists, in any order; a given item that is repeated counts once."""
+    given = [
+        item
+        for number, item in enumerate(given)
+        if item not in given[:number] or item in _repeated(reference)
+    ]
+    if len(reference) != len(given) or len(reference) * len(given) > MAX_MATCHES:
+        return False
+    rest = list(given)
+    for item in reference:
+        for index, other in enumerate(rest):
+            if same(item, other):
+                del rest[index]
+                break
+        else:
+            return False
+    return True
+
+
+def _same_matrices(reference: Matrix, given: Matrix) -> bool:
+    return len(reference.rows) == len(given.rows) and all(
+        len(ours) == len(theirs) and all(map(same, ours, theirs))
+        for ours, theirs in zip(reference.rows, given.rows, strict=True)
+    )
+
+
+def _same_cases(reference: Cases, given: Cases) -> bool:
+    return len(reference.rows) == len(given.rows) and all(
+        len(ours) == len(theirs) and all(map(same, ours, theirs))
+        for ours, theirs in zip(reference.rows, given.rows, strict=True)
+    )

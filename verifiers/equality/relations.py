@@ -1,0 +1,213 @@
+"""Equations, labels and chains of relations."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from verifiers.base import ParseError
+from verifiers.equality.evaluate import TooLarge, Undefined, free_symbols, rational
+from verifiers.equality.numeric import GUARD_BITS, Numeric
+from verifiers.equality.realsets import is_name
+from verifiers.equality.scalars import Points, scalars_equal, values_equal
+from verifiers.grammar.nodes import Group, Node, Num, Op, Rel, Sym
+
+_FLIPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "=": "=", "!=": "!="}
+
+
+ANGLE = Sym("angle")
+_PARTS = frozenset("abcdkmnpqrs")
+
+
+class Inconsistent(ParseError):
+    """The sides of a chain a = b = c contradict each other: it states no answer."""
+
+
+def reduce_chain(rel: Rel) -> Node:
+    """A chain of equalities as its label (if any) and one value; all its values must agree.
+
+    `43 = 42` and `x = 3 = 4` raise `Inconsistent`. What stands after an approximation sign must be the value
+    rounded to the digits that are written, and the exact value counts.
+    """
+    if rel.ops == ("equiv",) and is_name(rel.sides[0]):
+        return Rel(rel.sides, ("=",))
+    if any(op not in ("=", "approx") for op in rel.ops):
+        return rel
+    sides = list(rel.sides)
+    if len(sides) == 2 and rel.ops == ("=",):
+        open_sides = [side for side in sides if free_symbols(side) or isinstance(side, Group)]
+        if open_sides:
+            return Rel((sides[1], sides[0]), ("=",)) if is_name(sides[1]) and not is_name(sides[0]) else rel
+    label = sides[0] if is_name(sides[0]) or (len(sides) > 2 and is_sum_of_names(sides[0])) else None
+    if label is not None and len(sides) > 1:
+        sides, ops = sides[1:], rel.ops[1:]
+        # AB = BC = 5 names the value twice.
+        while len(sides) > 1 and ops[0] == "=" and is_name(sides[0]):
+            sides, ops = sides[1:], ops[1:]
+    else:
+        ops = rel.ops
+        if free_symbols(sides[0]) and len(sides) == 2 and rel.ops == ("approx",):
+            return Rel(rel.sides, ("=",))
+    value = sides[0]
+    for op, side in zip(ops, sides[1:], strict=True):
+        if op == "=" and not _sides_agree(value, side):
+            raise Inconsistent("the sides of the equation contradict each other")
+        if op == "approx" and not scalars_equal(side, value):
+            raise Inconsistent("the approximation contradicts the exact value")
+    return value if label is None else Rel((label, value), ("=",))
+
+
+def _sides_agree(left: Node, right: Node) -> bool:
+    if isinstance(left, Group) or isinstance(right, Group):
+        return left == right
+    return scalars_equal(left, right) or scalars_equal(right, left)
+
+
+def labelled(node: Node) -> tuple[Node, Node] | None:
+    """(name, value) of `name = value`, None for anything else."""
+    if isinstance(node, Rel) and node.ops == ("=",):
+        name, value = node.sides
+        if is_sum_of_names(name):
+            return None if free_symbols(value) or isinstance(value, Group) else (name, value)
+        if not is_name(name):
+            return None
+        if _applied(name) or not free_symbols(value) & free_symbols(name):
+            return name, value
+    return None
+
+
+def is_sum_of_names(node: Node) -> bool:
+    """m + n, which names what is asked for; x + 1 does not, and x + y = 5 is an equation."""
+    return (
+        isinstance(node, Op)
+        and node.name == "add"
+        and all(isinstance(arg, Sym) and arg.name in _PARTS for arg in node.args)
+        and len(set(node.args)) == len(node.args)
+    )
+
+
+def _applied(name: Node) -> bool:
+    """f(x), whose own x may stand on the other side."""
+    return isinstance(name, Op) and name.name == "mul"
+
+
+def labels_agree(reference: Node, given: Node) -> bool:
+    """The same name, or two names of a function's value: f(x) and y; AB is not AC, P(A) is not P(B)."""
+    if reference == given:
+        return True
+    if ANGLE in (_head(reference), _head(given)):  # angle ABC is CBA, and not ACB
+        return isinstance(reference, Op) and isinstance(given, Op) and reference.args[1:] == given.args[:0:-1]
+    if values_equal(reference, given):
+        return True
+    if _applied(reference) and _applied(given):
+        return False
+    pair = (reference, given)
+    return any(_applied(name) for name in pair) and any(name in (Sym("y"), Sym("z")) for name in pair)
+
+
+def _head(name: Node) -> Node | None:
+    return name.args[0] if isinstance(name, Op) and name.name == "mul" else None
+
+
+def _difference(rel: Rel) -> Node:
+    return Op("add", (rel.sides[0], Op("neg", (rel.sides[1],))))
+
+
+def relations_equal(reference: Rel, given: Rel) -> bool:
+    """The same relation: differences equal up to a constant factor, positive where the direction matters."""
+    if len(reference.sides) != 2 or len(given.sides) != 2:
+        return _chains_equal(reference, given)
+    ours, theirs = reference.ops[0], given.ops[0]
+    if ours not in _FLIPPED or theirs not in _FLIPPED:
+        return ours == theirs and all(
+            values_equal(a, b) for a, b in zip(reference.sides, given.sides, strict=True)
+        )
+    factor = constant_ratio(_difference(reference), _difference(given))
+    if factor == 0:
+        return False
+    return theirs == (ours if factor > 0 else _FLIPPED[ours])
+
+
+def _chains_equal(reference: Rel, given: Rel) -> bool:
+    if len(reference.sides) != len(given.sides):
+        return False
+    for sides, ops in (
+        (given.sides, given.ops),
+        (given.sides[::-1], tuple(_FLIPPED.get(op, op) for op in given.ops[::-1])),
+    ):
+        if ops == reference.ops and all(
+            scalars_equal(a, b) for a, b in zip(reference.sides, sides, strict=True)
+        ):
+            return True
+    return False
+
+
+def constant_ratio(left: Node, right: Node) -> int:
+    """The sign of c where left = c * right for one constant c other than 0, else 0.
+
+    Rational functions are compared at integers below 2^61 and, if those agree, exactly; others to
+    `GUARD_BITS` bits at random points, as in `evaluate`.
+    """
+    names = sorted(free_symbols(left) | free_symbols(right))
+    if not names:
+        return 1 if values_equal(left, right) else 0
+    points = Points(left, right)
+    try:
+        at_integers = _exact_ratio(left, right, names, points, 2)
+        sign = _numeric_ratio(left, right, names, points) if at_integers is None else at_integers
+        if sign == 0:
+            return 0
+        from verifiers.equality.polynomials import proportional_quotients  # sympy's import takes 0.3 s
+
+        exact = proportional_quotients(left, right)
+        if exact is None and at_integers is not None:
+            exact = _exact_ratio(left, right, names, points, 4)
+        return sign if exact is None else exact
+    except (TooLarge, Undefined):
+        return 0
+
+
+def _exact_ratio(left: Node, right: Node, names: list[str], points: Points, num_points: int) -> int | None:
+    ratios: set[Fraction] = set()
+    for trial in range(num_points):
+        draw = points.generator(2000 + trial)
+        env = {name: Fraction(draw.randrange(2, 2**61) * draw.choice((1, -1))) for name in names}
+        a, b = rational(left, env), rational(right, env)
+        if a is None or b is None:
+            return None
+        if a == 0 or b == 0:
+            return 0
+        ratios.add(a / b)
+    if len(ratios) > 1:
+        return 0
+    return 1 if ratios.pop() > 0 else -1
+
+
+def _numeric_ratio(left: Node, right: Node, names: list[str], points: Points) -> int:
+    first = None
+    for trial in range(3):
+        draw = points.generator(3000 + trial)
+        env = {name: Fraction(draw.randrange(2**20, 2**22), 2**21) for name in names}
+        numeric = Numeric(2 * GUARD_BITS, env)
+        a, b = numeric.value(left), numeric.value(right)
+        tiny = numeric.mp.mpf(2) ** -GUARD_BITS
+        if abs(a) < tiny or abs(b) < tiny:
+            return 0
+        ratio = a / b
+        if first is None:
+            first = ratio
+        elif abs(ratio - first) > tiny * abs(first):
+            return 0
+    if first is None or not Numeric(2 * GUARD_BITS).is_real(first):
+        return 0
+    return 1 if first.real > 0 else -1
+
+
+__all__ = [
+    "Inconsistent",
+    "Num",
+    "constant_ratio",
+    "labelled",
+    "labels_agree",
+    "reduce_chain",
+    "relations_equal",
+]

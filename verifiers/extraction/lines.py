@@ -1,0 +1,170 @@
+"""Answers that no words announce: a conclusion, the last line of a solution, a sentence that stands alone.
+
+Everything here takes text without thinking and without boxes, and time linear in its length.
+"""
+
+from __future__ import annotations
+
+import re
+
+from verifiers.extraction.markup import FORMULA, WORD, first_sentence, tidy, with_unit
+from verifiers.extraction.prose import (
+    ABOUT,
+    COPULA,
+    MATHEMATICAL,
+    MAX_BARE_WORDS,
+    only_value,
+    value_named,
+    without_remarks,
+)
+from verifiers.extraction.wording import BOUND, HYPOTHETICAL, NEGATION, NUMBER_IN_TEXT, not_itself
+
+MAX_CONCLUSION_CHARS = 300
+
+_CONCLUSION = re.compile(r"\b(?:therefore|thus|hence|so|consequently)\b[,\s]", re.IGNORECASE)
+
+
+def conclusion(text: str) -> str | None:
+    """What the last sentence that starts with "therefore" (thus, hence, so) names, if it ends the text."""
+    starts = list(_CONCLUSION.finditer(text[-MAX_CONCLUSION_CHARS:]))
+    if not starts:
+        return None
+    tail = text[-MAX_CONCLUSION_CHARS:][starts[-1].end() :]
+    tail = tail.replace("**", "")
+    sentence = first_sentence(tail)
+    if NUMBER_IN_TEXT.search(tail[len(sentence) :]):
+        return None  # more is worked out after it
+    sentence = tidy(without_remarks(tidy(sentence)))
+    if NEGATION.search(sentence):
+        return None
+    formulas = list(FORMULA.finditer(sentence))
+    if formulas and not COPULA.search(sentence[: formulas[-1].start()]):
+        return None
+    named = with_unit(value_named(sentence))
+    return None if named == sentence and len(WORD.findall(FORMULA.sub(" ", sentence))) >= 3 else named
+
+
+def short_sentence(text: str) -> str | None:
+    """What a line of few words names ("He has 10 left", "The roots are 2 and 3"); no question, no denial."""
+    text = text.strip()
+    if "\\$" in text:
+        text = text.replace("\\$", "$")
+    if (
+        len(text) > MAX_CONCLUSION_CHARS
+        or "\n" in text
+        or NEGATION.search(text)
+        or "?" in text
+        or "\\" in text
+        or FORMULA.search(text)
+        or _TWO_SENTENCES.search(text)
+        or HYPOTHETICAL.match(text)
+    ):
+        return None
+    text = text.replace("**", "")
+    words = WORD.findall(text)
+    if len(words) > MAX_BARE_WORDS:
+        return None
+    labelled = _LABELLED_LINE.fullmatch(text)
+    if labelled:
+        return value_named(tidy(labelled[1]))
+    two = len(words) == 2 and text[0].isalpha() and words[0].lower() not in MATHEMATICAL
+    if len(words) >= 3 or (two and not BOUND.search(text)):
+        value = only_value(text)
+        if value is not None:
+            return value
+    copulas = list(_SAYS.finditer(text))
+    if len(copulas) != 1 or not text[0].isalpha() or NUMBER_IN_TEXT.search(text[: copulas[0].start()]):
+        return None
+    tail = tidy(text[copulas[0].end() :])
+    few = len(WORD.findall(tail)) <= (3 if NUMBER_IN_TEXT.search(tail) else 2)
+    return ABOUT.sub("", tail) if tail and few and not not_itself(tail + " ") else None
+
+
+_TWO_SENTENCES = re.compile(r"[.!]\s+[A-Z]")
+_LABELLED_LINE = re.compile(
+    r"(?:the\s+)?(?:final\s+)?(?:total|result|solution|sum|output|final|value|number)(?:\s+[a-z]+){0,3}\s*[:=]\s*(.+)",
+    re.IGNORECASE,
+)
+_SAYS = re.compile(
+    r"(?:\b(?:is|are|was|were|equals|equal to|becomes|gives|get|will be|would be|must be)\b|'s\b)\s*:?\s*",
+    re.IGNORECASE,
+)
+
+
+def named_before(text: str) -> str | None:
+    """The value of "47 minutes is the answer" and of {"answer": 47}."""
+    found = list(_NAMED_BEFORE.finditer(text)) or list(_JSON_FIELD.finditer(text))
+    if not found or NEGATION.search(found[-1][0]):
+        return None
+    return tidy(next(filter(None, found[-1].groups()), "")) or None
+
+
+_NAMED_BEFORE = re.compile(
+    r"""
+    (?:^|(?<=[\s(]))((?:\\?\$)?-?\d[\d,.]{0,20}%?(?:\ [a-z]{1,20}){0,2})
+    \s+is\s+(?:the|my|our)\s+(?:final\s+)?answer\b
+    """,
+    re.MULTILINE | re.VERBOSE,
+)
+_JSON_FIELD = re.compile(
+    r"""["'](?:final_?)?answer["']\s*:\s*(?:"([^"\n]{1,80})"|([^",{}\n]{1,80}?))\s*[,}]""", re.IGNORECASE
+)
+
+
+def choice_named(text: str) -> str | None:
+    """The letter in "so option C is correct" at the end of a text."""
+    found = _CHOICE_NAMED.search(text[-MAX_CONCLUSION_CHARS:])
+    return found[1] if found else None
+
+
+_CHOICE_NAMED = re.compile(
+    r"""
+    (?:\b[Oo]ption\s+|\b[Cc]hoice\s+|(?<![\w\ ])\ ?|^)\(?\b([A-J])\b\)?
+    \s+is\s+(?:the\s+)?(?:correct|right|best)(?:\s+(?:answer|option|choice|one))?\s*[.!]?\s*$
+    """,
+    re.VERBOSE,
+)
+
+
+def closing_line(text: str) -> str | None:
+    """What the last line of a worked solution sets apart: in bold, or after "total =", "cost:"."""
+    text = text.strip()
+    start = text.rfind("\n") + 1
+    line = text[start:].strip()
+    if start == 0 or len(line) > MAX_CONCLUSION_CHARS or NEGATION.search(line) or "?" in line or "\\" in line:
+        return None
+    bold = _BOLD_END.search(line)
+    if bold:
+        named = tidy(bold[1])
+        labelled = _ANY_LABEL.fullmatch(named)
+        return value_named(tidy(labelled[1]) if labelled else named) or None
+    if line.startswith("#"):
+        return value_named(tidy(line)) or None
+    if text[:start].rstrip().endswith(":") and _BARE_SUM.fullmatch(line):
+        return tidy(line)
+    labelled = _ANY_LABEL.fullmatch(line)
+    if labelled and "=" not in labelled[1]:
+        return value_named(tidy(labelled[1])) or None
+    return None
+
+
+_BOLD_END = re.compile(r"\*\*([^*\n]+)\*\*[^*\n\d]{0,60}$")
+_BARE_SUM = re.compile(r"[\d\s+*/×÷.,$()-]{3,200}=\s*\$?-?[\d.,]+")
+_ANY_LABEL = re.compile(
+    r"[A-Za-z][^=:\n\d]{0,80}(?::|=(?:[^=\n]{0,80}=)?)\s*\$?(-?[\d.,]+(?:\s+[a-z]+){0,2})\.?"
+)
+
+
+_FIRST_LINE = re.compile(
+    r"""
+    \s*\**((?:\\?\$)?-?\d[^\n*]{0,40}?)\**\.?[ \t]*\n
+    \s*\**(?:explanation|reason(?:ing)?|justification|working|---)\b
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+def first_line(text: str) -> str | None:
+    """The number that an explanation follows."""
+    found = _FIRST_LINE.match(text)
+    return tidy(found[1]) if found else None

@@ -1,0 +1,1 @@
+"""Verdicts in worker processes, under limits on time and memory."""

@@ -1,0 +1,1 @@
+"""Exact sympy objects of answers."""

@@ -1,0 +1,1 @@
+"""Judging files, auditing labels, and the conformance kit for answer types."""
