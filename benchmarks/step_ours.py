@@ -15,6 +15,8 @@ from mathrl.data.problems import ProblemStream
 from mathrl.policy.model import Policy
 from mathrl.rewards.scorer import RewardScorer
 from mathrl.rollout.engine_choice import make_engine
+from mathrl.training.annotate import annotate
+from mathrl.training.micro_batching import MicroBatches
 from mathrl.training.objective import Meter, PolicyLoss
 from mathrl.training.sentinel import Sentinel
 from mathrl.training.trainer import Trainer, short_collections
@@ -143,7 +145,7 @@ def parity(work: Work, policy: Policy, config: Any, correct: bool) -> dict[str, 
         rewards=torch.zeros(rows),
         truncated=torch.zeros(rows, dtype=torch.bool),
     ).to(policy.device)
-    batch = policy.annotate(batch, old=True, reference=True)
+    batch = annotate(policy, batch, MicroBatches(8192), old=True, reference=True)
     old = batch.old_logprobs + saved["old_noise"].to(policy.device)
     batch = batch.add(
         old_logprobs=old,

@@ -34,7 +34,9 @@ from mathrl.data.wordproblems import generate_problems
 from mathrl.policy.model import Policy
 from mathrl.policy.scratch import build_base
 from mathrl.rollout.transformers import TransformersEngine
+from mathrl.training.annotate import annotate
 from mathrl.training.batch import collate
+from mathrl.training.micro_batching import MicroBatches
 from mathrl.training.objective import Meter, PolicyLoss
 from mathrl.training.update import make_update
 from mathrl.types import Batch, Sampling, Score
@@ -151,7 +153,7 @@ def compare(folder: Path, trl_python: str) -> dict[str, Any]:
     for name, row, knobs, moved in CASES:
         config = config_of(row, knobs)
         algorithm = resolve(config.algorithm, config.rollout, config.update)
-        batch = policy.annotate(bare, old=True, reference=True)
+        batch = annotate(policy, bare, MicroBatches(8192), old=True, reference=True)
         noise = moved * torch.randn(batch.loss_mask.shape, generator=torch.Generator().manual_seed(9))
         assert batch.old_logprobs is not None
         old = torch.where(batch.loss_mask, batch.old_logprobs + noise, 0.0) if moved else None

@@ -115,7 +115,7 @@ class Algorithm:
             advantage = COMPLETION_ADVANTAGES[self.advantage]
             per_completion = advantage(rewards - penalty.sum(1), batch.group_ids, sum_ranks)
             return batch.add(advantages=self._whitened(spread(per_completion, mask), mask))
-        assert batch.values is not None, "gae needs annotate(values=True)"
+        assert batch.values is not None, "gae needs values: annotate(…, values=True)"
         token_rewards = torch.where(last_token(mask), rewards[:, None], 0.0) - penalty
         advantages, returns = gae(token_rewards, batch.values, mask, self.gamma, self.gae_lambda)
         return batch.add(advantages=self._whitened(advantages, mask), returns=returns)

@@ -30,6 +30,8 @@ from mathrl.errors import UserError
 from mathrl.policy.model import Policy
 from mathrl.recipes import dump, load_config
 from mathrl.run.folder import atomic, write_json, write_text
+from mathrl.training.annotate import annotate
+from mathrl.training.micro_batching import MicroBatches
 from mathrl.training.update import Update, make_update
 from mathrl.types import Adapter, Batch
 
@@ -165,12 +167,13 @@ def _annotation_gaps(
 ) -> list[tuple[str, float]]:
     """Largest difference, relative to the largest value, of each thing that was computed for the batch."""
     bare = batch.add(**dict.fromkeys(_ANNOTATIONS))
-    again = policy.annotate(
+    again = annotate(
+        policy,
         bare,
+        MicroBatches(config.update.micro_batch_tokens),
         old=batch.old_logprobs is not None,
         reference=batch.ref_logprobs is not None,
         values=batch.values is not None,
-        micro_batch_tokens=config.update.micro_batch_tokens,
     )
     again = algorithm.advantages(again, kl_coef=update.kl_coef)
     gaps = []

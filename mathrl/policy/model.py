@@ -23,7 +23,6 @@ from mathrl.policy.loading import ADAPTER, load_policy_parts
 from mathrl.policy.logprobs import token_logprobs
 from mathrl.policy.lora import fuse
 from mathrl.policy.trunk import Trunk
-from mathrl.training.micro_batching import MicroBatches
 from mathrl.types import Adapter, Batch, TokenOutputs
 
 log = logging.getLogger(__name__)
@@ -53,7 +52,6 @@ class Policy:
         self.version = 0  # updates so far; the update adds one
         self.value_model: Callable[[Batch], Tensor] | None = None  # (B, T) values of a batch
         self._lora_layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
-        self._micro_batches: dict[int, MicroBatches] = {}  # by the tokens asked for: what fitted
         self._dropout = model.peft_config[ADAPTER].lora_dropout > 0
         if update.fused_lora:
             fuse(model)
@@ -139,39 +137,6 @@ class Policy:
             return self.trunk(batch)
         finally:
             self.model.eval()
-
-    @torch.no_grad()
-    def annotate(
-        self,
-        batch: Batch,
-        *,
-        old: bool = False,
-        reference: bool = False,
-        values: bool = False,
-        micro_batch_tokens: int = 8192,
-    ) -> Batch:
-        """The batch with old_logprobs, ref_logprobs and values, as far as asked for; all (B, T) float32."""
-        if values and self.value_model is None:
-            raise ValueError("annotate(values=True) needs policy.value_model to be set")
-        shape = batch.loss_mask.shape
-        wanted = {"old_logprobs": old, "ref_logprobs": reference, "values": values}
-        found = {
-            n: torch.zeros(shape, dtype=torch.float32, device=self.device) for n, w in wanted.items() if w
-        }
-
-        def fill(rows: Tensor, part: Batch) -> None:
-            rows, width = rows.to(self.device), part.loss_mask.shape[1]
-            if old:
-                found["old_logprobs"][rows, :width] = self.logprobs(part).logprobs.float()
-            if reference:
-                found["ref_logprobs"][rows, :width] = self.logprobs(part, reference=True).logprobs.float()
-            if values and self.value_model is not None:
-                found["values"][rows, :width] = self.value_model(part).float()
-
-        if found:
-            parts = self._micro_batches.setdefault(micro_batch_tokens, MicroBatches(micro_batch_tokens))
-            parts.run(batch, fill)
-        return batch.add(**{name: tensor.to(batch.loss_mask.device) for name, tensor in found.items()})
 
     @contextmanager
     def reference(self) -> Iterator[None]:

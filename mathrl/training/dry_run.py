@@ -11,7 +11,9 @@ import torch
 from mathrl.algorithms.table import Algorithm
 from mathrl.config import Config
 from mathrl.policy.model import Policy
+from mathrl.training.annotate import annotate
 from mathrl.training.batch import collate
+from mathrl.training.micro_batching import MicroBatches
 from mathrl.training.objective import Meter
 from mathrl.training.update import FirstOrder, Update
 from mathrl.types import Batch, Completion, Group, Problem, Score
@@ -39,21 +41,26 @@ def longest_batch(config: Config, policy: Policy) -> Batch:
     return collate(groups, policy.pad_id).to(policy.device)
 
 
-def dry_step(config: Config, algorithm: Algorithm, policy: Policy, update: Update) -> None:
+def dry_step(
+    config: Config, algorithm: Algorithm, policy: Policy, update: Update, parts: MicroBatches
+) -> None:
     """Do a step's passes over ``longest_batch`` and forget their gradients; weights stay as they are.
+
+    Args:
+        parts: those of the steps to come: what does not fit is halved in them.
 
     Raises:
         UserError: not even one completion fits in memory.
     """
     batch = longest_batch(config, policy)
-    tokens = config.update.micro_batch_tokens
     with torch.no_grad():
-        batch = policy.annotate(
+        batch = annotate(
+            policy,
             batch,
+            parts,
             old=algorithm.needs_old,
             reference=algorithm.needs_reference,
             values=algorithm.needs_values,
-            micro_batch_tokens=tokens,
         )
         batch = algorithm.advantages(batch)
     if isinstance(update, FirstOrder):

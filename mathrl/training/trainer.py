@@ -20,8 +20,10 @@ from mathrl.errors import NonFiniteError, UserError
 from mathrl.policy.model import Policy
 from mathrl.rewards.scorer import RewardScorer, judged, rollout_metrics
 from mathrl.rollout.base import Engine
+from mathrl.training.annotate import annotate
 from mathrl.training.batch import collate
 from mathrl.training.dry_run import dry_step
+from mathrl.training.micro_batching import MicroBatches
 from mathrl.training.sentinel import Sentinel
 from mathrl.training.update import Update
 from mathrl.types import Batch, Completion, Group, Problem, derive_seed
@@ -66,6 +68,10 @@ class Trainer:
     hooks: Hooks = field(default_factory=Hooks)
     sentinel: Sentinel | None = None  # proves that new weights have reached the engine
     steps_done: int = 0
+    forward_parts: MicroBatches = field(init=False)  # cuts the forward passes before the update
+
+    def __post_init__(self) -> None:
+        self.forward_parts = MicroBatches(self.config.update.micro_batch_tokens)
 
     def run(self) -> None:
         """Step until the recipe's last step, its time limit, or a hook says stop.
@@ -73,7 +79,7 @@ class Trainer:
         On a GPU the longest possible micro-batch comes first; what does not fit fails at once.
         """
         if self.policy.device.type == "cuda" and self.steps_done < self.config.train.num_steps:
-            dry_step(self.config, self.algorithm, self.policy, self.update)
+            dry_step(self.config, self.algorithm, self.policy, self.update, self.forward_parts)
         if self.sentinel:
             self.sentinel.check()  # what later moves of the policy are measured from
         deadline = time.monotonic() + (self.config.train.max_seconds or float("inf"))
@@ -87,7 +93,7 @@ class Trainer:
 
     def step(self, index: int) -> tuple[Metrics, list[Group]]:
         """Sample, verify, weigh, update once. Afterwards the engine samples from the newest policy."""
-        cfg, algorithm, policy = self.config, self.algorithm, self.policy
+        algorithm, policy = self.algorithm, self.policy
         clock = Clock(synchronize=policy.device.type == "cuda")
 
         groups, selected = self._rollout(index, clock)  # P problems -> P groups of G scored completions
@@ -98,12 +104,13 @@ class Trainer:
 
         batch = collate(selected, policy.pad_id).to(policy.device)
         with clock("forward"), torch.no_grad():  # only what the algorithm asks for
-            batch = policy.annotate(
+            batch = annotate(
+                policy,
                 batch,
+                self.forward_parts,
                 old=algorithm.needs_old,
                 reference=algorithm.needs_reference,
                 values=algorithm.needs_values,
-                micro_batch_tokens=cfg.update.micro_batch_tokens,
             )
             batch = algorithm.advantages(batch, kl_coef=self.update.kl_coef)
         self.hooks.on_batch(index, batch)

@@ -7,6 +7,8 @@ from test_policy_gpu import make_batch, make_policy
 from mathrl.algorithms.table import ALGORITHMS, resolve
 from mathrl.algorithms.trust_region import flatten
 from mathrl.config import Config
+from mathrl.training.annotate import annotate
+from mathrl.training.micro_batching import MicroBatches
 from mathrl.training.update import make_update
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -21,8 +23,13 @@ def setup(name, dtype, **update):
     rewards = torch.tensor([1.0, 0, 0, 1, 1, 0, 1, 0, 0, 1, 0, 0], device="cuda")
     batch = make_batch().add(rewards=rewards)
     rule = make_update(config, algorithm, policy)
-    batch = policy.annotate(
-        batch, old=algorithm.needs_old, reference=algorithm.needs_reference, values=algorithm.needs_values
+    batch = annotate(
+        policy,
+        batch,
+        MicroBatches(8192),
+        old=algorithm.needs_old,
+        reference=algorithm.needs_reference,
+        values=algorithm.needs_values,
     )
     return policy, rule, algorithm.advantages(batch)
 

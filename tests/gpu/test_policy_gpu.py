@@ -12,6 +12,8 @@ from mathrl.config import Config, LoraSection, UpdateConfig
 from mathrl.policy.attention import IMPLEMENTATION
 from mathrl.policy.loading import add_adapter
 from mathrl.policy.model import Policy
+from mathrl.training.annotate import annotate
+from mathrl.training.micro_batching import MicroBatches
 from mathrl.training.objective import Meter, PolicyLoss
 from mathrl.training.sft_loss import Example, SftLoss
 from mathrl.types import Batch
@@ -134,7 +136,7 @@ def test_an_update_that_runs_out_of_memory_is_halved_with_the_same_result():
     policy = make_policy()
     config = Config.model_validate({"update": {"micro_batch_tokens": 60_000}})
     batch = make_batch((300,) * 96, (64,) * 12)
-    batch = policy.annotate(batch, reference=True)
+    batch = annotate(policy, batch, MicroBatches(60_000), reference=True)
     batch = batch.add(advantages=torch.randn(96, 1, device="cuda") * batch.loss_mask)
 
     def update() -> tuple[float, list[torch.Tensor], int]:

@@ -18,6 +18,8 @@ from mathrl.policy.loading import add_adapter
 from mathrl.policy.logprobs import token_logprobs
 from mathrl.policy.model import Policy
 from mathrl.policy.trunk import Trunk, why_not_packed
+from mathrl.training.annotate import annotate
+from mathrl.training.micro_batching import MicroBatches
 from mathrl.types import Batch
 
 from .conftest import SHAPE, TOKENIZER, MakeBatch, MakePolicy
@@ -118,7 +120,7 @@ def test_order_padding_and_packing_do_not_matter(make_policy, make_batch):
     assert torch.equal(got[:, :12], expected)
     assert torch.count_nonzero(got[:, 12:]) == 0
     for tokens in (1, 20, 40, 10_000):  # 1: every row alone
-        split = policy.annotate(batch, old=True, micro_batch_tokens=tokens).old_logprobs
+        split = annotate(policy, batch, MicroBatches(tokens), old=True).old_logprobs
         torch.testing.assert_close(split, expected, rtol=0, atol=1e-5)
 
 
@@ -172,20 +174,6 @@ def test_reference_is_the_base_bit_for_bit_and_training_leaves_it_alone(make_pol
     assert torch.equal(reference(), before)
     assert checksum() == sum_before
     assert not reference().requires_grad
-
-
-def test_annotate_fills_what_is_asked_for(make_policy, make_batch):
-    policy, batch = make_policy(), make_batch()
-    policy.value_model = lambda part: part.completion_ids.float() * part.loss_mask
-    got = policy.annotate(batch, old=True, reference=True, values=True, micro_batch_tokens=25)
-    torch.testing.assert_close(got.old_logprobs, policy.logprobs(batch).logprobs.detach(), rtol=0, atol=1e-5)
-    reference = policy.logprobs(batch, reference=True).logprobs
-    torch.testing.assert_close(got.ref_logprobs, reference, rtol=0, atol=1e-5)
-    assert torch.equal(got.values, batch.completion_ids.float())
-    assert policy.annotate(batch) == batch
-    policy.value_model = None
-    with pytest.raises(ValueError, match="value_model"):
-        policy.annotate(batch, values=True)
 
 
 def test_hidden_states_predict_the_tokens_and_have_second_derivatives(make_policy, make_batch):

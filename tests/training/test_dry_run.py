@@ -9,6 +9,7 @@ from mathrl.errors import UserError
 from mathrl.policy.model import Policy
 from mathrl.policy.scratch import build_base
 from mathrl.training.dry_run import dry_step, longest_batch
+from mathrl.training.micro_batching import MicroBatches
 from mathrl.training.update import make_update
 
 
@@ -62,7 +63,7 @@ def test_a_dry_step_changes_nothing(make):
         return logprobs(batch, **how)
 
     policy.logprobs = counted
-    dry_step(config, algorithm, policy, update)
+    dry_step(config, algorithm, policy, update, MicroBatches(8192))
     assert seen == [(240, False, True), (240, True, False)]  # the reference pass, then the update's
     assert all(torch.equal(t, before[name]) for name, t in policy.adapter().tensors.items())
     assert all(p.grad is None for p in policy.trainable_parameters())
@@ -79,8 +80,10 @@ def test_what_does_not_fit_is_halved_before_the_first_step_or_refused(make):
         return logprobs(batch, **how)
 
     policy.logprobs = tight
-    dry_step(config, algorithm, policy, update)
+    parts = MicroBatches(8192)
+    dry_step(config, algorithm, policy, update, parts)
+    assert parts.max_tokens == 128
     assert update.loss.micro_batches.max_tokens == 128  # 30 + 4 · 20 and no second group
     room = 10
     with pytest.raises(UserError, match="single completion of 50 tokens"):
-        dry_step(config, algorithm, policy, update)
+        dry_step(config, algorithm, policy, update, parts)

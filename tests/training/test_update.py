@@ -13,6 +13,8 @@ from torch.testing import assert_close
 
 from mathrl.algorithms.trust_region import flatten
 from mathrl.errors import NonFiniteError
+from mathrl.training.annotate import annotate
+from mathrl.training.micro_batching import MicroBatches
 from mathrl.training.objective import KlController, Meter, PolicyLoss
 from mathrl.training.update import FirstOrder, learning_rate, make_update
 from mathrl.types import derive_seed
@@ -259,8 +261,13 @@ def test_training_never_changes_the_reference(name):
 
     reference, base, start = policy.logprobs(batch, reference=True).logprobs, checksum(), weights(policy)
     for _ in range(3):
-        ready = policy.annotate(
-            batch, old=True, reference=algorithm.needs_reference, values=algorithm.needs_values
+        ready = annotate(
+            policy,
+            batch,
+            MicroBatches(8192),
+            old=True,
+            reference=algorithm.needs_reference,
+            values=algorithm.needs_values,
         )
         update(policy, algorithm.advantages(ready))
     assert not torch.equal(weights(policy), start)
@@ -276,8 +283,10 @@ def test_an_update_goes_on_bit_equal_from_its_saved_state(name, tmp_path):
 
     def step(policy, update):
         batch = build_batch().add(rewards=torch.tensor([1.0, 0, 0, 1, 1, 0, 0, 1, 0]))
-        ready = policy.annotate(
+        ready = annotate(
+            policy,
             batch,
+            MicroBatches(8192),
             old=algorithm.needs_old,
             reference=algorithm.needs_reference,
             values=algorithm.needs_values,

@@ -16,6 +16,8 @@ from mathrl.algorithms.losses import value_loss
 from mathrl.algorithms.trust_region import flatten
 from mathrl.errors import NonFiniteError
 from mathrl.policy.value import ValueModel
+from mathrl.training.annotate import annotate
+from mathrl.training.micro_batching import MicroBatches
 from mathrl.training.update import make_update
 from mathrl.training.value_update import ValueUpdate, explained_variance
 
@@ -146,7 +148,8 @@ def critic(**settings):
     update = make_update(config, algorithm, policy)
 
     def ready():
-        batch = policy.annotate(build_batch().add(rewards=REWARDS), old=True, reference=True, values=True)
+        batch = build_batch().add(rewards=REWARDS)
+        batch = annotate(policy, batch, MicroBatches(8192), old=True, reference=True, values=True)
         return algorithm.advantages(batch)
 
     return policy, update, ready

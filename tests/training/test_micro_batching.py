@@ -2,16 +2,16 @@
 
 import pytest
 import torch
+from policy.conftest import build_batch, build_policy
+from policy.test_policy import assert_gradients_close
 
 from mathrl.algorithms.table import resolve
 from mathrl.config import Config
 from mathrl.errors import NonFiniteError, UserError
 from mathrl.policy.cpu import blocked
+from mathrl.training.annotate import annotate
 from mathrl.training.micro_batching import MicroBatches
 from mathrl.training.objective import Meter, PolicyLoss
-
-from .conftest import build_batch, build_policy
-from .test_policy import assert_gradients_close
 
 LENGTHS = (5, 1, 9, 4, 12, 3, 1, 7, 8)
 
@@ -20,7 +20,7 @@ def scored_batch(policy):
     batch = build_batch(LENGTHS)
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(batch.loss_mask.shape, generator=generator)
-    batch = policy.annotate(batch, old=True, reference=True)
+    batch = annotate(policy, batch, MicroBatches(8192), old=True, reference=True)
     return batch.add(
         advantages=torch.randn(len(LENGTHS), 1, generator=generator) * batch.loss_mask,
         old_logprobs=batch.old_logprobs + 0.1 * noise,
@@ -140,7 +140,7 @@ def test_other_errors_pass_through():
 def test_a_forward_out_of_memory_is_halved(monkeypatch):
     policy = build_policy()
     batch = build_batch(LENGTHS)
-    whole = policy.annotate(batch, old=True).old_logprobs
+    whole = annotate(policy, batch, MicroBatches(8192), old=True).old_logprobs
     logprobs = policy.logprobs
 
     def tight(part, **how):
@@ -149,4 +149,7 @@ def test_a_forward_out_of_memory_is_halved(monkeypatch):
         return logprobs(part, **how)
 
     monkeypatch.setattr(policy, "logprobs", tight)
-    torch.testing.assert_close(policy.annotate(batch, old=True).old_logprobs, whole, rtol=0, atol=1e-5)
+    parts = MicroBatches(64)
+    again = annotate(policy, batch, parts, old=True).old_logprobs
+    torch.testing.assert_close(again, whole, rtol=0, atol=1e-5)
+    assert parts.max_tokens < 64  # what did not fit is not tried again
