@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from verifiers.base import AnswerType, Outcome, ParseError, Verdict, parse_reference, verify
+from verifiers.base import AnswerType, Outcome, ParseError, Verdict
+from verifiers.verify import parse_reference, verify
 
 __all__ = ["AnswerType", "Outcome", "ParseError", "Verdict", "parse_reference", "read", "verify"]
 

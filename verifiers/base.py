@@ -1,22 +1,14 @@
-"""What a verifier is: an answer type reads and compares answers exactly; `verify` judges a completion.
-
-The path is always extract -> parse -> equal -> `Verdict`, whatever the answer type.
-"""
+"""What a verifier is: an answer type, which reads and compares answers, and the verdict that comes of it."""
 
 from __future__ import annotations
 
-import functools
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar
 
 MAX_COMPLETION_CHARS = 4_000_000
 """Longer completions are refused unread; extraction is linear, so this bounds the time of one verdict."""
-
-_REFERENCE_CACHE_SIZE = 4096
 
 
 class Outcome(StrEnum):
@@ -68,80 +60,3 @@ class AnswerType(ABC):
     @abstractmethod
     def equal(self, reference: Any, given: Any) -> bool:
         """Whether two parsed answers are the same answer. `equal(x, x)` must hold for every parsed x."""
-
-
-@functools.lru_cache(maxsize=_REFERENCE_CACHE_SIZE)
-def parse_reference(answer: str, answer_type: str = "auto") -> Any:
-    """Read a data set's reference answer; parsed references are cached, so a value must not be changed.
-
-    Raises `ParseError` when the reference cannot be read, `ValueError` for an unknown answer type.
-    """
-    from verifiers import registry
-    from verifiers.extraction.rules import auto, boxed, gsm8k
-
-    kind = registry.get(answer_type)
-    # Data sets hold bare answers; some hold the sentence or the whole solution that ends in one.
-    stated = boxed(answer) or (gsm8k(answer) if "####" in answer else None) or answer
-    try:
-        return kind.parse(stated)
-    except ParseError:
-        found = auto(stated)
-        if found is None or found == stated:
-            raise
-        return kind.parse(found)
-
-
-def verify(
-    completion: str,
-    answer: str,
-    answer_type: str = "auto",
-    extract: str = "auto",
-    options: Sequence[str] = (),
-) -> Verdict:
-    """Judge one completion against a reference answer, in this process and without a time limit.
-
-    answer_type: a name from `registry.names()`. extract: the name of an extraction rule.
-    options: the texts of a multiple-choice question's options, first is A.
-    Never raises on model text; raises `ValueError` for an unknown answer type or extraction rule.
-    """
-    from verifiers import registry
-    from verifiers.answers.choice import option_letter
-    from verifiers.extraction.rules import extract as extract_answer
-    from verifiers.fastpath import try_fast
-
-    start = time.perf_counter()
-    if len(completion) > MAX_COMPLETION_CHARS:
-        detail = f"completion of {len(completion)} characters, at most {MAX_COMPLETION_CHARS} are read"
-        return Verdict(Outcome.UNPARSED, None, detail, time.perf_counter() - start)
-    fast = try_fast(completion, answer, answer_type, extract, options)
-    if fast is not None:
-        return fast
-
-    def verdict(outcome: Outcome, extracted: str | None = None, detail: str = "") -> Verdict:
-        return Verdict(outcome, extracted, detail, time.perf_counter() - start)
-
-    kind = registry.get(answer_type)
-    try:
-        if options:
-            answer = option_letter(answer, options)
-        reference = parse_reference(answer, answer_type)
-    except ParseError as error:
-        return verdict(Outcome.BAD_REFERENCE, detail=str(error))
-    extracted = extract_answer(completion, extract)
-    if extracted is None:
-        return verdict(Outcome.NO_ANSWER)
-    try:
-        given = kind.parse(option_letter(extracted, options, answer) if options else extracted)
-    except ParseError as error:
-        # A reference is read more patiently than an answer; its very text is right all the same.
-        same_text = extracted.strip() == answer.strip()
-        return verdict(
-            Outcome.CORRECT if same_text else Outcome.UNPARSED, extracted, "" if same_text else str(error)
-        )
-    except Exception as error:  # noqa: BLE001  a plug-in may raise anything; model text must not end the run
-        return verdict(Outcome.ERROR, extracted, f"{type(error).__name__} while parsing: {error}")
-    try:
-        same = kind.equal(reference, given)
-    except Exception as error:  # noqa: BLE001  as above
-        return verdict(Outcome.ERROR, extracted, f"{type(error).__name__} while comparing: {error}")
-    return verdict(Outcome.CORRECT if same else Outcome.WRONG, extracted)

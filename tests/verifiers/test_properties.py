@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from verifiers import Outcome, verify
-from verifiers.equality.evaluate import Undefined, rational
+from verifiers.equality.exact import Undefined, rational
 from verifiers.grammar import parse
 from verifiers.grammar.plain import PlainNumber, read_plain, same_plain
 

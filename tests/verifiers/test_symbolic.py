@@ -17,8 +17,8 @@ from random_formulas import random_formula
 from sympy import S
 
 from verifiers import ParseError, read
-from verifiers.answers.structured import read as read_answer
-from verifiers.equality.evaluate import free_symbols
+from verifiers.answers.structured import read_answer
+from verifiers.equality.exact import free_symbols
 from verifiers.equality.numeric import Numeric
 from verifiers.grammar.nodes import Num, Op
 from verifiers.tools.hostile import hostile_texts

@@ -6,14 +6,14 @@ import re
 from typing import ClassVar
 
 from verifiers.answers.choice import Choice, option_parts, several_letters
-from verifiers.answers.number import spelled_fraction, spelled_number
-from verifiers.answers.structured import Answer, answers_equal, is_word, read
-from verifiers.answers.text import normal_words
+from verifiers.answers.spelled import spelled_fraction, spelled_number
+from verifiers.answers.structured import Answer, answers_equal, is_word, read_answer
 from verifiers.base import AnswerType, ParseError
 from verifiers.extraction.lines import short_sentence
 from verifiers.extraction.prose import prose
 from verifiers.extraction.wording import NEGATION
 from verifiers.grammar.clean import clean
+from verifiers.grammar.normal_words import normal_words
 from verifiers.grammar.plain import read_plain
 
 _CHOICE_REFERENCE = re.compile(r"\\text(?:bf|rm)?\{\s*\(?[A-J]\)?\s*\}|\(?[A-J]\)?", re.ASCII)
@@ -35,7 +35,7 @@ class Auto(AnswerType):
         text = _SIGN_IN_WORDS.sub("-", text)
         fraction = spelled_fraction(text.strip(" .$*"))
         try:
-            return read(fraction or (text if spelled is None else str(spelled)))
+            return read_answer(fraction or (text if spelled is None else str(spelled)))
         except ParseError:
             # "(B) 42" is no mathematics, but it names a letter.
             cleaned = clean(text)
@@ -92,7 +92,7 @@ def _same_options(reference: str, given: str) -> bool:
 
 def _same_text(reference: str, given: str) -> bool:
     try:
-        return answers_equal(read(reference), read(given))
+        return answers_equal(read_answer(reference), read_answer(given))
     except ParseError:
         return False
 

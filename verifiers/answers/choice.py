@@ -7,9 +7,9 @@ import re
 from collections.abc import Sequence
 from typing import ClassVar
 
-from verifiers.answers.text import normal_words
 from verifiers.base import AnswerType, ParseError
 from verifiers.grammar.clean import clean
+from verifiers.grammar.normal_words import normal_words
 
 _FONTS = re.compile(
     r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf|sf|it)|mbox|bf|rm|boxed|left|right)(?![A-Za-z])|[{}$*~]|\\[,;:! ]"

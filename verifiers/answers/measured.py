@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from verifiers.answers.structured import Structured
-from verifiers.equality.evaluate import free_symbols
+from verifiers.equality.exact import free_symbols
 from verifiers.equality.scalars import quantity_of
 from verifiers.grammar.nodes import Group, Node, Num, Op, Quantity, Ratio, Rel
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from verifiers.answers.text import normal_words
 from verifiers.base import AnswerType, ParseError
-from verifiers.equality.compare import same, simplify
-from verifiers.equality.evaluate import children
+from verifiers.equality.exact import children
 from verifiers.equality.parameters import with_parameter_of, without_domain
 from verifiers.equality.relations import Inconsistent
+from verifiers.equality.same import same, simplify
 from verifiers.grammar import parse
 from verifiers.grammar.clean import clean
 from verifiers.grammar.nodes import MAX_ITEMS, Group, Node, Num, Op, Sym
+from verifiers.grammar.normal_words import normal_words
 
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _TEXT_COMMAND = re.compile(r"\\(?:text|mbox|mathrm|textbf|textit|operatorname)[a-z]*\s*\{")
@@ -54,7 +54,7 @@ class Answer:
     cleaned: str = field(default="", compare=False)
 
 
-def read(text: str) -> Answer:
+def read_answer(text: str) -> Answer:
     """Read any answer. Raises `ParseError` where it is neither mathematics within the bounds nor words."""
     cleaned = clean(text)
     key = _BLANKS.sub("", cleaned)
@@ -64,7 +64,7 @@ def read(text: str) -> Answer:
     try:
         node = Sym(_PHRASES[words]) if words in _PHRASES else _tree(text)
         if node is None and (shorter := _WITHOUT_QUANTIFIER.sub("", cleaned)) and shorter != cleaned:
-            return read(shorter)
+            return read_answer(shorter)
     except Inconsistent:
         contradicts = True
     except ParseError:
@@ -153,9 +153,9 @@ def _same_with_decimal_comma(reference: Answer, given: Answer) -> bool:
         and reference.node.decimals
         and _DECIMAL_COMMA.fullmatch(given.cleaned)
     ):
-        return read(given.key.replace(",", ".")).node == reference.node
+        return read_answer(given.key.replace(",", ".")).node == reference.node
     if isinstance(given.node, Num) and _SURELY_DECIMAL_COMMA.fullmatch(reference.cleaned):
-        return read(reference.key.replace(",", ".")).node == given.node
+        return read_answer(reference.key.replace(",", ".")).node == given.node
     return False
 
 
@@ -171,7 +171,7 @@ class Structured(AnswerType):
 
     def parse(self, text: str) -> Answer:
         """The answer. Raises `ParseError` for text that is not one of this type."""
-        answer = read(text)
+        answer = read_answer(text)
         if answer.node is None or not self.accepts(answer.node):
             raise ParseError(f"expected {self.wanted}, got {text.strip()[:60]!r}")
         return answer
@@ -180,4 +180,4 @@ class Structured(AnswerType):
         return answers_equal(reference, given)
 
 
-__all__ = ["MAX_ITEMS", "Answer", "Group", "Structured", "answers_equal", "is_word", "read"]
+__all__ = ["MAX_ITEMS", "Answer", "Group", "Structured", "answers_equal", "is_word", "read_answer"]

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from typing import ClassVar
 
 from verifiers.base import AnswerType, ParseError
+from verifiers.grammar.clean import clean
+from verifiers.grammar.normal_words import normal_words
 
 MAX_TEXT_CHARS = 500
 
-_TEXT_COMMAND = re.compile(
-    r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf)|mbox|operatorname)(?![A-Za-z])"
-)
-# A point inside a number and a minus sign before one are part of the word: 3.5 is not 35, -5 is not 5.
-_NOT_LETTERS = re.compile(r"(?:(?!(?<=\d)\.(?=\d)|(?<![^\s(])-(?=\d))[\W_])+")
 _YES = frozenset({"yes", "true", "correct", "y", "t"})
 _NO = frozenset({"no", "false", "incorrect", "n", "f"})
-
-
-def normal_words(text: str) -> str:
-    r"""Letters and digits in lower case, words one blank apart, without `\text{...}` and punctuation."""
-    plain = _TEXT_COMMAND.sub(" ", text)
-    plain = re.sub(r"\\[,;:! ]|\\quad|~", " ", plain)
-    return _NOT_LETTERS.sub(" ", unicodedata.normalize("NFKC", plain)).strip().casefold()
 
 
 class Text(AnswerType):
@@ -53,8 +41,6 @@ class Boolean(AnswerType):
         """True or False. Raises `ParseError` for any other word."""
         if len(text) > MAX_TEXT_CHARS:
             raise ParseError(f"text of {len(text)} characters, at most {MAX_TEXT_CHARS} are read")
-        from verifiers.grammar.clean import clean
-
         word = normal_words(clean(text))
         if word in _YES:
             return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 from verifiers.base import ParseError
-from verifiers.equality.evaluate import children
+from verifiers.equality.exact import children
 from verifiers.equality.realsets import substitute
 from verifiers.grammar.nodes import Group, Matrix, Node, Num, Op, Sym
 

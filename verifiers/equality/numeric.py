@@ -1,4 +1,4 @@
-"""Numbers with many digits, and how many are enough: the numeric half of `evaluate`'s rules."""
+"""Numbers with many digits, and how many are enough: the numeric half of `exact`'s rules."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any, TypeGuard
 
-from verifiers.equality.evaluate import TooLarge, Undefined, children, rational
+from verifiers.equality.exact import TooLarge, Undefined, children, rational
 from verifiers.grammar.nodes import Big, Node, Num, Op, Quantity, Rel, Sym
 
 GUARD_BITS = 160
@@ -121,7 +121,7 @@ def _merge(*measures: Measure) -> Measure:
 
 
 def measure(node: Node) -> Measure:
-    """The sizes of an expression without variables, by the rules of the paper cited in `evaluate`."""
+    """The sizes of an expression without variables, by the rules of the paper cited in `exact`."""
     if isinstance(node, Num):
         return Measure(math.log2(max(abs(node.value.numerator), 1)), math.log2(node.value.denominator))
     if isinstance(node, Sym):
@@ -338,7 +338,7 @@ class Numeric:
 
 
 def constants_equal(left: Node, right: Node) -> bool:
-    """Whether two expressions without variables have the same value; rules 2 and 3 of `evaluate`."""
+    """Whether two expressions without variables have the same value; rules 2 and 3 of `exact`."""
     difference = Op("add", (left, Op("neg", (right,))))
     size = measure(difference)
     if size.algebraic:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from verifiers.equality.evaluate import children, free_symbols
+from verifiers.equality.exact import children, free_symbols
 from verifiers.grammar.nodes import Group, Node, Op, Quantity, Rel, Sym
 
 _PARAMETERS = frozenset({"k", "n", "m"})

@@ -23,7 +23,7 @@ from sympy import ZZ
 from sympy.polys.rings import PolyRing
 
 from verifiers.base import ParseError
-from verifiers.equality.evaluate import children, free_symbols, rational
+from verifiers.equality.exact import children, free_symbols, rational
 from verifiers.grammar.nodes import Node, Num, Op, Sym
 
 MAX_GENERATORS = 16

@@ -8,7 +8,7 @@ from functools import cmp_to_key
 from typing import Any, TypeGuard
 
 from verifiers.base import ParseError
-from verifiers.equality.evaluate import free_symbols
+from verifiers.equality.exact import free_symbols
 from verifiers.equality.numeric import Numeric
 from verifiers.equality.scalars import infinity_sign, scalars_equal, values_equal
 from verifiers.grammar.nodes import Builder, Group, Node, Num, Op, Ratio, Rel, SetOp, Sym
@@ -48,7 +48,7 @@ def _approximate(node: Node) -> Any:
     return value.real
 
 
-def compare(left: Node, right: Node) -> int:
+def order_of(left: Node, right: Node) -> int:
     """-1, 0 or 1 as left is below, equal to or above right. Raises `NotReal`."""
     a, b = _approximate(left), _approximate(right)
     if a == b or (abs(a - b) <= max(abs(a), abs(b), 1) * 2.0 ** (-_BITS // 2) and values_equal(left, right)):
@@ -60,20 +60,20 @@ def normalise(pieces: list[Piece]) -> list[Piece]:
     """Sorted, without empty pieces, overlapping and touching ones merged."""
     kept = []
     for piece in pieces:
-        order = compare(piece.low, piece.high)
+        order = order_of(piece.low, piece.high)
         if order < 0 or (order == 0 and piece.low_closed and piece.high_closed):
             kept.append(piece)
 
-    def order_of(a: Piece, b: Piece) -> int:
-        return compare(a.low, b.low) or int(b.low_closed) - int(a.low_closed)
+    def by_low_end(a: Piece, b: Piece) -> int:
+        return order_of(a.low, b.low) or int(b.low_closed) - int(a.low_closed)
 
     merged: list[Piece] = []
-    for piece in sorted(kept, key=cmp_to_key(order_of)):
+    for piece in sorted(kept, key=cmp_to_key(by_low_end)):
         if merged:
             last = merged[-1]
-            gap = compare(last.high, piece.low)
+            gap = order_of(last.high, piece.low)
             if gap > 0 or (gap == 0 and (last.high_closed or piece.low_closed)):
-                reach = compare(last.high, piece.high)
+                reach = order_of(last.high, piece.high)
                 high, closed = (last.high, last.high_closed) if reach > 0 else (piece.high, piece.high_closed)
                 if reach == 0:
                     closed = last.high_closed or piece.high_closed
@@ -88,7 +88,7 @@ def intersect(left: list[Piece], right: list[Piece]) -> list[Piece]:
     found = []
     for a in left:
         for b in right:
-            low_order, high_order = compare(a.low, b.low), compare(a.high, b.high)
+            low_order, high_order = order_of(a.low, b.low), order_of(a.high, b.high)
             low, low_closed = (a.low, a.low_closed) if low_order > 0 else (b.low, b.low_closed)
             high, high_closed = (a.high, a.high_closed) if high_order < 0 else (b.high, b.high_closed)
             if low_order == 0:
@@ -179,7 +179,7 @@ def _real_set(node: Node) -> list[Piece] | None:
     if node.brackets in _INTERVALS and len(node.items) == 2:
         low, high = node.items
         low_closed, high_closed = _INTERVALS[node.brackets]
-        if compare(low, high) > 0:
+        if order_of(low, high) > 0:
             return None
         return normalise([_open_infinite(Piece(low, high, low_closed, high_closed))])
     if node.brackets == "\\{\\}":
@@ -285,7 +285,7 @@ def _linear(left: Node, right: Node) -> tuple[int, Node | None]:
         difference = Op("add", (left, Op("neg", (right,))))
         if not values_equal(difference, Op("add", (constant, Op("mul", (Sym(name), slope))))):
             return 0, None
-    sign = compare(slope, Num(Fraction(0)))
+    sign = order_of(slope, Num(Fraction(0)))
     if sign == 0:
         return 0, None
     return sign, Op("neg", (Op("div", (constant, slope)),))

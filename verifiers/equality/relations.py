@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 from verifiers.base import ParseError
-from verifiers.equality.evaluate import TooLarge, Undefined, free_symbols, rational
+from verifiers.equality.exact import TooLarge, Undefined, free_symbols, rational
 from verifiers.equality.numeric import GUARD_BITS, Numeric
 from verifiers.equality.realsets import is_name
 from verifiers.equality.scalars import Points, scalars_equal, values_equal
@@ -145,7 +145,7 @@ def constant_ratio(left: Node, right: Node) -> int:
     """The sign of c where left = c * right for one constant c other than 0, else 0.
 
     Rational functions are compared at integers below 2^61 and, if those agree, exactly; others to
-    `GUARD_BITS` bits at random points, as in `evaluate`.
+    `GUARD_BITS` bits at random points, as in `exact`.
     """
     names = sorted(free_symbols(left) | free_symbols(right))
     if not names:
@@ -169,8 +169,8 @@ def constant_ratio(left: Node, right: Node) -> int:
 def _exact_ratio(left: Node, right: Node, names: list[str], points: Points, num_points: int) -> int | None:
     ratios: set[Fraction] = set()
     for trial in range(num_points):
-        draw = points.generator(2000 + trial)
-        env = {name: Fraction(draw.randrange(2, 2**61) * draw.choice((1, -1))) for name in names}
+        rng = points.generator(2000 + trial)
+        env = {name: Fraction(rng.randrange(2, 2**61) * rng.choice((1, -1))) for name in names}
         a, b = rational(left, env), rational(right, env)
         if a is None or b is None:
             return None
@@ -185,8 +185,8 @@ def _exact_ratio(left: Node, right: Node, names: list[str], points: Points, num_
 def _numeric_ratio(left: Node, right: Node, names: list[str], points: Points) -> int:
     first = None
     for trial in range(3):
-        draw = points.generator(3000 + trial)
-        env = {name: Fraction(draw.randrange(2**20, 2**22), 2**21) for name in names}
+        rng = points.generator(3000 + trial)
+        env = {name: Fraction(rng.randrange(2**20, 2**22), 2**21) for name in names}
         numeric = Numeric(2 * GUARD_BITS, env)
         a, b = numeric.value(left), numeric.value(right)
         tiny = numeric.mp.mpf(2) ** -GUARD_BITS

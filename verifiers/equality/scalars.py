@@ -6,7 +6,7 @@ import hashlib
 import random
 from fractions import Fraction
 
-from verifiers.equality.evaluate import TooLarge, Undefined, children, free_symbols, rational
+from verifiers.equality.exact import TooLarge, Undefined, children, free_symbols, rational
 from verifiers.equality.numeric import GUARD_BITS, Numeric, constants_equal, has_unevaluated, measure
 from verifiers.grammar.nodes import Matrix, Node, Num, Op, Quantity, Sym
 from verifiers.grammar.plain import PlainNumber, same_plain, terminates, within_own_digits
@@ -32,7 +32,7 @@ def infinity_sign(node: Node) -> int:
 
 
 def values_equal(left: Node, right: Node) -> bool:
-    """Whether two expressions are the same number or function; the rules are in `evaluate`."""
+    """Whether two expressions are the same number or function; the rules are in `exact`."""
     if left == right:
         return True
     if _bare_logs(left) != _bare_logs(right) and _same_values(_base_ten(left), _base_ten(right)):
@@ -121,12 +121,12 @@ def _at_real_points(left: Node, right: Node, names: list[str], points: Points) -
         raise TooLarge("functions too large to compare at random points")
     compared = 0
     for trial in range(2 * NUM_POINTS):
-        draw = points.generator(trial)
+        rng = points.generator(trial)
         positive = trial < NUM_POINTS
         env = {
-            name: Fraction(draw.randrange(2**20, 2**22), 2**21)
+            name: Fraction(rng.randrange(2**20, 2**22), 2**21)
             * _REACH[trial % NUM_POINTS]
-            * (1 if positive or draw.random() < 0.3 else -1)
+            * (1 if positive or rng.random() < 0.3 else -1)
             for name in names
         }
         numeric = Numeric(int(needed) + 64, env)
@@ -152,9 +152,9 @@ def _at_integers(left: Node, right: Node, names: list[str], points: Points, firs
     if not (_is_rational_function(left) and _is_rational_function(right)):
         return None
     for trial in range(first, first + 3):
-        draw = points.generator(1000 + trial)
-        env = {name: Fraction(draw.randrange(2, 2**_INTEGER_POINT_BITS)) for name in names}
-        env |= {name: Fraction(draw.randrange(2, 2**_INTEGER_POINT_BITS)) for name in ("pi", "e")}
+        rng = points.generator(1000 + trial)
+        env = {name: Fraction(rng.randrange(2, 2**_INTEGER_POINT_BITS)) for name in names}
+        env |= {name: Fraction(rng.randrange(2, 2**_INTEGER_POINT_BITS)) for name in ("pi", "e")}
         try:
             a, b = rational(left, env), rational(right, env)
         except Undefined:

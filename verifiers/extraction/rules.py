@@ -177,13 +177,6 @@ def rule_names() -> list[str]:
     return sorted(_RULES)
 
 
-def register_rule(name: str, rule: Rule) -> None:
-    """Add a rule: text without thinking -> answer or None. Raises `ValueError` for a taken name."""
-    if name in _RULES:
-        raise ValueError(f"extraction rule {name!r} is already registered")
-    _RULES[name] = rule
-
-
 @functools.lru_cache(maxsize=64)
 def _imported(path: str) -> Rule:
     module, _, function = path.partition(":")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from verifiers.answers.text import normal_words
 from verifiers.base import ParseError
 from verifiers.grammar.commands import MONEY, CommandParser, literal
 from verifiers.grammar.lexer import END, Token
@@ -18,6 +17,7 @@ from verifiers.grammar.nodes import (
     Quantity,
     Sym,
 )
+from verifiers.grammar.normal_words import normal_words
 from verifiers.grammar.vocabulary import words
 
 _CLOSING = {"(": (")", "]"), "[": ("]", ")"), "\\{": ("\\}",), "langle": ("rangle",)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import TypeGuard
 
 from verifiers.base import ParseError
 from verifiers.grammar.cursor import Cursor
@@ -39,14 +38,6 @@ def _is_d(node: Node) -> bool:
     """The d, or d^2, of a derivative."""
     base = node.args[0] if isinstance(node, Op) and node.name == "pow" else node
     return base in (Sym("d"), Sym("partial"))
-
-
-def _is_differential(node: Node) -> TypeGuard[Op]:
-    """dx, dx^2 or d^2y."""
-    if not isinstance(node, Op) or node.name != "mul" or not _is_d(node.args[0]):
-        return False
-    last = node.args[-1]
-    return isinstance(last, Sym) or (isinstance(last, Op) and last.name == "pow")
 
 
 class CommandParser(Cursor):

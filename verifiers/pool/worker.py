@@ -22,7 +22,8 @@ from queue import SimpleQueue
 from typing import Any, TextIO
 
 from verifiers import registry
-from verifiers.base import Outcome, Verdict, verify
+from verifiers.base import Outcome, Verdict
+from verifiers.verify import verify
 
 READY = "ready"
 

@@ -39,11 +39,11 @@ from typing import Any
 
 import sympy
 
-from verifiers.answers.structured import read as read_answer
+from verifiers.answers.structured import read_answer
 from verifiers.base import ParseError
-from verifiers.equality.evaluate import free_symbols
+from verifiers.equality.exact import free_symbols
 from verifiers.equality.numeric import has_unevaluated
-from verifiers.equality.realsets import compare, infinity_sign, substitute
+from verifiers.equality.realsets import infinity_sign, order_of, substitute
 from verifiers.grammar.nodes import Big, Builder, Cases, Group, Matrix, Node, Num, Op, Rel, SetOp, Sym
 from verifiers.sympy_objects.scalars import BOUND, no_counterpart, scalar
 
@@ -138,7 +138,7 @@ def _in_order(node: Group) -> bool:
     """Whether the ends are real constants, the lower one first."""
     low, high = node.items
     try:
-        return compare(low, high) <= 0
+        return order_of(low, high) <= 0
     except ParseError:
         return False
 
@@ -152,7 +152,7 @@ def _interval(node: Group) -> Any:
         if not all(end.is_Symbol or end.is_Number for end in ends):
             raise no_counterpart("an interval whose ends are formulas")
         return sympy.Interval(*ends, left_open, right_open)
-    order = compare(low, high)
+    order = order_of(low, high)
     if order > 0:
         raise ParseError("an interval whose lower end stands above its upper end")
     if order == 0:
@@ -185,7 +185,7 @@ def _operands(node: Node, may_split: bool) -> list[Any]:
         return [_set(node)]
     for item in node.items:
         if not free_symbols(item):
-            compare(item, item)  # raises unless it is a real number of reasonable size
+            order_of(item, item)  # raises unless it is a real number of reasonable size
     whole = _set(node)
     if len(whole) == 1 or all(value.is_Rational for value in whole):
         return [whole]

@@ -1,6 +1,6 @@
 """Numbers and formulas as exact sympy expressions: the scalar half of `symbolic`.
 
-Rational parts are folded by `evaluate.rational`, whose bounds come first. The rest is built bottom up. A part
+Rational parts are folded by `exact.rational`, whose bounds come first. The rest is built bottom up. A part
 is *tame* while its evaluation by sympy is known to be cheap: sums, products and integer powers of tame parts
 whose numbers, all multiplied out, stay below `MAX_TAME_BITS`; roots of small rational numbers and of
 variables; elementary functions of those. Tame parts are evaluated as sympy does by itself (x + x becomes
@@ -18,7 +18,7 @@ from typing import Any
 import sympy
 
 from verifiers.base import ParseError
-from verifiers.equality.evaluate import TooLarge, Undefined, free_symbols, rational
+from verifiers.equality.exact import TooLarge, Undefined, free_symbols, rational
 from verifiers.equality.numeric import Numeric
 from verifiers.equality.scalars import infinity_sign
 from verifiers.grammar.nodes import Big, Cases, Group, Node, Num, Op, Quantity, Ratio, Rel, Sym

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeGuard
 
-from verifiers.equality.evaluate import free_symbols
+from verifiers.equality.exact import free_symbols
 from verifiers.equality.matrices import matrix_value, unit_vector_sum
 from verifiers.equality.numeric import has_unevaluated
 from verifiers.equality.ratios import same_ratios
