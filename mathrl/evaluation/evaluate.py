@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import importlib.util
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +19,7 @@ from mathrl.evaluation.completions import (
 )
 from mathrl.evaluation.paired import Difference, compare_evaluations
 from mathrl.evaluation.result import Evaluation, Judged, Record, problems_hash, protocol_hash
+from mathrl.evaluation.source_hash import verifiers_hash
 from mathrl.types import Completion, Group, Problem, Sampling, Score, derive_seed
 
 if TYPE_CHECKING:  # judging saved completions needs no engine, and so neither torch nor transformers
@@ -75,17 +73,6 @@ def make_protocol(
         "num_samples": num_samples,
         **further,
     }
-
-
-@functools.cache  # what this process has imported does not change when the files do
-def verifiers_hash() -> str:
-    """16 hex digits of the verifiers' source: verdicts of other verifiers are not compared."""
-    spec = importlib.util.find_spec("verifiers")
-    digest = hashlib.blake2b(digest_size=8)
-    for folder in (spec and spec.submodule_search_locations) or ():
-        for path in sorted(Path(folder).rglob("*.py")):
-            digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
 
 
 def resume_key(
