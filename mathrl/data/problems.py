@@ -26,7 +26,7 @@ from mathrl.data.rows import (
 from mathrl.data.source import Row, hub_splits, read_file, read_hub
 from mathrl.data.wordproblems import Side, generate_drills, generate_problems
 from mathrl.errors import UserError, did_you_mean
-from mathrl.rewards.scorer import check_reference
+from mathrl.rewards.scorer import check_reference, read_only_as_words
 from mathrl.types import Problem, derive_seed
 
 __all__ = [
@@ -70,18 +70,22 @@ class ProblemSet:
     problems: tuple[Problem, ...]
     skipped: tuple[SkippedRow, ...] = ()
     demonstration: bool = False  # generated to demonstrate, no benchmark
+    words: frozenset[str] = frozenset()  # ids of problems whose reference is read only as words
 
     def __len__(self) -> int:
         return len(self.problems)
 
     def describe(self) -> str:
-        """One line: the number of problems, and of rows skipped for each reason with an example."""
+        """One line: how many problems, rows skipped for each reason, and references that are only words."""
         line = f"{self.name}: {len(self.problems)} problems"
         if self.demonstration:
             line += " (generated, for demonstration only)"
         for reason, count in Counter(s.reason for s in self.skipped).most_common():
             first = next(s for s in self.skipped if s.reason == reason)
             line += f"; {count} skipped, such as {first}"
+        worded = [p for p in self.problems if p.id in self.words]
+        if worded:
+            line += f"; {len(worded)} judged by their words alone, such as {worded[0].answer[:60]!r}"
         return line
 
 
@@ -218,6 +222,7 @@ def _read(data: DataConfig, row: DatasetRow, path: str, split: str) -> ProblemSe
     problems: list[Problem] = []
     skipped: list[SkippedRow] = []
     seen: set[str] = set()
+    words: set[str] = set()
     unreadable = 0
     for number, fields in _where(data.where, raw, name):
         try:
@@ -236,7 +241,9 @@ def _read(data: DataConfig, row: DatasetRow, path: str, split: str) -> ProblemSe
         else:
             seen.add(_key(problem))
             problems.append(problem)
-    found = ProblemSet(name, tuple(problems), tuple(skipped))
+            if read_only_as_words(problem):
+                words.add(problem.id)
+    found = ProblemSet(name, tuple(problems), tuple(skipped), words=frozenset(words))
     if unreadable > len(problems):
         rows = ", ".join(str(s.row) for s in skipped[:5])
         first = skipped[0]

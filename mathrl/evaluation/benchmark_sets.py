@@ -22,7 +22,12 @@ from mathrl.data.problems import DatasetRow, SkippedRow, make_problem
 from mathrl.data.rows import UnusableRow
 from mathrl.data.source import Row, read_file, read_hub
 from mathrl.errors import UserError, did_you_mean
-from mathrl.rewards.scorer import check_answer_type, check_extract_rule, check_reference
+from mathrl.rewards.scorer import (
+    check_answer_type,
+    check_extract_rule,
+    check_reference,
+    read_only_as_words,
+)
 from mathrl.types import Problem, derive_seed
 
 
@@ -85,6 +90,7 @@ class BenchmarkProblems:
     skipped: tuple[SkippedRow, ...]  # rows whose reference no verifier reads
     num_duplicates: int  # questions asked before, same reference or not; they stay in, as in published scores
     source: str  # file or hub name, with revision and split
+    num_words: int = 0  # problems whose reference is read only as words
 
     def facts(self) -> dict[str, Any]:
         """For the result: what was evaluated on."""
@@ -92,6 +98,7 @@ class BenchmarkProblems:
             "source": self.source,
             "num_problems": len(self.problems),
             "num_duplicates": self.num_duplicates,
+            "num_references_of_words": self.num_words,
             "num_unreadable_references": len(self.skipped),
             "unreadable_references": dict(Counter(s.text[:60] for s in self.skipped).most_common(5)),
             "licence": self.benchmark.licence,
@@ -203,7 +210,8 @@ def load_benchmark(
             range(len(problems)), max_problems
         )
         problems = [problems[i] for i in sorted(chosen)]
-    return BenchmarkProblems(benchmark, tuple(problems), tuple(skipped), duplicates, source)
+    words = sum(map(read_only_as_words, problems))
+    return BenchmarkProblems(benchmark, tuple(problems), tuple(skipped), duplicates, source, words)
 
 
 _LAYOUT = re.compile(

@@ -19,6 +19,7 @@ from mathrl.types import Completion, Group, Problem, Score
 from verifiers import Outcome, ParseError, Verdict
 from verifiers.extraction.rules import extract
 from verifiers.pool.pool import Request, VerifierPool
+from verifiers.tools.references import Reading, read_reference
 
 RewardModel = Callable[[Sequence[Problem], Sequence[Completion]], Sequence[float]]
 """Scores of a learned reward model, one a completion; ``mathrl.rewards.learned`` makes one."""
@@ -33,6 +34,11 @@ def check_reference(problem: Problem) -> str | None:
     except ParseError as error:
         return str(error)
     return None
+
+
+def read_only_as_words(problem: Problem) -> bool:
+    """Whether all that can be judged of an answer to the problem is that it repeats the reference."""
+    return read_reference(problem.answer, problem.answer_type).reading is Reading.WORDS
 
 
 def extract_answer(text: str, rule: str) -> str | None:
@@ -128,6 +134,7 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     """What the policy did in a rollout, before any selection: rewards, lengths, verdict shares.
 
     ``reward/equal_frac`` is the share of groups whose rewards are all equal: they carry no advantage.
+    ``verify/words_frac`` is the share whose reference is read only as words: right is who repeats them.
     """
     scores = [s for g in groups for s in g.scores]
     completions = [c for g in groups for c in g.completions]
@@ -146,6 +153,7 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "tokens/sampled": float(sum(lengths)),
     }
     metrics |= {f"verify/{o.value}_frac": outcomes[o.value] / len(scores) for o in Outcome}
+    metrics["verify/words_frac"] = fmean(float(read_only_as_words(g.problem)) for g in groups)
     for name in sorted({name for s in scores for name in s.parts}):
         metrics[f"reward/{name}"] = fmean(s.parts.get(name, 0.0) for s in scores)
     return metrics

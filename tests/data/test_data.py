@@ -68,6 +68,17 @@ def test_what_is_skipped_is_counted_with_its_reason(tmp_path):
     assert "skipped" in found.describe()
 
 
+def test_references_that_are_only_words_are_counted_when_loaded(tmp_path):
+    days = [{"question": f"On which day is {n}?", "answer": "Tuesday evening"} for n in range(3)]
+    loaded = [load(write(tmp_path / "days.jsonl", ROWS + days), role) for role in ("train", "held_out")]
+    counts = [sum(p.answer == "Tuesday evening" for p in found.problems) for found in loaded]
+    assert sum(counts) == 3
+    for found, count in zip(loaded, counts, strict=True):
+        said = f"; {count} judged by their words alone, such as 'Tuesday evening'"
+        assert (said in found.describe()) == (count > 0)
+    assert "words" not in load(write(tmp_path / "sums.jsonl", ROWS)).describe()
+
+
 def test_held_out_problems_are_the_same_for_every_seed_and_never_trained_on(tmp_path):
     path = write(tmp_path / "sums.jsonl", ROWS)
     held_out = [load(path, "held_out", seed).problems for seed in (0, 1)]

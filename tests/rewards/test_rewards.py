@@ -86,6 +86,12 @@ def test_rollout_metrics_count_what_the_policy_did(scorer):
     )
 
 
+def test_groups_whose_reference_is_only_words_are_a_metric_of_their_own(scorer):
+    wordy = Group(Problem("w", "Which day?", "Tuesday evening", "auto"), (1,), GROUPS[0].completions)
+    metrics = rollout_metrics(scorer.score([GROUPS[0], GROUPS[1], wordy]))
+    assert metrics["verify/words_frac"] == pytest.approx(1 / 3)
+
+
 def test_an_unknown_answer_type_suggests_near_names():
     with pytest.raises(UserError, match="'number'"):
         check_answer_type("nubmer")

@@ -60,6 +60,13 @@ class Auto(AnswerType):
         return False
 
 
+def names_a_choice(cleaned: str) -> bool:
+    """Whether a reference is read as letters of options: "B", "(B) 3", "A, B and D"."""
+    return bool(
+        _CHOICE_REFERENCE.fullmatch(cleaned) or option_parts(cleaned) or len(several_letters(cleaned)) > 1
+    )
+
+
 _TEXT = re.compile(r"\\(?:text|mbox|textrm|textbf|mathrm)\s*\{([^{}]*)\}")
 _FILLER = re.compile(
     r"^(?:exactly|a total of|(?:the )?(?:final )?(?:answer|result)(?: is)?:?)\s+", re.IGNORECASE

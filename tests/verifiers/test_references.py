@@ -1,0 +1,47 @@
+"""How references are read: what counts as mathematics, as words alone, and as unread."""
+
+from __future__ import annotations
+
+import pytest
+
+from verifiers.tools.references import Reading, read_reference
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "42",
+        "$x^2+1$",
+        "\\text{(B)}",
+        "B",
+        "(C) 12",
+        "\\text{A, C}",
+        "Yes",
+        "\\text{no}",
+        "True",
+        "DNE",
+        "x=3",
+    ],
+)
+def test_what_is_compared_beyond_its_spelling_is_mathematics(answer: str) -> None:
+    assert read_reference(answer).reading is Reading.MATHEMATICS
+
+
+@pytest.mark.parametrize("answer", ["\\text{Tuesday}", "ellipse", "Tuesday evening"])
+def test_what_only_its_own_words_meet_is_words(answer: str) -> None:
+    found = read_reference(answer)
+    assert (found.reading, found.kind) == (Reading.WORDS, "words")
+
+
+def test_unread_references_of_one_kind_count_together() -> None:
+    found = [read_reference(answer) for answer in ("\\frac{3}{2^{5}", "\\sqrt{\\frac{1}{2}")]
+    assert {read.reading for read in found} == {Reading.UNREAD}
+    assert len({read.kind for read in found}) == 1
+
+
+def test_the_type_decides() -> None:
+    assert read_reference("42", "text").reading is Reading.WORDS
+    assert read_reference("Tuesday", "number").reading is Reading.UNREAD
+    assert read_reference("B", "choice").reading is Reading.MATHEMATICS
+    with pytest.raises(ValueError, match="number"):
+        read_reference("42", "nubmer")

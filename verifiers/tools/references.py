@@ -1,0 +1,54 @@
+"""How a data set's references are read: as mathematics, as words alone, or not at all."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+from verifiers import ParseError, parse_reference
+from verifiers.answers.auto import names_a_choice
+from verifiers.answers.structured import Answer, is_word
+
+_DECIDED_WORDS = re.compile(r"yes|no|true|false|does not exist|dne|undefined|not defined|is undefined")
+_QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|(?<![\w\\])\d[\d,.]*|\\[A-Za-z]+")
+
+
+class Reading(StrEnum):
+    """What can be judged of answers to a reference.
+
+    WORDS: it is read only as text, so that an answer is right where it repeats the text; another way to say
+    or write the same is refused. Choice letters, yes and no, and "does not exist" are more than that.
+    """
+
+    MATHEMATICS = "mathematics"
+    WORDS = "words"
+    UNREAD = "unread"
+
+
+@dataclass(frozen=True, slots=True)
+class ReadReference:
+    """A reference as it was read. kind: for WORDS and UNREAD, the group that it belongs to in a count."""
+
+    reading: Reading
+    kind: str = ""
+
+
+def read_reference(answer: str, answer_type: str = "auto") -> ReadReference:
+    """How a reference is read. Raises `ValueError` for an unknown answer type."""
+    try:
+        parsed = parse_reference(answer, answer_type)
+    except ParseError as error:
+        return ReadReference(Reading.UNREAD, _QUOTED.sub("…", str(error)))
+    if isinstance(parsed, str) and answer_type == "text":
+        return ReadReference(Reading.WORDS, "words")
+    if not isinstance(parsed, Answer):
+        return ReadReference(Reading.MATHEMATICS)
+    if parsed.contradicts:
+        return ReadReference(Reading.WORDS, "statements that contradict each other")
+    if parsed.node is not None and not is_word(parsed.node):
+        return ReadReference(Reading.MATHEMATICS)
+    if _DECIDED_WORDS.fullmatch(parsed.words) or names_a_choice(parsed.cleaned):
+        return ReadReference(Reading.MATHEMATICS)
+    with_formulas = re.search(r"[\d=<>^\\$]", parsed.cleaned.replace("\\text", "")) is not None
+    return ReadReference(Reading.WORDS, "words with formulas or numbers" if with_formulas else "words")
