@@ -34,7 +34,7 @@ from mathrl.data.prompts import PromptTemplate
 from mathrl.data.wordproblems import generate_problems
 from mathrl.evaluation.benchmark_sets import known_benchmarks
 from mathrl.evaluation.completions import read_rows
-from mathrl.evaluation.evaluate import evaluate
+from mathrl.evaluation.evaluate import EvaluationSettings, evaluate
 from mathrl.evaluation.result import Evaluation, Judged, Record
 from mathrl.evaluation.saved_completions import read_saved
 from mathrl.policy.model import Policy
@@ -132,9 +132,7 @@ def overhead(folder: Path, rounds: int) -> dict[str, Any]:
             engine,
             problems,
             scorer,
-            max_completion_tokens=96,
-            num_samples=4,
-            prompt=template.describe(),
+            EvaluationSettings(96, num_samples=4, prompt=template.describe()),
             out=folder / f"round{number}.jsonl",
         )
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from step_workload import PARITY_PROBLEMS, Work, device_gib, reward
 
-from mathrl.algorithms.table import resolve
+from mathrl.algorithms.table import resolve_algorithm
 from mathrl.data.problems import ProblemStream
 from mathrl.policy.model import Policy
 from mathrl.rewards.scorer import RewardScorer
@@ -152,7 +152,7 @@ def parity(work: Work, policy: Policy, config: Any, correct: bool) -> dict[str, 
         sampling_logprobs=old - saved["sampling_noise"].to(policy.device),
         advantages=saved["advantages"].to(policy.device)[:, None] * batch.loss_mask,
     )
-    algorithm = resolve(config.algorithm, config.rollout, config.update)
+    algorithm = resolve_algorithm(config.algorithm, config.rollout, config.update)
     loss = PolicyLoss(config, algorithm, correct=correct).backward(policy, batch, Meter())
     gradients = [p.grad for p in policy.trainable_parameters()]
     norm = torch.stack([g.norm() for g in gradients if g is not None]).norm()
@@ -166,7 +166,7 @@ def measure(
     warmup: int, steps: int,
 ) -> dict[str, Any]:  # fmt: skip
     """Seconds of every measured step by phase, by the trainer's own clock; tokens; memory."""
-    algorithm = resolve(config.algorithm, config.rollout, config.update)
+    algorithm = resolve_algorithm(config.algorithm, config.rollout, config.update)
     if old:
         algorithm = replace(
             algorithm, updates_per_rollout=2

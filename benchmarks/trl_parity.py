@@ -26,7 +26,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.record import describe, store
-from mathrl.algorithms.table import Algorithm, resolve
+from mathrl.algorithms.table import Algorithm, resolve_algorithm
 from mathrl.commands.replay import save_batch
 from mathrl.config import Config
 from mathrl.data.prompts import make_template
@@ -152,7 +152,7 @@ def compare(folder: Path, trl_python: str) -> dict[str, Any]:
     asked = []
     for name, row, knobs, moved in CASES:
         config = config_of(row, knobs)
-        algorithm = resolve(config.algorithm, config.rollout, config.update)
+        algorithm = resolve_algorithm(config.algorithm, config.rollout, config.update)
         batch = annotate(policy, bare, MicroBatches(8192), old=True, reference=True)
         noise = moved * torch.randn(batch.loss_mask.shape, generator=torch.Generator().manual_seed(9))
         assert batch.old_logprobs is not None
@@ -176,7 +176,7 @@ def compare(folder: Path, trl_python: str) -> dict[str, Any]:
     found = []
     for case, (name, row, knobs, _) in zip(told["cases"], CASES, strict=True):
         config = config_of(row, knobs)
-        algorithm = resolve(config.algorithm, config.rollout, config.update)
+        algorithm = resolve_algorithm(config.algorithm, config.rollout, config.update)
         batch = load_batch(Path(case["batch"]))
         theirs = load_file(folder / f"{case['case']}.safetensors".replace(" ", "_"))
         advantages = theirs.pop("advantages")[:, None] * batch.loss_mask

@@ -7,7 +7,7 @@ import torch
 from policy.conftest import build_batch, build_policy
 from torch import Tensor, nn
 
-from mathrl.algorithms.table import ALGORITHMS, Algorithm, resolve
+from mathrl.algorithms.table import ALGORITHMS, Algorithm, resolve_algorithm
 from mathrl.config import Config
 from mathrl.policy.model import Policy
 from mathrl.types import Batch
@@ -44,7 +44,7 @@ def configured(name: str, **settings: Any) -> tuple[Config, Algorithm]:
         section, field = key.split("__")
         table.setdefault(section, {})[field] = value
     config = Config.model_validate(table)
-    return config, resolve(config.algorithm, config.rollout, config.update)
+    return config, resolve_algorithm(config.algorithm, config.rollout, config.update)
 
 
 @torch.no_grad()

@@ -157,3 +157,25 @@ def _finish(folder: Path, steps: int, level: float) -> None:
         "data": "wordproblems",
     }
     (folder / "summary.json").write_text(json.dumps(summary))
+
+
+def trial(algorithm: str, seed: int, right: Sequence[int], **changes: int) -> dict:
+    """What a trial of ``mathrl compare`` leaves; ``right``: the verdict of each held-out problem."""
+    reached = {
+        "steps": 10, "tokens": 5000, "seconds": {"rollout": 1.0, "update": 3.0}, "accepted": 0, "refused": 0,
+        "explained_variance": None, "accuracy": sum(right) / len(right), "ci95": [0, 1], "right": right,
+        "kl": 0.1,
+    }  # fmt: skip
+    curve = [{"tokens": 500 * (i + 1), "seconds": 0.4 * (i + 1), "reward/mean": 0.1 * i} for i in range(10)]
+    return {
+        "algorithm": algorithm,
+        "seed": seed,
+        "reached": {"tokens": reached | changes, "seconds": reached | changes},
+        "curve": curve,
+        "memory_mib": {
+            "peak": 900.0 + seed,
+            "optimizer": 1.0,
+            "adapter": 0.5,
+            "critic": 0.7 * (algorithm == "ppo"),
+        },
+    }

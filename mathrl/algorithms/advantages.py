@@ -127,7 +127,7 @@ def last_token(mask: Tensor) -> Tensor:
     return mask & (after == 1)
 
 
-def spread(per_completion: Tensor, mask: Tensor) -> Tensor:
+def at_tokens(per_completion: Tensor, mask: Tensor) -> Tensor:
     """(B,) -> (B, T): a completion's value at each of its tokens, 0 where masked."""
     return torch.where(mask, per_completion[:, None], 0.0)
 

@@ -1,7 +1,7 @@
 """ALGORITHMS: each is a row of the pure functions of advantages.py and losses.py, and an update rule.
 
-A knob left unset in the recipe takes the row's value; any can be set by itself. ``resolve`` joins the two and
-refuses, before a model is loaded, combinations that cannot mean what they say.
+A knob left unset in the recipe takes the row's value; any can be set by itself. ``resolve_algorithm`` joins
+the two and refuses, before a model is loaded, combinations that cannot mean what they say.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from mathrl.algorithms.advantages import (
     COMPLETION_ADVANTAGES,
+    at_tokens,
     gae,
     last_token,
     overlong_penalty,
-    spread,
     whiten,
 )
 from mathrl.algorithms.losses import KL_ESTIMATORS
@@ -64,7 +64,7 @@ class Algorithm:
     overlong_buffer: int | None = 0  # tokens; None: a fifth of the completion limit
     whiten_advantages: bool = False
     update_rule: Literal["first_order", "trust_region"] = "first_order"
-    # filled in by resolve() from the recipe
+    # filled in by resolve_algorithm() from the recipe
     kl_knee: float = 10.0
     kl_target: float = 0.0
     gamma: float = 1.0
@@ -114,7 +114,7 @@ class Algorithm:
         if self.advantage != "gae":
             advantage = COMPLETION_ADVANTAGES[self.advantage]
             per_completion = advantage(rewards - penalty.sum(1), batch.group_ids, sum_ranks)
-            return batch.add(advantages=self._whitened(spread(per_completion, mask), mask))
+            return batch.add(advantages=self._whitened(at_tokens(per_completion, mask), mask))
         assert batch.values is not None, "gae needs values: annotate(…, values=True)"
         token_rewards = torch.where(last_token(mask), rewards[:, None], 0.0) - penalty
         advantages, returns = gae(token_rewards, batch.values, mask, self.gamma, self.gae_lambda)
@@ -216,7 +216,7 @@ ALGORITHMS: dict[str, Algorithm] = {
 }
 
 
-def resolve(config: AlgorithmConfig, rollout: RolloutConfig, update: UpdateConfig) -> Algorithm:
+def resolve_algorithm(config: AlgorithmConfig, rollout: RolloutConfig, update: UpdateConfig) -> Algorithm:
     """The row ``config.name`` with the recipe's knobs set.
 
     Raises:

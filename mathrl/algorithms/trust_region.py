@@ -26,13 +26,13 @@ SHRINK = 0.8
 LinearMap = Callable[[Tensor], Tensor]
 
 
-def flatten(tensors: Sequence[Tensor]) -> Tensor:
+def to_vector(tensors: Sequence[Tensor]) -> Tensor:
     """Tensors of any shapes -> (n,)."""
     return torch.cat([t.reshape(-1) for t in tensors])
 
 
-def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """(n,) -> tensors shaped as ``like``; the inverse of ``flatten``."""
+def from_vector(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """(n,) -> tensors shaped as ``like``; the inverse of ``to_vector``."""
     parts = vector.split([t.numel() for t in like])
     return [part.view_as(t) for part, t in zip(parts, like, strict=True)]
 
@@ -111,10 +111,10 @@ class GaussNewton:
 
     def __call__(self, vector: Tensor) -> Tensor:
         """(n,) -> (n,)."""
-        pieces = unflatten(vector, self.parameters)
+        pieces = from_vector(vector, self.parameters)
         (tangent,) = torch.autograd.grad(self._pulled, self._cotangent, pieces, retain_graph=True)
         image = fisher_logits_product(self.hidden.detach(), tangent, self.head, self.temperature)
-        return flatten(torch.autograd.grad(self.hidden, self.parameters, image, retain_graph=True))
+        return to_vector(torch.autograd.grad(self.hidden, self.parameters, image, retain_graph=True))
 
 
 class Moved(NamedTuple):

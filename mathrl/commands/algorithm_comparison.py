@@ -94,7 +94,7 @@ def plan(args: argparse.Namespace) -> tuple[Config, list[Config]]:
     Raises:
         UserError: an unknown algorithm, a budget below nothing, or a combination that cannot be.
     """
-    from mathrl.algorithms.table import ALGORITHMS, resolve
+    from mathrl.algorithms.table import ALGORITHMS, resolve_algorithm
     from mathrl.recipes import load_recipe
 
     for option in ("seeds", "tokens", "seconds"):
@@ -111,7 +111,7 @@ def plan(args: argparse.Namespace) -> tuple[Config, list[Config]]:
                 raise UserError(f"--algorithms: no algorithm {name!r}; {did_you_mean(name, ALGORITHMS)}")
             knobs = {k: v for k, v in COMPARED.get(name, {}).items() if k not in set_by_user}
             section = base.algorithm.model_copy(update={"name": name, **knobs})
-            resolve(section, base.rollout, base.update)
+            resolve_algorithm(section, base.rollout, base.update)
             trials.append(
                 base.model_copy(
                     update={

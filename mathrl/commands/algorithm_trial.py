@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mathrl.algorithms.table import resolve
+from mathrl.algorithms.table import resolve_algorithm
 from mathrl.algorithms.trust_region import compare_tokens
 from mathrl.commands.prepare import HELD_OUT
 from mathrl.config import Config
 from mathrl.data.problems import ProblemStream, extract_rule, load_problems
 from mathrl.data.prompts import make_template
-from mathrl.evaluation.evaluate import evaluate
+from mathrl.evaluation.evaluate import EvaluationSettings, evaluate
 from mathrl.policy.model import Policy
 from mathrl.rewards.scorer import RewardScorer
 from mathrl.rollout.base import Engine
@@ -88,7 +88,7 @@ def run_trial(
     """
     if config.run.num_threads:
         torch.set_num_threads(config.run.num_threads)
-    algorithm = resolve(config.algorithm, config.rollout, config.update)
+    algorithm = resolve_algorithm(config.algorithm, config.rollout, config.update)
     policy = Policy.from_pretrained(config.model.path, config)
     template = make_template(config, policy.tokenizer)
     train = load_problems(config.data, "train", problem_seed)
@@ -155,9 +155,8 @@ def _look(
     config: Config, policy: Policy, engine: Engine, scorer: RewardScorer, problems: Sequence[Problem]
 ) -> dict[str, Any]:
     """Greedy accuracy on the problems, and how far the policy is from the reference."""
-    found = evaluate(
-        engine, problems, scorer, max_completion_tokens=config.rollout.max_completion_tokens, name=HELD_OUT
-    )
+    settings = EvaluationSettings(config.rollout.max_completion_tokens)
+    found = evaluate(engine, problems, scorer, settings, name=HELD_OUT)
     sampling = Sampling(max_completion_tokens=config.rollout.max_completion_tokens, logprobs=False)
     seed = derive_seed(config.run.seed, "kl")
     groups = engine.sample(problems[:KL_PROBLEMS], 1, sampling, seed=seed)

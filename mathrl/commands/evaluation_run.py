@@ -17,8 +17,9 @@ from mathrl.errors import UserError
 from mathrl.evaluation.benchmark_sets import BenchmarkProblems
 from mathrl.evaluation.completions import refuse_other
 from mathrl.evaluation.contamination import find_contamination
-from mathrl.evaluation.evaluate import Evaluation, evaluate, make_protocol, resume_key
+from mathrl.evaluation.evaluate import Evaluation, evaluate
 from mathrl.evaluation.paired import check_comparable, compare_evaluations
+from mathrl.evaluation.protocol import EvaluationSettings, make_protocol, resume_key
 from mathrl.policy.model import Policy
 from mathrl.report.evaluation_page import Result
 from mathrl.rewards.scorer import RewardScorer
@@ -48,7 +49,7 @@ class Task:
 
     found: BenchmarkProblems
     template: PromptTemplate
-    max_completion_tokens: int
+    settings: EvaluationSettings
     longest_prompt: int
     info: Mapping[str, Any]
     before: Evaluation | None
@@ -72,7 +73,7 @@ def evaluate_benchmarks(plan: Plan, console: Console) -> list[Result]:
     templates = {task.name: task.template for task in tasks}
     limits = {
         "max_prompt_tokens": max(8, *(task.longest_prompt for task in tasks)),
-        "max_completion_tokens": max(task.max_completion_tokens for task in tasks),
+        "max_completion_tokens": max(task.settings.max_completion_tokens for task in tasks),
     }
     config = plan.source.config
     config = config.model_copy(update={"rollout": config.rollout.model_copy(update=limits)})
@@ -80,10 +81,11 @@ def evaluate_benchmarks(plan: Plan, console: Console) -> list[Result]:
     console.print(f"{plan.source.name}: {reason}")
     for task in tasks:
         wanted = plan.args.max_completion_tokens or task.found.benchmark.max_completion_tokens
-        if task.max_completion_tokens < wanted:
+        limit = task.settings.max_completion_tokens
+        if limit < wanted:
             console.print(
-                f"{task.name}: completions end at {task.max_completion_tokens} tokens, for the model's "
-                f"context holds no more beside a prompt of {task.longest_prompt}"
+                f"{task.name}: completions end at {limit} tokens, for the model's context holds "
+                f"no more beside a prompt of {task.longest_prompt}"
             )
     args, results = plan.args, []
     try:
@@ -97,14 +99,9 @@ def evaluate_benchmarks(plan: Plan, console: Console) -> list[Result]:
                         engine,
                         task.found.problems,
                         scorer,
-                        max_completion_tokens=task.max_completion_tokens,
-                        num_samples=args.samples,
-                        temperature=args.temperature,
-                        top_p=args.top_p,
+                        task.settings,
                         seed=args.seed,
                         name=task.name,
-                        prompt=task.template.describe(),
-                        stop=STOP if args.shots else "",
                         info=task.info,
                         out=task.file,
                         replace_other=args.overwrite,
@@ -136,16 +133,10 @@ def _task(found: BenchmarkProblems, policy: Policy, plan: Plan) -> Task:
                 "leave long problems out of the file given with --data"
             )
         limit = min(limit, room)
-    protocol = make_protocol(
-        found.problems,
-        extract=benchmark.extract,
-        max_completion_tokens=limit,
-        num_samples=args.samples,
-        temperature=args.temperature,
-        top_p=args.top_p,
-        prompt=template.describe(),
-        stop=STOP if args.shots else "",
+    settings = EvaluationSettings(
+        limit, args.samples, args.temperature, args.top_p, template.describe(), STOP if args.shots else ""
     )
+    protocol = make_protocol(found.problems, settings, extract=benchmark.extract)
     before = plan.before.get(benchmark.name)
     if before is not None:
         check_comparable(before.protocol, protocol, f"{args.against}", "this evaluation")
@@ -153,7 +144,7 @@ def _task(found: BenchmarkProblems, policy: Policy, plan: Plan) -> Task:
     file = plan.out / benchmark.name / "completions.jsonl"
     if not args.overwrite:
         refuse_other(file, resume_key(protocol, args.seed, 0, info))
-    return Task(found, template, limit, longest, info, before, file)
+    return Task(found, template, settings, longest, info, before, file)
 
 
 def _template(found: BenchmarkProblems, policy: Policy, plan: Plan) -> PromptTemplate:

@@ -11,9 +11,10 @@ from pathlib import Path
 from mathrl.config import RewardConfig
 from mathrl.errors import UserError
 from mathrl.evaluation.benchmark_sets import find_benchmarks
-from mathrl.evaluation.completions import judged_records, read_evaluation, write_evaluation
-from mathrl.evaluation.evaluate import make_protocol, record_of, score
+from mathrl.evaluation.completions import read_evaluation, write_evaluation
+from mathrl.evaluation.evaluate import judge_groups
 from mathrl.evaluation.paired import compare_evaluations
+from mathrl.evaluation.protocol import EvaluationSettings, make_protocol
 from mathrl.evaluation.result import Evaluation, protocol_hash
 from mathrl.evaluation.saved_completions import SavedFile, read_saved
 from mathrl.report.evaluation_page import Result, print_results, write_results
@@ -91,29 +92,20 @@ def judge(
     scorer = RewardScorer(RewardConfig(num_workers=jobs, timeout_s=timeout_s), extract)
     start = time.perf_counter()
     try:
-        scored = score(scorer, groups)
+        records, skipped = judge_groups(scorer, groups, saved.name)
     finally:
         scorer.close()
-    records = [record_of(group) for group in scored]
-    kept = judged_records(records)
-    if not kept:
-        raise UserError(f"{saved.name}: no verifier can read any of the {len(records)} references")
-    fewest = min(len(r.samples) for r in kept)
-    protocol = make_protocol(
-        problems,
-        extract=extract,
-        max_completion_tokens=0,
-        num_samples=fewest,
-        prompt={"saved by": saved.origin},
-    )
+    fewest = min(len(r.samples) for r in records)
+    settings = EvaluationSettings(0, fewest, prompt={"saved by": saved.origin})
+    protocol = make_protocol(problems, settings, extract=extract)
     protocol |= {k: v for k, v in saved.protocol.items() if k not in ("extract", "verifiers", "problems")}
     return Evaluation(
         saved.name,
-        kept,
+        records,
         protocol,
         version=saved.header.get("version", 0),
         seed=saved.header.get("seed", 0),
-        skipped=len(records) - len(kept) + saved.header.get("skipped", 0),
+        skipped=skipped + saved.header.get("skipped", 0),
         seconds={"verify": time.perf_counter() - start},
         info=saved.header.get("info", {}),
     )

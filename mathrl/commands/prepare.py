@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from mathrl.algorithms.table import Algorithm, resolve
+from mathrl.algorithms.table import Algorithm, resolve_algorithm
 from mathrl.config import Config
 from mathrl.data.hub import check_model
 from mathrl.data.problems import ProblemSet, Role, SkippedRow, load_problems
@@ -40,7 +40,7 @@ def prepare(config: Config, *, resume: bool, overwrite: bool) -> Plan:
     Raises:
         UserError: what is wrong, where, and what to do.
     """
-    algorithm = resolve(config.algorithm, config.rollout, config.update)
+    algorithm = resolve_algorithm(config.algorithm, config.rollout, config.update)
     folder = RunFolder.of(config)
     folder.check(config, resume=resume, overwrite=overwrite)
     if config.run.device == "cuda" and not torch.cuda.is_available():

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mathrl import __version__
-from mathrl.algorithms.table import Algorithm, resolve
+from mathrl.algorithms.table import Algorithm, resolve_algorithm
 from mathrl.config import Config
 from mathrl.errors import UserError
 from mathrl.policy.model import Policy
@@ -142,7 +142,7 @@ def replay(path: Path, reference: Path | None = None) -> list[Row]:
     """
     told, tensors, state = _read(path)
     config = load_config(path / "config.toml")
-    algorithm = resolve(config.algorithm, config.rollout, config.update)
+    algorithm = resolve_algorithm(config.algorithm, config.rollout, config.update)
     policy = Policy.from_pretrained(_reference(path, told, reference), config)
     policy.load_adapter(Adapter({}, {name: state[f"adapter.{name}"] for name in told["adapter"]}))
     update = make_update(config, algorithm, policy, engine_exact=not told["correct"])

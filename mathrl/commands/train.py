@@ -29,7 +29,7 @@ from mathrl.config import Config
 from mathrl.data.problems import ProblemStream, extract_rule
 from mathrl.data.prompts import PromptTemplate, make_template
 from mathrl.errors import NonFiniteError, UserError
-from mathrl.evaluation.evaluate import Evaluation, evaluate
+from mathrl.evaluation.evaluate import Evaluation, EvaluationSettings, evaluate
 from mathrl.policy.model import Policy
 from mathrl.report.doctor import Doctor, tell
 from mathrl.report.run_page import write_report
@@ -186,12 +186,14 @@ class Run:
                 self.engine,
                 problems,
                 self.scorer,
-                max_completion_tokens=cfg.evaluate.max_completion_tokens or cfg.rollout.max_completion_tokens,
-                num_samples=num_samples,
-                temperature=cfg.evaluate.temperature,
+                EvaluationSettings(
+                    cfg.evaluate.max_completion_tokens or cfg.rollout.max_completion_tokens,
+                    num_samples,
+                    cfg.evaluate.temperature,
+                    prompt=self.template.describe(),
+                ),
                 seed=derive_seed(cfg.run.seed, "evaluate"),
                 name=name,
-                prompt=self.template.describe(),
                 out=self.folder.evaluations / file if file else None,
                 progress=stage,
             )

@@ -194,7 +194,7 @@ def generate_problems(
                 f"only {len(problems)} different word problems were found of {num} asked for: ask for fewer, "
                 f"or raise max_steps ({max_steps}) or max_operand ({max_operand})"
             )
-        problem = _draw(rng, rng.choice(scenes), steps[len(problems) % len(steps)], max_operand)
+        problem = _story(rng, rng.choice(scenes), steps[len(problems) % len(steps)], max_operand)
         if problem.question not in asked and side_of(problem) == side:
             asked.add(problem.question)
             problems.append(problem)
@@ -261,7 +261,7 @@ def corpus() -> Iterator[str]:
         yield f"Question: {problem.question}\nAnswer: {problem.solution}"
 
 
-def _draw(rng: random.Random, scene: Scene, num_steps: int, max_operand: int) -> Problem:
+def _story(rng: random.Random, scene: Scene, num_steps: int, max_operand: int) -> Problem:
     start, chain = _chain(rng, num_steps, max_operand)
     name, friend = rng.sample(_NAMES, 2)
     words = {"name": name, "friend": friend, "thing": rng.choice(_THINGS)}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,8 +20,8 @@ from mathrl.evaluation.completions import (
     write_evaluation,
 )
 from mathrl.evaluation.paired import Difference, compare_evaluations
-from mathrl.evaluation.result import Evaluation, Judged, Record, problems_hash, protocol_hash
-from mathrl.evaluation.source_hash import verifiers_hash
+from mathrl.evaluation.protocol import EvaluationSettings, make_protocol, resume_key
+from mathrl.evaluation.result import Evaluation, Judged, Record
 from mathrl.types import Completion, Group, Problem, Sampling, Score, derive_seed
 
 if TYPE_CHECKING:  # judging saved completions needs no engine, and so neither torch nor transformers
@@ -28,9 +30,9 @@ if TYPE_CHECKING:  # judging saved completions needs no engine, and so neither t
 __all__ = [
     "Difference",
     "Evaluation",
+    "EvaluationSettings",
     "compare_evaluations",
     "evaluate",
-    "make_protocol",
     "read_evaluation",
 ]
 
@@ -48,58 +50,15 @@ class Scorer(Protocol):
     def score(self, groups: Sequence[Group]) -> list[Group]: ...
 
 
-def make_protocol(
-    problems: Sequence[Problem],
-    *,
-    extract: str,
-    max_completion_tokens: int,
-    num_samples: int = 0,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    prompt: Mapping[str, Any] | None = None,
-    stop: str = "",
-) -> dict[str, Any]:
-    """Everything that two evaluations must share to be compared. Seeds and engines are not in it."""
-    further: dict[str, Any] = {"stop": stop} if stop else {}
-    if num_samples:
-        further |= {"temperature": temperature, "top_p": top_p}
-    return {
-        "problems": problems_hash(problems),
-        "num_problems": len(problems),
-        "prompt": dict(prompt or {}),
-        "extract": extract,
-        "verifiers": verifiers_hash(),
-        "max_completion_tokens": max_completion_tokens,
-        "num_samples": num_samples,
-        **further,
-    }
-
-
-def resume_key(
-    protocol: Mapping[str, Any], seed: int, version: int, info: Mapping[str, Any] | None = None
-) -> str:
-    """16 hex digits that change with anything completions depend on: what an interrupted file goes on with.
-
-    The verifiers are left out: completions that are there already are judged by those of today.
-    """
-    made_by = {k: v for k, v in protocol.items() if k != "verifiers"}
-    return protocol_hash({"protocol": made_by, "seed": seed, "version": version, "info": dict(info or {})})
-
-
 def evaluate(
     engine: Engine,
     problems: Sequence[Problem],
     scorer: Scorer,
+    settings: EvaluationSettings,
     *,
-    max_completion_tokens: int,
-    num_samples: int = 0,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
     seed: int = 0,
     name: str = "held_out",
-    prompt: Mapping[str, Any] | None = None,
     info: Mapping[str, Any] | None = None,
-    stop: str = "",
     out: Path | None = None,
     replace_other: bool = False,
     progress: Progress | None = None,
@@ -107,10 +66,7 @@ def evaluate(
     """Sample, judge and count, with the weights the engine has now.
 
     Args:
-        num_samples: k samples a problem at ``temperature`` beside the greedy completion; 0: greedy only.
-        prompt: describes the prompt template; part of the protocol.
         info: told in the result, not compared (model, engine …).
-        stop: completions are cut before this text (few-shot prompts make a base model go on asking).
         out: ``*.jsonl``; completions go there as they finish, and an evaluation that was interrupted goes on
             from them. At the end it holds the verdicts, and ``<stem>.json`` beside it the numbers.
         replace_other: an evaluation of something else in ``out`` is replaced, not refused.
@@ -121,57 +77,22 @@ def evaluate(
         UserError: no problem, two problems with one id, a prompt too long for the model's context, or
             ``out`` holds an evaluation of something else.
     """
-    ids = [p.id for p in problems]
-    if not ids:
-        raise UserError(f"evaluation {name}: there is no problem to evaluate on")
-    if len(set(ids)) < len(ids):
-        twice = next(i for i in ids if ids.count(i) > 1)
-        raise UserError(f"evaluation {name}: the problem id {twice} is there twice; ids must differ")
-    protocol = make_protocol(
-        problems,
-        extract=scorer.extract,
-        max_completion_tokens=max_completion_tokens,
-        num_samples=num_samples,
-        temperature=temperature,
-        top_p=top_p,
-        prompt=prompt,
-        stop=stop,
-    )
+    _check_ids(problems, name)
+    protocol = make_protocol(problems, settings, extract=scorer.extract)
     header = {"name": name, "resume_key": resume_key(protocol, seed, engine.version, info)}
-    log = CompletionLog(out, header, replace_other=replace_other)
-    sampler = _Sampler(engine, problems, scorer, log, stop, progress)
-    sampler.total = len(problems) * (1 + num_samples)
     start = time.perf_counter()
-    try:
-        greedy = sampler.run(
-            GREEDY, 1, Sampling(0.0, max_completion_tokens=max_completion_tokens, logprobs=False), seed
-        )
-        sampled = (
-            [()] * len(problems)
-            if not num_samples
-            else sampler.run(
-                SAMPLE,
-                num_samples,
-                Sampling(temperature, top_p, max_completion_tokens=max_completion_tokens, logprobs=False),
-                derive_seed(seed, "samples"),
-            )
-        )
-    finally:
-        log.close()
+    with closing(CompletionLog(out, header, replace_other=replace_other)) as log:
+        sampler = _Sampler(engine, problems, scorer, settings, log, progress)
+        groups = sampler.groups(seed)
     generated = time.perf_counter()
-    groups = [Group(p, (), (*g, *s)) for p, g, s in zip(problems, greedy, sampled, strict=True)]
-    scored = score(scorer, groups)
-    records = [record_of(group) for group in scored]
-    kept = judged_records(records)
-    if not kept:
-        raise UserError(f"evaluation {name}: no verifier can read any of the {len(ids)} references")
+    records, skipped = judge_groups(scorer, groups, name)
     evaluation = Evaluation(
         name=name,
-        records=kept,
+        records=records,
         protocol=protocol,
         version=engine.version,
         seed=seed,
-        skipped=len(records) - len(kept),
+        skipped=skipped,
         reused=sampler.reused,
         seconds={"generate": generated - start, "verify": time.perf_counter() - generated},
         info={"engine": engine.name, **(info or {})},
@@ -179,6 +100,15 @@ def evaluate(
     if out is not None:
         write_evaluation(evaluation, out, header)
     return evaluation
+
+
+def _check_ids(problems: Sequence[Problem], name: str) -> None:
+    counts = Counter(p.id for p in problems)
+    if not counts:
+        raise UserError(f"evaluation {name}: there is no problem to evaluate on")
+    twice, times = counts.most_common(1)[0]
+    if times > 1:
+        raise UserError(f"evaluation {name}: the problem id {twice} is there twice; ids must differ")
 
 
 class _Sampler:
@@ -189,15 +119,28 @@ class _Sampler:
         engine: Engine,
         problems: Sequence[Problem],
         scorer: Scorer,
+        settings: EvaluationSettings,
         log: CompletionLog,
-        stop: str,
         progress: Progress | None,
     ):
         self.engine, self.problems, self.scorer, self.log = engine, problems, scorer, log
-        self.stop, self.progress = stop, progress
-        self.total = self.done = self.reused = 0
+        self.settings, self.progress = settings, progress
+        self.total = len(problems) * (1 + settings.num_samples)
+        self.done = self.reused = 0
 
-    def run(self, kind: str, size: int, sampling: Sampling, seed: int) -> list[tuple[Completion, ...]]:
+    def groups(self, seed: int) -> list[Group]:
+        """All completions of each problem, the greedy one first."""
+        settings, limit = self.settings, self.settings.max_completion_tokens
+        greedy = self._sample(GREEDY, 1, Sampling(0.0, max_completion_tokens=limit, logprobs=False), seed)
+        sampled: list[tuple[Completion, ...]] = [()] * len(self.problems)
+        if settings.num_samples:
+            sampling = Sampling(
+                settings.temperature, settings.top_p, max_completion_tokens=limit, logprobs=False
+            )
+            sampled = self._sample(SAMPLE, settings.num_samples, sampling, derive_seed(seed, "samples"))
+        return [Group(p, (), (*g, *s)) for p, g, s in zip(self.problems, greedy, sampled, strict=True)]
+
+    def _sample(self, kind: str, size: int, sampling: Sampling, seed: int) -> list[tuple[Completion, ...]]:
         """``size`` completions a problem; a problem of which any is missing is sampled whole."""
         ready: dict[str, tuple[Completion, ...]] = {}
         for problem in self.problems:
@@ -220,14 +163,28 @@ class _Sampler:
         return [ready[p.id] for p in self.problems]
 
     def _cut(self, completion: Completion) -> Completion:
-        if not self.stop or self.stop not in completion.text:
+        stop = self.settings.stop
+        if not stop or stop not in completion.text:
             return completion
-        return replace(completion, text=completion.text.split(self.stop, 1)[0], finish_reason="stop")
+        return replace(completion, text=completion.text.split(stop, 1)[0], finish_reason="stop")
 
     def _count(self, more: int) -> None:
         self.done += more
         if self.progress is not None:
             self.progress(self.done, self.total)
+
+
+def judge_groups(scorer: Scorer, groups: Sequence[Group], name: str) -> tuple[tuple[Record, ...], int]:
+    """The records of completions, and how many were left out because no verifier reads their reference.
+
+    Raises:
+        UserError: none is left.
+    """
+    records = [record_of(group) for group in score(scorer, groups)]
+    kept = judged_records(records)
+    if not kept:
+        raise UserError(f"evaluation {name}: no verifier can read any of the {len(records)} references")
+    return kept, len(records) - len(kept)
 
 
 def score(scorer: Scorer, groups: Sequence[Group]) -> list[Group]:

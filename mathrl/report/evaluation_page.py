@@ -18,7 +18,8 @@ from mathrl.evaluation.statistics import Interval, holm, sample_size_paired
 from mathrl.report import pages
 from mathrl.report.charts import IntervalRow, Point, Series, interval_rows, line_chart, share_bars
 from mathrl.report.pages import duration, percent
-from mathrl.report.run_page import KEY_NAMES, VERDICTS, direction, failures, slice_rows
+from mathrl.report.run_page import VERDICTS, direction, failures, slice_rows
+from mathrl.report.titles import kind_title
 from mathrl.run.folder import write_json, write_text
 
 MAX_PAGE_BYTES = 24_000_000  # of completions in the page; beyond, long texts are cut and the page says so
@@ -173,10 +174,7 @@ def _section(r: Result, adjusted: float | None) -> dict[str, Any]:
         "difference": _difference(r, adjusted),
         "warnings": _warnings(r),
         "curves": [*_curves(e), _verdicts(r)],
-        "slices": [
-            {"title": KEY_NAMES.get(key, f"By {key.replace('_', ' ')}"), "rows": _slices(r, key)}
-            for key in [*e.keys, "length"]
-        ],
+        "slices": [{"title": kind_title(key), "rows": _slices(r, key)} for key in [*e.keys, "length"]],
         "benchmark": [(k, str(v)) for k, v in r.benchmark.items() if v not in ("", 0, {})],
         "protocol": pages.shown({**e.protocol, "protocol hash": e.protocol_hash, "seed": e.seed, **e.info}),
     }

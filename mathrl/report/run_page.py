@@ -19,12 +19,13 @@ from mathrl.report.charts import IntervalRow, Point, interval_rows
 from mathrl.report.doctor import diagnose
 from mathrl.report.pages import duration, percent, shown
 from mathrl.report.run_record import MAIN_SET, RunRecord, read_run
+from mathrl.report.titles import KINDS, kind_title, set_title, set_words
 from mathrl.report.training_charts import (
     LEARNING,
     MACHINE,
     SUPERVISED,
     UPDATES,
-    draw,
+    chart_of,
     held_out_chart,
     other_charts,
     outcome_chart,
@@ -32,15 +33,6 @@ from mathrl.report.training_charts import (
 )
 from mathrl.run.folder import write_text
 
-SET_NAMES = {"held_out": "Held-out problems", "held_out_templates": "Unseen templates"}
-KEY_NAMES = {
-    "num_steps": "By steps of reasoning",
-    "template": "By template",
-    "level": "By level",
-    "subject": "By subject",
-    "type": "By type",
-    "Type": "By type",
-}
 TABLE = (
     "reward/mean",
     "held_out/accuracy",
@@ -84,12 +76,12 @@ def render(run: RunRecord) -> str:
         result=_result(run) if summary else None,
         findings=diagnose(run.rows, config) if run.rows else None,
         learned=[_learned(run, name) for name in _paired_sets(run)],
-        learning=[held_out_chart(run), *(draw(c, run) for c in LEARNING), outcome_chart(run)],
+        learning=[held_out_chart(run), *(chart_of(c, run) for c in LEARNING), outcome_chart(run)],
         watched=_watched(run),
-        supervised=[draw(c, run) for c in SUPERVISED],
-        updates=[draw(c, run) for c in UPDATES],
-        machine=[time_chart(run), *(draw(c, run) for c in MACHINE)],
-        groups=spread([row for row in run.samples if row.get("kind") == "train"], _MAX_GROUPS),
+        supervised=[chart_of(c, run) for c in SUPERVISED],
+        updates=[chart_of(c, run) for c in UPDATES],
+        machine=[time_chart(run), *(chart_of(c, run) for c in MACHINE)],
+        groups=evenly([row for row in run.samples if row.get("kind") == "train"], _MAX_GROUPS),
         others=other_charts(run),
         numbers=_numbers(run),
         base=base,
@@ -99,7 +91,7 @@ def render(run: RunRecord) -> str:
     )
 
 
-def spread(rows: Sequence[Any], most: int) -> list[Any]:
+def evenly(rows: Sequence[Any], most: int) -> list[Any]:
     """At most ``most`` rows at equal distances, the first and the last among them."""
     if len(rows) <= most:
         return list(rows)
@@ -134,15 +126,12 @@ def _result(run: RunRecord) -> dict[str, Any]:
     difference = summary["difference"]
     low, high = (100 * v for v in difference["ci95"])
     rows = [
-        IntervalRow(
-            SET_NAMES.get(name, name), f"n = {row['after']['n']}", before_after(row["before"], row["after"])
-        )
+        IntervalRow(set_title(name), f"n = {row['after']['n']}", before_after(row["before"], row["after"]))
         for name, row in sets.items()
     ]
     k = summary["after"].get("k")
     samples = [
-        f"{SET_NAMES.get(name, name).lower()} {percent(row['before']['mean_at_k'])} → "
-        f"{percent(row['after']['mean_at_k'])}"
+        f"{set_words(name)} {percent(row['before']['mean_at_k'])} → {percent(row['after']['mean_at_k'])}"
         for name, row in sets.items()
         if k
     ]
@@ -176,7 +165,7 @@ def _paired_sets(run: RunRecord) -> list[str]:
 def _learned(run: RunRecord, name: str) -> dict[str, Any]:
     """Which kinds of problems became right, and how the rest goes wrong."""
     before, after = run.evaluations[name, "before"], run.evaluations[name, "after"]
-    title = SET_NAMES.get(name, name)
+    title = set_title(name)
     try:
         difference = compare_evaluations(before, after)
     except UserError as error:
@@ -189,9 +178,9 @@ def _learned(run: RunRecord, name: str) -> dict[str, Any]:
         "failures_before": failures(before),
         "failures_after": failures(after),
         "parts": [
-            {"title": KEY_NAMES[key], "rows": slice_rows(key, before, after)}
+            {"title": kind_title(key), "rows": slice_rows(key, before, after)}
             for key in after.keys
-            if key in KEY_NAMES
+            if key in KINDS
         ],
     }
 
@@ -206,7 +195,7 @@ def slice_rows(key: str, before: Evaluation, after: Evaluation) -> Markup:
             Point("after", now.accuracy, now.ci95, "after"),
         ]
         rows.append(IntervalRow(now.value, f"n = {now.n}, {word}", points))
-    return interval_rows(rows, caption=KEY_NAMES.get(key, key))
+    return interval_rows(rows, caption=kind_title(key))
 
 
 def failures(evaluation: Evaluation) -> str:
@@ -247,7 +236,7 @@ def _watched(run: RunRecord) -> list[dict[str, Any]]:
     found = []
     for problem_id, rows in by_problem.items():
         shown_rows = [
-            {"when": f"step {row['step']}", **row["completions"][0]} for row in spread(rows, _MAX_WATCHED)
+            {"when": f"step {row['step']}", **row["completions"][0]} for row in evenly(rows, _MAX_WATCHED)
         ]
         for when, greedy in ends.items():
             if problem_id in greedy:
@@ -261,7 +250,7 @@ def _numbers(run: RunRecord) -> dict[str, Any]:
     names = [m for m in TABLE if m in run.metrics]
     rows = [
         [f"{row['step']:.0f}", *(f"{row[m]:.4g}" if m in row else "" for m in names)]
-        for row in spread(run.rows, _MAX_TABLE_ROWS)
+        for row in evenly(run.rows, _MAX_TABLE_ROWS)
     ]
     return {"header": ["step", *names], "rows": rows}
 

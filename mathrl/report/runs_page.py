@@ -20,8 +20,9 @@ from mathrl.recipes import flatten
 from mathrl.report import pages
 from mathrl.report.charts import IntervalRow, Series, interval_rows, line_chart
 from mathrl.report.pages import duration, number, percent
-from mathrl.report.run_page import SET_NAMES, before_after
+from mathrl.report.run_page import before_after
 from mathrl.report.run_record import RunRecord
+from mathrl.report.titles import set_title
 from mathrl.report.training_charts import LEARNING, MACHINE, UPDATES, compare_runs, smoothed
 from mathrl.run.folder import write_text
 
@@ -64,7 +65,7 @@ def print_comparison(console: Console, runs: Sequence[RunRecord]) -> None:
     """The numbers of the page as a table."""
     names = run_names(runs)
     for set_name in set_names(runs):
-        table = Table(box=None, pad_edge=False, title=SET_NAMES.get(set_name, set_name), title_justify="left")
+        table = Table(box=None, pad_edge=False, title=set_title(set_name), title_justify="left")
         for column in ("run", "n", "before", "after", "difference", f"against {names[0]}", "p (Holm)"):
             table.add_column(column, justify="left" if column == "run" else "right")
         tests = {t.name: t for t in paired_tests(set_name, runs, names)}
@@ -148,8 +149,8 @@ def _set(set_name: str, runs: Sequence[RunRecord], names: Sequence[str]) -> dict
                 )
             )
     return {
-        "title": SET_NAMES.get(set_name, set_name),
-        "rows": interval_rows(rows, caption=f"Accuracy on {SET_NAMES.get(set_name, set_name)} by run"),
+        "title": set_title(set_name),
+        "rows": interval_rows(rows, caption=f"Accuracy on {set_title(set_name)} by run"),
         "tests": paired_tests(set_name, runs, names),
         "first": names[0],
     }

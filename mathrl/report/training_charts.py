@@ -160,7 +160,7 @@ MACHINE = (
 _DRAWN_APART = ("time/", "verify/", "held_out", "tokens/", "step")
 
 
-def draw(chart: Chart, run: RunRecord) -> Markup:
+def chart_of(chart: Chart, run: RunRecord) -> Markup:
     """The chart of one run; empty where the run has none of its metrics."""
     series: list[Series] = []
     for metric, name in chart.metrics:
@@ -248,7 +248,7 @@ def other_charts(run: RunRecord) -> list[Markup]:
     """Whatever else the run logged, so that nothing is hidden."""
     drawn = {metric for chart in (*LEARNING, *UPDATES, *MACHINE) for metric, _ in chart.metrics}
     rest = sorted(m for m in run.metrics - drawn if not m.startswith(_DRAWN_APART))
-    charts = [draw(Chart(m, ((m, m),)), run) for m in rest if any(run.present(m)[1])]
+    charts = [chart_of(Chart(m, ((m, m),)), run) for m in rest if any(run.present(m)[1])]
     return [c for c in charts if c]
 
 

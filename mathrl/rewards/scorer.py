@@ -125,7 +125,7 @@ class RewardScorer:
         return Score(reward, verdict.outcome.value, verdict.extracted, verdict.detail, parts)
 
 
-def judged(groups: Sequence[Group]) -> list[Group]:
+def could_be_judged(groups: Sequence[Group]) -> list[Group]:
     """Groups whose reference could be read: BAD_REFERENCE is neither right nor wrong, so it never trains."""
     return [g for g in groups if not any(s.outcome == Outcome.BAD_REFERENCE for s in g.scores)]
 

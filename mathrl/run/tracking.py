@@ -27,7 +27,7 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
-class Judged(Protocol):
+class JudgedText(Protocol):
     """A completion with its verdict."""
 
     @property
@@ -46,7 +46,7 @@ class Watched(Protocol):
     @property
     def problem(self) -> Problem: ...
     @property
-    def greedy(self) -> Judged: ...
+    def greedy(self) -> JudgedText: ...
 
 
 class Tracker:

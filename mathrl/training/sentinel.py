@@ -46,8 +46,8 @@ class SyncError(UserError):
     """The engine does not sample from the weights that are trained."""
 
 
-class Scorer(Protocol):
-    """A trainer's side: ``mathrl.policy.model.Policy``."""
+class TrainerSide(Protocol):
+    """What scores tokens for the trainer: ``mathrl.policy.model.Policy``."""
 
     pad_id: int
     version: int
@@ -105,7 +105,9 @@ class Sentinel:
         max_gap: nats; largest mean |engine − trainer| over the tokens of one problem.
     """
 
-    def __init__(self, engine: Engine, policy: Scorer, problems: Sequence[Problem], max_gap: float) -> None:
+    def __init__(
+        self, engine: Engine, policy: TrainerSide, problems: Sequence[Problem], max_gap: float
+    ) -> None:
         self.max_gap, self.policy = max_gap, policy
         self._score = getattr(engine, "score", None)
         self._replicas = getattr(engine, "num_replicas", 1)  # replica r scores rows r, r + N, …

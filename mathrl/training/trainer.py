@@ -18,7 +18,7 @@ from mathrl.config import Config
 from mathrl.data.problems import ProblemStream
 from mathrl.errors import NonFiniteError, UserError
 from mathrl.policy.model import Policy
-from mathrl.rewards.scorer import RewardScorer, judged, rollout_metrics
+from mathrl.rewards.scorer import RewardScorer, could_be_judged, rollout_metrics
 from mathrl.rollout.base import Engine
 from mathrl.training.annotate import annotate
 from mathrl.training.batch import collate
@@ -97,8 +97,8 @@ class Trainer:
         clock = Clock(synchronize=policy.device.type == "cuda")
 
         groups, selected = self._rollout(index, clock)  # P problems -> P groups of G scored completions
-        metrics = rollout_metrics(judged(groups))  # before any selection: what the policy did
-        metrics["verify/bad_reference_frac"] = 1.0 - len(judged(groups)) / len(groups)
+        metrics = rollout_metrics(could_be_judged(groups))  # before any selection: what the policy did
+        metrics["verify/bad_reference_frac"] = 1.0 - len(could_be_judged(groups)) / len(groups)
         if not selected:  # every group had equal rewards: nothing to learn from
             return metrics | {"update/skipped": 1.0} | self._speed(metrics, clock), groups
 
@@ -142,10 +142,10 @@ class Trainer:
             with clock("verify"):  # a hung answer costs one worker, not the run
                 scored = self.rewards.score(sampled)
             groups += scored
-            selected += self.algorithm.select(judged(scored))
+            selected += self.algorithm.select(could_be_judged(scored))
             if len(selected) >= wanted:
                 break
-        if not judged(groups):
+        if not could_be_judged(groups):
             raise UserError(
                 f"step {index + 1}: no reference of this step's problems can be read by its verifier"
             )

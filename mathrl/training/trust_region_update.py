@@ -18,16 +18,16 @@ from mathrl.algorithms.trust_region import (
     boundary_scale,
     compare_tokens,
     conjugate_gradient,
-    flatten,
+    from_vector,
     line_search,
-    unflatten,
+    to_vector,
 )
 from mathrl.config import Config
 from mathrl.distributed import sum_gradients, sum_ranks
 from mathrl.errors import NonFiniteError
 from mathrl.training.micro_batching import MicroBatches
-from mathrl.training.objective import Meter, PolicyLoss, global_totals
-from mathrl.training.value_update import ValueUpdate
+from mathrl.training.objective import Meter, global_totals
+from mathrl.training.update_rule import Update
 from mathrl.types import Batch, TokenOutputs, derive_seed
 
 if TYPE_CHECKING:
@@ -42,49 +42,15 @@ class _Part:
     hidden: Tensor  # (N, D) of the tokens that train, no graph
 
 
-class TrustRegion:
+class TrustRegion(Update):
     """One natural-gradient step a rollout: as far as KL(old || new) <= delta allows, and only if it helps."""
 
-    def __init__(self, config: Config, loss: PolicyLoss, policy: Policy, critic: ValueUpdate | None = None):
-        self.config, self.loss, self.critic = config, loss, critic
-        self.parameters = list(policy.trainable_parameters())
-        self.num_calls = 0
-
-    @property
-    def kl_coef(self) -> float:
-        return self.loss.kl.coef
-
-    def __call__(self, policy: Policy, batch: Batch) -> dict[str, float]:
-        metrics = self.loss.algorithm.reward_metrics(batch, self.kl_coef)
-        if self.critic:
-            metrics |= self.critic.learn(batch)
-        self.num_calls += 1
-        if self.critic and self.critic.alone:
-            return metrics
-        metrics |= self._policy_step(policy, batch)
-        if "policy/kl_ref" in metrics:
-            metrics["policy/kl_coef"] = self.kl_coef
-            self.loss.kl.observe(metrics["policy/kl_ref"])
-        return metrics
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "num_calls": self.num_calls,
-            "kl_coef": self.kl_coef,
-            "critic": self.critic.state_dict() if self.critic else None,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.num_calls = state["num_calls"]
-        self.loss.kl.coef = state["kl_coef"]
-        if self.critic:
-            self.critic.load_state_dict(state["critic"])
-
-    def _policy_step(self, policy: Policy, batch: Batch) -> dict[str, float]:
+    def move(self, policy: Policy, batch: Batch) -> dict[str, float]:
+        """Gradient, natural gradient, line search; trust_region/… metrics too."""
         cfg, totals = self.config.algorithm, global_totals(batch)
         meter = Meter()
         gradient = self._gradient(policy, batch, totals, meter)
-        old = flatten([p.detach() for p in self.parameters]).clone()
+        old = to_vector([p.detach() for p in self.parameters]).clone()
         step, solved = self._boundary_step(policy, batch, gradient)
         parts = self._old_parts(policy, batch)
         before = self._measure(policy, parts, totals, moved=False)
@@ -122,7 +88,7 @@ class TrustRegion:
             parameter.grad = None
         self.loss.backward(policy, batch.add(old_logprobs=None), meter, totals)
         sum_gradients(self.parameters)
-        gradient = flatten([torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters])
+        gradient = to_vector([torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters])
         for parameter in self.parameters:
             parameter.grad = None
         if not math.isfinite(float(gradient.norm())):
@@ -163,7 +129,7 @@ class TrustRegion:
 
     @torch.no_grad()
     def _set(self, weights: Tensor) -> None:
-        for parameter, value in zip(self.parameters, unflatten(weights, self.parameters), strict=True):
+        for parameter, value in zip(self.parameters, from_vector(weights, self.parameters), strict=True):
             parameter.copy_(value)
 
 

@@ -7,7 +7,7 @@ A loss or gradient that is not finite stops the run before the optimiser moves a
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,32 +19,12 @@ from mathrl.policy.value import ValueModel
 from mathrl.training.batch import minibatches
 from mathrl.training.objective import Meter, PolicyLoss, naming_rows
 from mathrl.training.trust_region_update import TrustRegion
+from mathrl.training.update_rule import Update
 from mathrl.training.value_update import ValueUpdate
 from mathrl.types import Batch, derive_seed
 
 if TYPE_CHECKING:
     from mathrl.policy.model import Policy
-
-
-class Update(Protocol):
-    """One training step's change of the policy."""
-
-    @property
-    def kl_coef(self) -> float:
-        """The KL coefficient in force: it adapts where algorithm.kl_target is set."""
-        ...
-
-    def __call__(self, policy: Policy, batch: Batch) -> dict[str, float]:
-        """Change the policy once (or several times) on the batch.
-
-        Raises:
-            NonFiniteError: before anything was changed by the offending optimiser step.
-        """
-        ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 def make_update(config: Config, algorithm: Algorithm, policy: Policy, *, engine_exact: bool = True) -> Update:
@@ -81,13 +61,12 @@ def learning_rate(config: Config, step: int) -> float:
     return cfg.learning_rate
 
 
-class FirstOrder:
+class FirstOrder(Update):
     """AdamW on the adapter: num_epochs passes of num_minibatches steps, gradients clipped by their norm."""
 
     def __init__(self, config: Config, loss: PolicyLoss, policy: Policy, critic: ValueUpdate | None = None):
+        super().__init__(config, loss, policy, critic)
         cfg = config.update
-        self.config, self.loss, self.critic = config, loss, critic
-        self.parameters = list(policy.trainable_parameters())
         self.optimizer = torch.optim.AdamW(
             self.parameters,
             lr=cfg.learning_rate,
@@ -95,20 +74,10 @@ class FirstOrder:
             weight_decay=cfg.weight_decay,
             fused=self.parameters[0].is_cuda,
         )
-        self.num_calls = 0
 
-    @property
-    def kl_coef(self) -> float:
-        return self.loss.kl.coef
-
-    def __call__(self, policy: Policy, batch: Batch) -> dict[str, float]:
+    def move(self, policy: Policy, batch: Batch) -> dict[str, float]:
+        """``num_epochs`` × ``num_minibatches`` optimiser steps; metrics are means over them."""
         cfg = self.config.update
-        metrics = self.loss.algorithm.reward_metrics(batch, self.kl_coef)
-        if self.critic:
-            metrics |= self.critic.learn(batch)
-        self.num_calls += 1
-        if self.critic and self.critic.alone:
-            return metrics
         rate = learning_rate(self.config, self.num_calls - 1)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -119,27 +88,17 @@ class FirstOrder:
             for rows in minibatches(batch, cfg.num_minibatches, shuffle):
                 with naming_rows(rows):
                     steps.append(self._step(policy, batch.rows(rows), meter))
-        metrics |= meter.metrics() | {n: sum(s[n] for s in steps) / len(steps) for n in steps[0]}
-        metrics["policy/learning_rate"] = rate
-        if self.loss.algorithm.kl_coef > 0:
-            metrics["policy/kl_coef"] = self.kl_coef
-            self.loss.kl.observe(metrics["policy/kl_ref"])
-        return metrics
+        means = {n: sum(s[n] for s in steps) / len(steps) for n in steps[0]}
+        return meter.metrics() | means | {"policy/learning_rate": rate}
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "optimizer": self.optimizer.state_dict(),
-            "num_calls": self.num_calls,
-            "kl_coef": self.kl_coef,
-            "critic": self.critic.state_dict() if self.critic else None,
-        }
+        """With the optimiser's moments."""
+        return super().state_dict() | {"optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from ``state_dict()``."""
+        super().load_state_dict(state)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.num_calls = state["num_calls"]
-        self.loss.kl.coef = state["kl_coef"]
-        if self.critic:
-            self.critic.load_state_dict(state["critic"])
 
     def _step(self, policy: Policy, batch: Batch, meter: Meter) -> dict[str, float]:
         """One optimiser step on a minibatch."""

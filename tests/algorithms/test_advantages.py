@@ -14,6 +14,7 @@ from torch.testing import assert_close
 from mathrl.algorithms.advantages import (
     COMPLETION_ADVANTAGES,
     STD_EPS,
+    at_tokens,
     batch_centre,
     batch_norm,
     gae,
@@ -22,7 +23,6 @@ from mathrl.algorithms.advantages import (
     last_token,
     leave_one_out,
     overlong_penalty,
-    spread,
     whiten,
 )
 
@@ -172,7 +172,7 @@ def test_last_token_spread_and_empty_rows():
     mask = tensor([[1, 1, 0], [0, 0, 0], [0, 1, 1], [1, 0, 1]], dtype=torch.bool)
     expected = tensor([[0, 1, 0], [0, 0, 0], [0, 0, 1], [0, 0, 1]], dtype=torch.bool)
     assert torch.equal(last_token(mask), expected)
-    assert_close(spread(numbers(1, 2, 3, 4), mask).sum(1), numbers(2, 0, 6, 8))
+    assert_close(at_tokens(numbers(1, 2, 3, 4), mask).sum(1), numbers(2, 0, 6, 8))
 
 
 def test_whiten_by_hand_and_without_tokens():

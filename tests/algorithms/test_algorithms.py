@@ -10,7 +10,7 @@ from policy.conftest import build_batch
 from torch import tensor
 from torch.testing import assert_close
 
-from mathrl.algorithms.table import ALGORITHMS, KNOBS, resolve
+from mathrl.algorithms.table import ALGORITHMS, KNOBS, resolve_algorithm
 from mathrl.cli import main
 from mathrl.commands import prepare as preparation
 from mathrl.commands import train as job
@@ -24,7 +24,7 @@ F64 = torch.float64
 
 
 def resolved(name="grpo", *, rollout=None, update=None, **knobs):
-    return resolve(
+    return resolve_algorithm(
         AlgorithmConfig(name=name, **knobs), RolloutConfig(**(rollout or {})), UpdateConfig(**(update or {}))
     )
 
@@ -235,4 +235,4 @@ def test_recipes_of_other_algorithms_differ_from_the_quickstart_in_the_algorithm
     assert sections <= {"algorithm", "update"}
     assert changed["algorithm.name"] == ("grpo", name)
     config = load_recipe(name)
-    assert resolve(config.algorithm, config.rollout, config.update).name == name
+    assert resolve_algorithm(config.algorithm, config.rollout, config.update).name == name

@@ -20,9 +20,9 @@ from mathrl.algorithms.trust_region import (
     compare_tokens,
     conjugate_gradient,
     fisher_logits_product,
-    flatten,
+    from_vector,
     line_search,
-    unflatten,
+    to_vector,
 )
 from mathrl.training.micro_batching import MicroBatches
 from mathrl.training.trust_region_update import TrustRegion, _Fisher
@@ -45,12 +45,12 @@ class Categorical:
         return torch.tanh(self.x @ a + b)
 
     def logprobs(self, flat):
-        hidden = self.hidden(*unflatten(flat, self.parameters))
+        hidden = self.hidden(*from_vector(flat, self.parameters))
         return (hidden @ self.head.t() / self.temperature).log_softmax(-1)
 
     def dense(self):
         """(n, n) Hessian of the summed KL(old || new) at the old weights, by automatic differentiation."""
-        flat = flatten([p.detach() for p in self.parameters])
+        flat = to_vector([p.detach() for p in self.parameters])
         old = self.logprobs(flat).detach()
         return hessian(lambda new: (old.exp() * (old - self.logprobs(new))).sum(), flat)
 
@@ -195,7 +195,7 @@ def test_line_search(trials, fraction):
 
 
 def weights(policy) -> torch.Tensor:
-    return flatten([p.detach() for p in policy.trainable_parameters()]).clone()
+    return to_vector([p.detach() for p in policy.trainable_parameters()]).clone()
 
 
 def full_logprobs(policy, batch: Batch) -> torch.Tensor:
@@ -235,8 +235,8 @@ def test_fisher_products_of_the_policy_are_second_derivatives_of_its_kl(settings
         new = full_logprobs(policy, batch)
         old = new.detach()
         kl = (old.exp() * (old - new)).sum(-1).mean()
-        gradient = flatten(torch.autograd.grad(kl, parameters, create_graph=True))
-        expected = flatten(torch.autograd.grad(gradient @ vector, parameters))
+        gradient = to_vector(torch.autograd.grad(kl, parameters, create_graph=True))
+        expected = to_vector(torch.autograd.grad(gradient @ vector, parameters))
     assert expected.norm() > 0.01
     assert_close(got, expected, rtol=1e-9, atol=1e-11)
 

@@ -6,6 +6,7 @@ from statistics import fmean
 import pytest
 import torch
 from double_policy import double_policy
+from made_run import trial
 from policy.conftest import build_batch
 
 from mathrl.cli import main
@@ -15,27 +16,6 @@ from mathrl.config import Config, UpdateConfig
 from mathrl.report.algorithm_page import render, summarise
 from mathrl.training.update import learning_rate, make_update
 from mathrl.types import Completion, Group, Problem
-
-
-def trial(algorithm, seed, right, **changes):
-    reached = {
-        "steps": 10, "tokens": 5000, "seconds": {"rollout": 1.0, "update": 3.0}, "accepted": 0, "refused": 0,
-        "explained_variance": None, "accuracy": sum(right) / len(right), "ci95": [0, 1], "right": right,
-        "kl": 0.1,
-    }  # fmt: skip
-    curve = [{"tokens": 500 * (i + 1), "seconds": 0.4 * (i + 1), "reward/mean": 0.1 * i} for i in range(10)]
-    return {
-        "algorithm": algorithm,
-        "seed": seed,
-        "reached": {"tokens": reached | changes, "seconds": reached | changes},
-        "curve": curve,
-        "memory_mib": {
-            "peak": 900.0 + seed,
-            "optimizer": 1.0,
-            "adapter": 0.5,
-            "critic": 0.7 * (algorithm == "ppo"),
-        },
-    }
 
 
 @pytest.fixture
@@ -128,9 +108,9 @@ def test_kl_to_the_reference_is_exact():
 
 def test_memory_counts_the_optimiser_and_the_critic():
     config = Config.model_validate({"algorithm": {"name": "ppo", "value_rank": 2}})
-    from mathrl.algorithms.table import resolve
+    from mathrl.algorithms.table import resolve_algorithm
 
-    algorithm = resolve(config.algorithm, config.rollout, config.update)
+    algorithm = resolve_algorithm(config.algorithm, config.rollout, config.update)
     policy = double_policy()
     update = make_update(config, algorithm, policy)
     before = memory_of(policy, update)

@@ -10,8 +10,8 @@ import pytest
 
 from mathrl.cli import main
 from mathrl.evaluation.completions import read_evaluation, write_evaluation
-from mathrl.evaluation.evaluate import make_protocol
 from mathrl.evaluation.paired import compare_evaluations
+from mathrl.evaluation.protocol import EvaluationSettings, make_protocol
 from mathrl.evaluation.result import Evaluation, Judged, Record
 from mathrl.types import Problem
 
@@ -27,9 +27,8 @@ def write(path: Path, rows: Sequence[dict]) -> Path:
 
 def ours(path: Path, outcomes: Sequence[str] = OUTCOMES) -> Evaluation:
     """An evaluation on disk, as ``mathrl eval`` leaves it."""
-    protocol = make_protocol(
-        PROBLEMS, extract="gsm8k", max_completion_tokens=9, num_samples=1, temperature=0.5
-    )
+    settings = EvaluationSettings(9, num_samples=1, temperature=0.5)
+    protocol = make_protocol(PROBLEMS, settings, extract="gsm8k")
     records = [
         Record(p, Judged(t, o, num_tokens=3, finish_reason="length"), (Judged("#### 0", "wrong", "0"),))
         for p, t, o in zip(PROBLEMS, TEXTS, outcomes, strict=True)

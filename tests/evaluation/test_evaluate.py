@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from mathrl.errors import UserError
 from mathrl.evaluation.completions import read_evaluation
-from mathrl.evaluation.evaluate import compare_evaluations, evaluate
+from mathrl.evaluation.evaluate import EvaluationSettings, compare_evaluations, evaluate
 from mathrl.evaluation.result import Evaluation, Judged, Record
 from mathrl.evaluation.statistics import mcnemar_exact, wilson_interval
 from mathrl.rollout.base import OnCompletion
@@ -91,8 +92,10 @@ SCRIPT = {  # greedy, then four samples
 
 
 def run(engine: ScriptedEngine, out: Path | None = None, problems=PROBLEMS, **changes) -> Evaluation:
-    settings = {"max_completion_tokens": 32, "num_samples": 4, "temperature": 0.8, "seed": 3} | changes
-    return evaluate(engine, problems, InProcessScorer(), out=out, **settings)
+    own = {f.name for f in fields(EvaluationSettings)} & changes.keys()
+    asked = {"max_completion_tokens": 32, "num_samples": 4, "temperature": 0.8}
+    settings = EvaluationSettings(**asked | {name: changes.pop(name) for name in own})
+    return evaluate(engine, problems, InProcessScorer(), settings, out=out, **{"seed": 3} | changes)
 
 
 def test_numbers_by_hand(tmp_path: Path) -> None:
@@ -167,7 +170,7 @@ def test_completions_of_an_interrupted_evaluation_are_judged_by_the_verifiers_of
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = run(ScriptedEngine(SCRIPT), tmp_path / "e.jsonl")
-    monkeypatch.setattr("mathrl.evaluation.evaluate.verifiers_hash", lambda: "other")
+    monkeypatch.setattr("mathrl.evaluation.protocol.verifiers_hash", lambda: "other")
     engine = ScriptedEngine(SCRIPT)
     second = run(engine, tmp_path / "e.jsonl")
     assert engine.sampled == []
@@ -260,8 +263,7 @@ def test_progress_reaches_the_total_and_verdicts_start_early() -> None:
         ScriptedEngine(SCRIPT),
         PROBLEMS,
         scorer,
-        max_completion_tokens=32,
-        num_samples=4,
+        EvaluationSettings(32, num_samples=4),
         progress=lambda done, total: seen.append((done, total)),
     )
     assert seen[-1] == (30, 30)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from test_policy_gpu import make_batch, make_policy
 
-from mathrl.algorithms.table import ALGORITHMS, resolve
-from mathrl.algorithms.trust_region import flatten
+from mathrl.algorithms.table import ALGORITHMS, resolve_algorithm
+from mathrl.algorithms.trust_region import to_vector
 from mathrl.config import Config
 from mathrl.training.annotate import annotate
 from mathrl.training.micro_batching import MicroBatches
@@ -18,7 +18,7 @@ def setup(name, dtype, **update):
     config = Config.model_validate(
         {"algorithm": {"name": name}, "rollout": {"max_completion_tokens": 120}, "update": update}
     )
-    algorithm = resolve(config.algorithm, config.rollout, config.update)
+    algorithm = resolve_algorithm(config.algorithm, config.rollout, config.update)
     policy = make_policy(dtype=dtype, **update)
     rewards = torch.tensor([1.0, 0, 0, 1, 1, 0, 1, 0, 0, 1, 0, 0], device="cuda")
     batch = make_batch().add(rewards=rewards)
@@ -35,7 +35,7 @@ def setup(name, dtype, **update):
 
 
 def weights(policy):
-    return flatten([p.detach() for p in policy.trainable_parameters()]).clone()
+    return to_vector([p.detach() for p in policy.trainable_parameters()]).clone()
 
 
 @pytest.mark.parametrize("name", list(ALGORITHMS))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
-from mathrl.algorithms.table import resolve
+from mathrl.algorithms.table import resolve_algorithm
 from mathrl.config import Config, LoraSection, UpdateConfig
 from mathrl.policy.attention import IMPLEMENTATION
 from mathrl.policy.loading import add_adapter
@@ -140,7 +140,9 @@ def test_an_update_that_runs_out_of_memory_is_halved_with_the_same_result():
     batch = batch.add(advantages=torch.randn(96, 1, device="cuda") * batch.loss_mask)
 
     def update() -> tuple[float, list[torch.Tensor], int]:
-        loss = PolicyLoss(config, resolve(config.algorithm, config.rollout, config.update), correct=False)
+        loss = PolicyLoss(
+            config, resolve_algorithm(config.algorithm, config.rollout, config.update), correct=False
+        )
         for parameter in policy.trainable_parameters():
             parameter.grad = None
         total = float(loss.backward(policy, batch, Meter()))

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 from browser import WIDTHS, chromium, contrast, sticking_out
-from made_run import NASTY, made_evaluation, make_run
-from test_algorithm_comparison import trial
+from made_run import NASTY, made_evaluation, make_run, trial
 
 from benchmarks.chromium import Chromium, Page
 from mathrl.evaluation.paired import compare_evaluations

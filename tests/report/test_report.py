@@ -13,7 +13,7 @@ from made_run import NASTY, make_run
 from mathrl.errors import UserError
 from mathrl.recipes import differences, load_recipe
 from mathrl.report.doctor import diagnose
-from mathrl.report.run_page import render, spread, write_report
+from mathrl.report.run_page import evenly, render, write_report
 from mathrl.report.run_record import read_run
 
 
@@ -189,5 +189,5 @@ def test_other_folders_and_damaged_files_are_one_sentence(made_run: Path, tmp_pa
 
 
 def test_spread_keeps_both_ends() -> None:
-    assert spread(list(range(100)), 4) == [0, 33, 66, 99]
-    assert spread([1, 2], 4) == [1, 2]
+    assert evenly(list(range(100)), 4) == [0, 33, 66, 99]
+    assert evenly([1, 2], 4) == [1, 2]

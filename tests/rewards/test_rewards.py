@@ -4,7 +4,13 @@ import pytest
 
 from mathrl.config import RewardConfig
 from mathrl.errors import UserError
-from mathrl.rewards.scorer import RewardScorer, check_answer_type, check_reference, judged, rollout_metrics
+from mathrl.rewards.scorer import (
+    RewardScorer,
+    check_answer_type,
+    check_reference,
+    could_be_judged,
+    rollout_metrics,
+)
 from mathrl.types import Completion, Group, Problem
 
 
@@ -43,7 +49,7 @@ def test_rewards_are_the_weighted_sum_of_their_parts(scorer):
 def test_an_unreadable_reference_is_neither_right_nor_wrong(scorer):
     scored = scorer.score(GROUPS)
     assert {s.outcome for s in scored[2].scores} == {"bad_reference"}
-    assert [g.problem.id for g in judged(scored)] == ["a", "b"]
+    assert [g.problem.id for g in could_be_judged(scored)] == ["a", "b"]
     assert check_reference(GROUPS[0].problem) is None
     assert "fruit" in check_reference(GROUPS[2].problem)
 
@@ -74,7 +80,7 @@ def test_a_reward_model_is_weighted_and_logged_apart():
 
 
 def test_rollout_metrics_count_what_the_policy_did(scorer):
-    metrics = rollout_metrics(judged(scorer.score(GROUPS)))
+    metrics = rollout_metrics(could_be_judged(scorer.score(GROUPS)))
     assert metrics["verify/correct_frac"] == pytest.approx(4 / 6)
     assert metrics["verify/no_answer_frac"] == pytest.approx(1 / 6)
     assert metrics["reward/equal_frac"] == 0.5

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mathrl.algorithms.table import resolve
+from mathrl.algorithms.table import resolve_algorithm
 from mathrl.config import Config
 from mathrl.errors import UserError
 from mathrl.policy.model import Policy
@@ -29,7 +29,7 @@ def make(folder):
             "problems_per_step": 3, "group_size": 4, "max_prompt_tokens": 30, "max_completion_tokens": 20,
         }  # fmt: skip
         config = Config.model_validate({"model": {"path": folder}, "rollout": rollout, "update": update})
-        algorithm = resolve(config.algorithm, config.rollout, config.update)
+        algorithm = resolve_algorithm(config.algorithm, config.rollout, config.update)
         policy = Policy.from_pretrained(folder, config)
         return config, algorithm, policy, make_update(config, algorithm, policy)
 

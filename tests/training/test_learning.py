@@ -10,11 +10,11 @@ from dataclasses import fields
 import pytest
 import torch
 
-from mathrl.algorithms.table import ALGORITHMS, Algorithm, resolve
+from mathrl.algorithms.table import ALGORITHMS, Algorithm, resolve_algorithm
 from mathrl.config import Config
 from mathrl.data.problems import ProblemStream
 from mathrl.data.prompts import make_template
-from mathrl.evaluation.evaluate import evaluate
+from mathrl.evaluation.evaluate import EvaluationSettings, evaluate
 from mathrl.policy.model import Policy
 from mathrl.policy.scratch import build_base
 from mathrl.rewards.scorer import RewardScorer
@@ -96,7 +96,7 @@ def held_out_reward(
     """Mean reward of sampled completions of held-out problems before and after training."""
     algorithm = {"name": name, **knobs}
     config = CONFIG.model_copy(update={"algorithm": CONFIG.algorithm.model_copy(update=algorithm)})
-    resolved = resolve(config.algorithm, config.rollout, config.update)
+    resolved = resolve_algorithm(config.algorithm, config.rollout, config.update)
     policy = Policy.from_pretrained(folder, config)
     template = make_template(config, policy.tokenizer)
     sampling = Sampling(max_completion_tokens=config.rollout.max_completion_tokens)
@@ -108,7 +108,7 @@ def held_out_reward(
     for train in (False, True):
         if train:
             trainer.run()
-        held_out = evaluate(engine, HELD_OUT, scorer, max_completion_tokens=6, num_samples=16, seed=3)
+        held_out = evaluate(engine, HELD_OUT, scorer, EvaluationSettings(6, num_samples=16), seed=3)
         found.append(held_out.mean_at_k)
     return found
 

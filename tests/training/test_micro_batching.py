@@ -5,7 +5,7 @@ import torch
 from policy.conftest import build_batch, build_policy
 from policy.test_policy import assert_gradients_close
 
-from mathrl.algorithms.table import resolve
+from mathrl.algorithms.table import resolve_algorithm
 from mathrl.config import Config
 from mathrl.errors import NonFiniteError, UserError
 from mathrl.policy.cpu import blocked
@@ -30,7 +30,9 @@ def scored_batch(policy):
 
 def run_update(policy, batch, tokens: int) -> tuple[float, list[torch.Tensor], dict[str, float], int]:
     config = Config.model_validate({"update": {"micro_batch_tokens": tokens}})
-    loss = PolicyLoss(config, resolve(config.algorithm, config.rollout, config.update), correct=True)
+    loss = PolicyLoss(
+        config, resolve_algorithm(config.algorithm, config.rollout, config.update), correct=True
+    )
     for parameter in policy.trainable_parameters():
         parameter.grad = None
     meter = Meter()

@@ -11,7 +11,7 @@ from policy.conftest import build_batch, build_policy
 from torch import tensor
 from torch.testing import assert_close
 
-from mathrl.algorithms.trust_region import flatten
+from mathrl.algorithms.trust_region import to_vector
 from mathrl.errors import NonFiniteError
 from mathrl.training.annotate import annotate
 from mathrl.training.micro_batching import MicroBatches
@@ -23,7 +23,7 @@ F64 = torch.float64
 
 
 def weights(policy) -> torch.Tensor:
-    return flatten([p.detach() for p in policy.trainable_parameters()]).clone()
+    return to_vector([p.detach() for p in policy.trainable_parameters()]).clone()
 
 
 # --- the step -----------------------------------------------------------------------------------------------

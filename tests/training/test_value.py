@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from mathrl.algorithms.advantages import gae
 from mathrl.algorithms.losses import value_loss
-from mathrl.algorithms.trust_region import flatten
+from mathrl.algorithms.trust_region import to_vector
 from mathrl.errors import NonFiniteError
 from mathrl.policy.value import ValueModel
 from mathrl.training.annotate import annotate
@@ -26,7 +26,7 @@ REWARDS = tensor([1.0, 0, 0, 1, 1, 0, 0, 1, 0])
 
 
 def policy_weights(policy) -> torch.Tensor:
-    return flatten([p.detach() for p in policy.trainable_parameters()]).clone()
+    return to_vector([p.detach() for p in policy.trainable_parameters()]).clone()
 
 
 # --- numbers ------------------------------------------------------------------------------------------------
@@ -167,10 +167,10 @@ def test_value_pre_training_leaves_the_policy_alone_for_its_steps():
     policy, update, ready = critic(value_warmup_steps=2)
     start = policy_weights(policy)
     for step in range(3):
-        before = flatten([p.detach() for p in update.critic.model.parameters]).clone()
+        before = to_vector([p.detach() for p in update.critic.model.parameters]).clone()
         metrics = update(policy, ready())
         assert "value/explained_variance" in metrics
-        assert not torch.equal(flatten([p.detach() for p in update.critic.model.parameters]), before)
+        assert not torch.equal(to_vector([p.detach() for p in update.critic.model.parameters]), before)
         assert torch.equal(policy_weights(policy), start) is (step < 2)
         assert ("policy/loss" in metrics) is (step == 2)
     state = update.state_dict()
@@ -202,7 +202,7 @@ def test_micro_batches_do_not_matter_to_the_critic():
         metrics = ValueUpdate(config, model).learn(
             algorithm.advantages(batch.add(values=model(batch).detach()))
         )
-        found.append((metrics, flatten([p.detach() for p in model.parameters])))
+        found.append((metrics, to_vector([p.detach() for p in model.parameters])))
     assert_close(found[0][0], found[1][0], rtol=1e-10, atol=1e-10)
     assert_close(found[0][1], found[1][1], rtol=1e-10, atol=1e-10)
 
@@ -212,7 +212,7 @@ def test_what_is_not_finite_moves_nothing_and_names_its_rows(where, monkeypatch)
     policy, update, ready = critic()
     batch = ready()
     model = update.critic.model
-    before = flatten([p.detach() for p in model.parameters]).clone()
+    before = to_vector([p.detach() for p in model.parameters]).clone()
     if where == "loss":
         batch.returns[4, 1] = math.nan
     else:
@@ -229,4 +229,4 @@ def test_what_is_not_finite_moves_nothing_and_names_its_rows(where, monkeypatch)
     with pytest.raises(NonFiniteError, match="value") as told:
         update(policy, batch)
     assert told.value.rows == ((4,) if where == "loss" else (7,))
-    assert torch.equal(flatten([p.detach() for p in model.parameters]), before)
+    assert torch.equal(to_vector([p.detach() for p in model.parameters]), before)

@@ -1,0 +1,70 @@
+"""What every update rule is: reward terms measured, the value model taught, the policy moved, KL observed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from mathrl.config import Config
+from mathrl.training.objective import PolicyLoss
+from mathrl.training.value_update import ValueUpdate
+from mathrl.types import Batch
+
+if TYPE_CHECKING:
+    from mathrl.policy.model import Policy
+
+
+class Update(ABC):
+    """One training step's change of the policy.
+
+    Args:
+        critic: the value model's share, where the algorithm has one; it learns first, and alone for the
+            first ``algorithm.value_warmup_steps``.
+    """
+
+    def __init__(self, config: Config, loss: PolicyLoss, policy: Policy, critic: ValueUpdate | None = None):
+        self.config, self.loss, self.critic = config, loss, critic
+        self.parameters = list(policy.trainable_parameters())
+        self.num_calls = 0
+
+    @property
+    def kl_coef(self) -> float:
+        """The KL coefficient in force: it adapts where algorithm.kl_target is set."""
+        return self.loss.kl.coef
+
+    def __call__(self, policy: Policy, batch: Batch) -> dict[str, float]:
+        """Change the policy once (or several times) on the batch; what was measured on the way.
+
+        Raises:
+            NonFiniteError: before anything was changed by the offending optimiser step.
+        """
+        metrics = self.loss.algorithm.reward_metrics(batch, self.kl_coef)
+        if self.critic:
+            metrics |= self.critic.learn(batch)
+        self.num_calls += 1
+        if self.critic and self.critic.alone:
+            return metrics
+        metrics |= self.move(policy, batch)
+        if self.loss.algorithm.kl_coef > 0:
+            metrics["policy/kl_coef"] = self.kl_coef
+            self.loss.kl.observe(metrics["policy/kl_ref"])
+        return metrics
+
+    @abstractmethod
+    def move(self, policy: Policy, batch: Batch) -> dict[str, float]:
+        """Move the policy's weights; policy/… metrics."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next call depends on, besides the weights of the policy."""
+        return {
+            "num_calls": self.num_calls,
+            "kl_coef": self.kl_coef,
+            "critic": self.critic.state_dict() if self.critic else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from ``state_dict()``."""
+        self.num_calls = state["num_calls"]
+        self.loss.kl.coef = state["kl_coef"]
+        if self.critic:
+            self.critic.load_state_dict(state["critic"])
