@@ -91,12 +91,14 @@ def run(args: argparse.Namespace) -> int:
     out = args.out or _default_out(source)
 
     from mathrl.commands.evaluation_run import (  # torch takes seconds: input is checked first
-        Plan,
+        EvaluationRequest,
         evaluate_benchmarks,
     )
 
     try:
-        results = evaluate_benchmarks(Plan(source, found, examples, before, trained_on, out, args), console)
+        results = evaluate_benchmarks(
+            EvaluationRequest(source, found, examples, before, trained_on, out, args), console
+        )
     except KeyboardInterrupt:
         console.print(f"Interrupted; what was finished is in {out}. The same command goes on from there.")
         return EXIT_INTERRUPTED

@@ -31,7 +31,7 @@ _LEAST_TOKENS = 16  # a completion shorter than this cannot hold an answer
 
 
 @dataclass(frozen=True)
-class Plan:
+class EvaluationRequest:
     """What ``mathrl eval`` was asked for, read and checked as far as that goes without the model."""
 
     source: ModelSource
@@ -60,7 +60,7 @@ class Task:
         return self.found.benchmark.name
 
 
-def evaluate_benchmarks(plan: Plan, console: Console) -> list[Result]:
+def evaluate_benchmarks(request: EvaluationRequest, console: Console) -> list[Result]:
     """All benchmarks with one engine; completions stream to ``out``/<benchmark>/completions.jsonl.
 
     Raises:
@@ -68,28 +68,28 @@ def evaluate_benchmarks(plan: Plan, console: Console) -> list[Result]:
             results were made by another protocol, or ``out`` holds an evaluation of something else. All of
             this comes before anything is generated.
     """
-    policy = plan.source.load()
-    tasks = [_task(found, policy, plan) for found in plan.found]
+    policy = request.source.load()
+    tasks = [_task(found, policy, request) for found in request.found]
     templates = {task.name: task.template for task in tasks}
     limits = {
         "max_prompt_tokens": max(8, *(task.longest_prompt for task in tasks)),
         "max_completion_tokens": max(task.settings.max_completion_tokens for task in tasks),
     }
-    config = plan.source.config
+    config = request.source.config
     config = config.model_copy(update={"rollout": config.rollout.model_copy(update=limits)})
     engine, reason = make_engine(config, policy, lambda p: templates[p.id.partition("/")[0]].encode(p))
-    console.print(f"{plan.source.name}: {reason}")
+    console.print(f"{request.source.name}: {reason}")
     for task in tasks:
-        wanted = plan.args.max_completion_tokens or task.found.benchmark.max_completion_tokens
+        wanted = request.args.max_completion_tokens or task.found.benchmark.max_completion_tokens
         limit = task.settings.max_completion_tokens
         if limit < wanted:
             console.print(
                 f"{task.name}: completions end at {limit} tokens, for the model's context holds "
                 f"no more beside a prompt of {task.longest_prompt}"
             )
-    args, results = plan.args, []
+    args, results = request.args, []
     try:
-        engine.load(policy.adapter() if plan.source.adapter else None, version=0)
+        engine.load(policy.adapter() if request.source.adapter else None, version=0)
         for task in tasks:
             scorer = RewardScorer(config.reward, task.found.benchmark.extract)
             total = len(task.found.problems) * (1 + args.samples)
@@ -109,16 +109,16 @@ def evaluate_benchmarks(plan: Plan, console: Console) -> list[Result]:
                     )
             finally:
                 scorer.close()
-            results.append(_result(task, evaluation, plan.trained_on))
+            results.append(_result(task, evaluation, request.trained_on))
     finally:
         engine.close()
     return results
 
 
-def _task(found: BenchmarkProblems, policy: Policy, plan: Plan) -> Task:
+def _task(found: BenchmarkProblems, policy: Policy, request: EvaluationRequest) -> Task:
     """Prompt and length limit of a benchmark; all that could still refuse it is asked here."""
-    benchmark, args = found.benchmark, plan.args
-    template = _template(found, policy, plan)
+    benchmark, args = found.benchmark, request.args
+    template = _template(found, policy, request)
     lengths = [len(ids) for ids in template.encode_all(found.problems)]
     longest, problem = max(zip(lengths, found.problems, strict=True), key=lambda pair: pair[0])
     limit = args.max_completion_tokens or benchmark.max_completion_tokens
@@ -137,19 +137,19 @@ def _task(found: BenchmarkProblems, policy: Policy, plan: Plan) -> Task:
         limit, args.samples, args.temperature, args.top_p, template.describe(), STOP if args.shots else ""
     )
     protocol = make_protocol(found.problems, settings, extract=benchmark.extract)
-    before = plan.before.get(benchmark.name)
+    before = request.before.get(benchmark.name)
     if before is not None:
         check_comparable(before.protocol, protocol, f"{args.against}", "this evaluation")
-    info = plan.source.facts() | {"dtype": str(policy.head_weight().dtype).removeprefix("torch.")}
-    file = plan.out / benchmark.name / "completions.jsonl"
+    info = request.source.facts() | {"dtype": str(policy.head_weight().dtype).removeprefix("torch.")}
+    file = request.out / benchmark.name / "completions.jsonl"
     if not args.overwrite:
         refuse_other(file, resume_key(protocol, args.seed, 0, info))
     return Task(found, template, settings, longest, info, before, file)
 
 
-def _template(found: BenchmarkProblems, policy: Policy, plan: Plan) -> PromptTemplate:
-    benchmark, config, tokenizer = found.benchmark, plan.source.config, policy.tokenizer
-    examples = plan.examples[benchmark.name]
+def _template(found: BenchmarkProblems, policy: Policy, request: EvaluationRequest) -> PromptTemplate:
+    benchmark, config, tokenizer = found.benchmark, request.source.config, policy.tokenizer
+    examples = request.examples[benchmark.name]
     if examples:
         return FewShotTemplate(tokenizer, examples, extract=benchmark.extract)
     kind = config.model.prompt

@@ -1,4 +1,4 @@
-"""Check a recipe before anything is written: Config -> Plan, or one sentence that says what is wrong."""
+"""Check a recipe before anything is written: a PreparedRun, or one sentence that says what is wrong."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SECOND_SET: Role = "held_out_templates"  # problems told in templates that were 
 
 
 @dataclass(frozen=True)
-class Plan:
+class PreparedRun:
     """A checked recipe: what will run, on which problems, into which folder."""
 
     config: Config
@@ -34,7 +34,7 @@ class Plan:
     folder: RunFolder
 
 
-def prepare(config: Config, *, resume: bool, overwrite: bool) -> Plan:
+def prepare(config: Config, *, resume: bool, overwrite: bool) -> PreparedRun:
     """Check everything that can be wrong; nothing is written.
 
     Raises:
@@ -72,7 +72,7 @@ def prepare(config: Config, *, resume: bool, overwrite: bool) -> Plan:
             f"a step needs {config.rollout.problems_per_step} different problems and {train.name} has "
             f"{len(train)}: lower rollout.problems_per_step or load more problems"
         )
-    return Plan(config, algorithm, train, held_out, demonstrations, folder)
+    return PreparedRun(config, algorithm, train, held_out, demonstrations, folder)
 
 
 def _fitting(

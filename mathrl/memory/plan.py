@@ -43,7 +43,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class MemoryPlan:
     """Predicted bytes by row, and the picks."""
 
     rows: dict[str, int]
@@ -75,7 +75,7 @@ def longest_completion(config: Config) -> int:
     return max(config.rollout.max_completion_tokens, config.evaluate.max_completion_tokens)
 
 
-def make_plan(config: Config, shape: Shape, device_bytes: int, *, itemsize: int = 2) -> Plan:
+def make_plan(config: Config, shape: Shape, device_bytes: int, *, itemsize: int = 2) -> MemoryPlan:
     """Predict the memory of training and sampling on one device, and choose the budgets.
 
     Args:
@@ -136,7 +136,7 @@ def make_plan(config: Config, shape: Shape, device_bytes: int, *, itemsize: int 
         **engine,
         "engine: KV cache": cache,
     }
-    return Plan(rows, device_bytes, pick, sequences, cache, wanted, engine_bytes)
+    return MemoryPlan(rows, device_bytes, pick, sequences, cache, wanted, engine_bytes)
 
 
 def engine_limits(config: Config, shape: Shape, device_bytes: int, *, itemsize: int, context: int) -> Limits:
@@ -202,7 +202,7 @@ def _largest_micro_batch(shape: Shape, activation: float, room: float, tokens: i
     return next((n for n in range(min(tokens, MAX_MICRO_BATCH) // 1024 * 1024, 0, -1024) if fits(n)), 0)
 
 
-def lines(plan: Plan, config: Config) -> Iterator[str]:
+def lines(plan: MemoryPlan, config: Config) -> Iterator[str]:
     """The table, then the picks."""
     for name, size in plan.rows.items():
         yield f"{name:<44} {size / GIB:8.2f} GiB"

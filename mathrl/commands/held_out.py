@@ -1,0 +1,61 @@
+"""A run's held-out problems: all of them before and after, some of them during training."""
+
+from __future__ import annotations
+
+from mathrl.commands.prepare import HELD_OUT, PreparedRun
+from mathrl.data.prompts import PromptTemplate
+from mathrl.evaluation.evaluate import Evaluation, EvaluationSettings, evaluate
+from mathrl.rewards.scorer import RewardScorer
+from mathrl.rollout.base import Engine
+from mathrl.run.progress import Progress
+from mathrl.run.tally import Tally
+from mathrl.types import derive_seed
+
+
+class HeldOut:
+    """Evaluates whatever the engine samples from."""
+
+    def __init__(
+        self,
+        run: PreparedRun,
+        engine: Engine,
+        scorer: RewardScorer,
+        template: PromptTemplate,
+        progress: Progress,
+        tally: Tally,
+    ) -> None:
+        self.run, self.engine, self.scorer = run, engine, scorer
+        self.template, self.progress, self.tally = template, progress, tally
+
+    def measure(self, when: str) -> dict[str, Evaluation]:
+        """Every problem set, greedy and sampled, kept in the folder; ``when`` is "before" or "after"."""
+        cfg, found = self.run.config.evaluate, {}
+        for name in self.run.held_out:
+            file = f"{when}.jsonl" if name == HELD_OUT else f"{name}_{when}.jsonl"
+            found[name] = self._evaluate(f"{name} {when}", name, cfg.num_problems, cfg.num_samples, file)
+        return found
+
+    def look(self, step: int) -> Evaluation:
+        """The first problems of the main set, greedy alone; nothing is kept."""
+        return self._evaluate(f"step {step}", HELD_OUT, self.run.config.evaluate.every_num_problems, 0)
+
+    def _evaluate(self, title: str, name: str, n: int, num_samples: int, file: str = "") -> Evaluation:
+        cfg = self.run.config
+        problems = self.run.held_out[name].problems[:n]
+        total = len(problems) * (1 + num_samples)
+        with self.tally.timed("evaluate"), self.progress.stage(title, total) as stage:
+            return evaluate(
+                self.engine,
+                problems,
+                self.scorer,
+                EvaluationSettings(
+                    cfg.evaluate.max_completion_tokens or cfg.rollout.max_completion_tokens,
+                    num_samples,
+                    cfg.evaluate.temperature,
+                    prompt=self.template.describe(),
+                ),
+                seed=derive_seed(cfg.run.seed, "evaluate"),
+                name=name,
+                out=self.run.folder.evaluations / file if file else None,
+                progress=stage,
+            )
