@@ -6,9 +6,9 @@ of range is refused here, before a model is loaded.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -241,18 +241,54 @@ class AlgorithmConfig(Section):
     )
 
 
+class RewardFunctionConfig(Section):
+    """A ``[[reward.functions]]`` table: a Python function beside the verifier (rewards/functions.py)."""
+
+    path: str = Field(
+        pattern=r"^[\w.]+:\w+$", description="module:function, imported from here or PYTHONPATH"
+    )
+    weight: float = Field(1.0, description="of its value in the reward")
+    name: str = Field("", description="of its metric reward/<name>; empty: the function's own")
+    style: Literal["auto", "completion", "group", "trl", "trl_chat"] = Field(
+        "auto", description="how it is called; auto: read off the names of its parameters"
+    )
+
+
 class RewardConfig(Section):
     correct: float = Field(1.0, description="reward of a correct answer")
-    wrong: float = Field(0.0, description="reward of any other outcome")
+    wrong: float = Field(0.0, description="reward of any other outcome that has none of its own below")
+    unparsed: float | None = Field(None, description="of an answer that cannot be read; unset: as wrong")
+    no_answer: float | None = Field(None, description="of a completion without an answer; unset: as wrong")
+    truncated: float | None = Field(
+        None, description="of a completion cut at the token limit that is not correct; unset: as its outcome"
+    )
     format: float = Field(0.0, description="added where an answer could be extracted")
     length: float = Field(
         0.0, description="added per completion token over the limit (negative: prefer short)"
+    )
+    functions: tuple[RewardFunctionConfig, ...] = Field(
+        (), description="Python functions beside the verifier: module:function=weight, joined by commas"
+    )
+    function_timeout_s: float = Field(
+        30.0, gt=0.0, description="wall clock one call of a reward function may take; more stops the run"
     )
     model_path: str = Field("", description="sequence-classification checkpoint used as a reward model")
     model_weight: float = Field(0.0, description="weight of the reward model")
     num_workers: int = Field(2, ge=1, le=64, description="verifier processes")
     timeout_s: float = Field(5.0, gt=0.0, description="wall clock one verdict may take")
     memory_mb: int = Field(1024, ge=128, description="memory one verifier process may take")
+
+    @field_validator("functions", mode="before")
+    @classmethod
+    def _functions(cls, given: Any) -> Any:
+        """``module:function=weight,…``, as the command line says it, as a list of tables."""
+        if not isinstance(given, str):
+            return given
+        tables: list[dict[str, Any]] = []
+        for part in filter(None, map(str.strip, given.split(","))):
+            path, sign, weight = part.partition("=")
+            tables.append({"path": path.strip()} | ({"weight": weight.strip()} if sign else {}))
+        return tables
 
 
 class UpdateConfig(Section):

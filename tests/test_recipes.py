@@ -19,6 +19,22 @@ def test_a_recipe_survives_being_saved(name, tmp_path):
     assert config.rollout.group_size == 4
 
 
+def test_reward_functions_are_said_in_one_option_or_in_tables(tmp_path):
+    said = load_recipe("quickstart", [("reward.functions", "mine:short=0.25, pkg.mine:right")])
+    path = tmp_path / "config.toml"
+    path.write_text(
+        'extends = "quickstart"\n[[reward.functions]]\npath = "mine:short"\nweight = 0.25\n'
+        '[[reward.functions]]\npath = "pkg.mine:right"\n'
+    )
+    assert said.reward.functions == load_recipe(str(path)).reward.functions
+    assert [(f.path, f.weight) for f in said.reward.functions] == [
+        ("mine:short", 0.25),
+        ("pkg.mine:right", 1),
+    ]
+    path.write_text(dump(said, comments=True))
+    assert load_config(path) == said
+
+
 def test_overrides_win_over_the_file(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text("[update]\nlearning_rate = 0.5\nnum_epochs = 2\n")
@@ -57,6 +73,8 @@ def test_command_line_words_and_overrides_come_apart():
         ([("rollout", "4")], ["--rollout is a section", "--rollout.engine"]),
         ([("update.learning_rate", "nan")], ["update.learning_rate", "finite"]),
         ([("sft.skip", "true")], ["sft.skip needs model.path"]),
+        ([("reward.functions", "mine.py=0.5")], ["reward.functions.0.path", "'mine.py'", "match pattern"]),
+        ([("reward.functions", "mine:f=much")], ["reward.functions.0.weight", "'much'", "number"]),
         ([("algorithm.ratio", "word")], ["algorithm.ratio", "'token'"]),
         ([("model.num_heads", "3")], ["hidden_size 128 must be a multiple of num_heads 3"]),
         ([("data.min_steps", "3"), ("data.max_steps", "2")], ["min_steps 3 must be <= max_steps 2"]),

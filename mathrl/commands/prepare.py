@@ -13,6 +13,7 @@ from mathrl.data.problems import ProblemSet, Role, SkippedRow, load_problems
 from mathrl.data.prompts import PromptTemplate, make_template
 from mathrl.errors import UserError
 from mathrl.policy.loading import context_of, load_tokenizer
+from mathrl.rewards.functions import RewardFunction, load_functions
 from mathrl.rewards.scorer import check_answer_type
 from mathrl.run.folder import RunFolder
 from mathrl.training.sft import Demonstrations, load_examples
@@ -32,6 +33,7 @@ class PreparedRun:
     held_out: dict[str, ProblemSet]  # by name; "held_out" first
     demonstrations: Demonstrations | None  # None: the reference is made already
     folder: RunFolder
+    reward_functions: tuple[RewardFunction, ...] = ()
 
 
 def prepare(config: Config, *, resume: bool, overwrite: bool) -> PreparedRun:
@@ -45,6 +47,7 @@ def prepare(config: Config, *, resume: bool, overwrite: bool) -> PreparedRun:
     folder.check(config, resume=resume, overwrite=overwrite)
     if config.run.device == "cuda" and not torch.cuda.is_available():
         raise UserError("run.device is 'cuda' and there is no CUDA device here: use auto or cpu")
+    functions = load_functions(config.reward)
     if config.data.answer_type:
         check_answer_type(config.data.answer_type)
     train = load_problems(config.data, "train", config.run.seed)
@@ -72,7 +75,7 @@ def prepare(config: Config, *, resume: bool, overwrite: bool) -> PreparedRun:
             f"a step needs {config.rollout.problems_per_step} different problems and {train.name} has "
             f"{len(train)}: lower rollout.problems_per_step or load more problems"
         )
-    return PreparedRun(config, algorithm, train, held_out, demonstrations, folder)
+    return PreparedRun(config, algorithm, train, held_out, demonstrations, folder, functions)
 
 
 def _fitting(

@@ -87,7 +87,9 @@ def _stages(run: PreparedRun, progress: Progress) -> bool:
     _set_threads(cfg)
     reference = _reference(run, progress, tally)
     with ExitStack() as stack:
-        scorer = RewardScorer(cfg.reward, extract_rule(cfg.data), make_reward_model(cfg.reward))
+        scorer = RewardScorer(
+            cfg.reward, extract_rule(cfg.data), make_reward_model(cfg.reward), run.reward_functions
+        )
         stack.callback(scorer.close)  # its processes start while the model loads
         policy = Policy.from_pretrained(reference, cfg)
         template = make_template(cfg, policy.tokenizer)

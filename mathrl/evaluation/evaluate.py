@@ -47,7 +47,7 @@ class Scorer(Protocol):
 
     def submit(self, problem: Problem, completion: Completion) -> None: ...
 
-    def score(self, groups: Sequence[Group]) -> list[Group]: ...
+    def judge(self, groups: Sequence[Group]) -> list[Group]: ...
 
 
 def evaluate(
@@ -189,7 +189,7 @@ def judge_groups(scorer: Scorer, groups: Sequence[Group], name: str) -> tuple[tu
 
 def score(scorer: Scorer, groups: Sequence[Group]) -> list[Group]:
     """Scored groups; what misses the reference is held against the problem's ``other_references`` in turn."""
-    scored = scorer.score(groups)
+    scored = scorer.judge(groups)
     depth = max((len(g.problem.meta.get("other_references", ())) for g in groups), default=0)
     for turn in range(depth):
         again = [
@@ -197,7 +197,7 @@ def score(scorer: Scorer, groups: Sequence[Group]) -> list[Group]:
             for at, g in enumerate(scored)
             if len(others := g.problem.meta.get("other_references", ())) > turn
         ]
-        for (at, _), second in zip(again, scorer.score([g for _, g in again]), strict=True):
+        for (at, _), second in zip(again, scorer.judge([g for _, g in again]), strict=True):
             best = (b if b.correct else a for a, b in zip(scored[at].scores, second.scores, strict=True))
             scored[at] = replace(scored[at], scores=tuple(best))
     return scored

@@ -206,4 +206,8 @@ def _toml(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, BaseModel):  # a table of a list, in one line
+        return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value) + "}"
     return repr(value)

@@ -1,13 +1,13 @@
 """Verdict -> reward: the only door between the trainer and the verifiers.
 
 A completion's reward is a weighted sum of terms, each logged by itself: what the verifier said, whether an
-answer could be extracted, its length, and (optionally) a learned reward model.
+answer could be extracted, its length, the user's own functions, and (optionally) a learned reward model.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from statistics import fmean, pstdev
@@ -15,6 +15,7 @@ from statistics import fmean, pstdev
 import verifiers
 from mathrl.config import RewardConfig
 from mathrl.errors import UserError
+from mathrl.rewards.functions import RewardFunction, evaluate_function
 from mathrl.types import Completion, Group, Problem, Score
 from verifiers import Outcome, ParseError, Verdict
 from verifiers.extraction.rules import extract
@@ -23,6 +24,9 @@ from verifiers.tools.references import Reading, read_reference
 
 RewardModel = Callable[[Sequence[Problem], Sequence[Completion]], Sequence[float]]
 """Scores of a learned reward model, one a completion; ``mathrl.rewards.learned`` makes one."""
+
+Terms = tuple[str, list[list[float]]]
+"""A term of the reward: its name, and its weighted value of every completion (empty: there is none)."""
 
 _EXTRACTED = (Outcome.CORRECT, Outcome.WRONG)
 
@@ -69,8 +73,15 @@ class RewardScorer:
     verifier's fault (ERROR, TIMEOUT) earns ``wrong`` and is counted by itself in the metrics.
     """
 
-    def __init__(self, config: RewardConfig, extract: str, reward_model: RewardModel | None = None):
+    def __init__(
+        self,
+        config: RewardConfig,
+        extract: str,
+        reward_model: RewardModel | None = None,
+        functions: Sequence[RewardFunction] = (),
+    ):
         self.config, self.extract, self.reward_model = config, extract, reward_model
+        self.functions = tuple(functions)
         self.pool = VerifierPool(config.num_workers, config.timeout_s, config.memory_mb)
         self.pool.start()  # models and engines load meanwhile
         self._early: dict[tuple[str, Completion], Future[Verdict]] = {}
@@ -80,19 +91,37 @@ class RewardScorer:
         self._early[problem.id, completion] = self._start(problem, completion)
 
     def score(self, groups: Sequence[Group]) -> list[Group]:
-        """The groups with one Score a completion, in order."""
-        futures = [[self._take(g.problem, c) for c in g.completions] for g in groups]
-        self._early.clear()
-        learned = self._learned(groups)
+        """The groups with one Score a completion, in order.
+
+        Raises:
+            UserError: a reward function failed.
+        """
+        verdicts = self._verdicts(groups)
+        extra = [
+            self._model_terms(groups),
+            *(self._function_terms(f, groups, verdicts) for f in self.functions),
+        ]
         return [
             replace(
                 group,
                 scores=tuple(
-                    self._score(completion, future.result(), learned[g][i])
-                    for i, (completion, future) in enumerate(zip(group.completions, futures[g], strict=True))
+                    self._score(
+                        completion, verdicts[g][i], {n: values[g][i] for n, values in extra if values}
+                    )
+                    for i, completion in enumerate(group.completions)
                 ),
             )
             for g, group in enumerate(groups)
+        ]
+
+    def judge(self, groups: Sequence[Group]) -> list[Group]:
+        """The same by the verifiers alone, for evaluations: no reward model and no function is asked."""
+        return [
+            replace(
+                group,
+                scores=tuple(self._score(c, v, {}) for c, v in zip(group.completions, said, strict=True)),
+            )
+            for group, said in zip(groups, self._verdicts(groups), strict=True)
         ]
 
     def close(self) -> None:
@@ -105,24 +134,56 @@ class RewardScorer:
     def _take(self, problem: Problem, completion: Completion) -> Future[Verdict]:
         return self._early.pop((problem.id, completion), None) or self._start(problem, completion)
 
-    def _learned(self, groups: Sequence[Group]) -> list[list[float]]:
+    def _verdicts(self, groups: Sequence[Group]) -> list[list[Verdict]]:
+        futures = [[self._take(g.problem, c) for c in g.completions] for g in groups]
+        self._early.clear()
+        return [[future.result() for future in row] for row in futures]
+
+    def _model_terms(self, groups: Sequence[Group]) -> Terms:
         if self.reward_model is None or not self.config.model_weight:
-            return [[0.0] * len(g.completions) for g in groups]
+            return "model", []
         problems = [g.problem for g in groups for _ in g.completions]
         flat = iter(self.reward_model(problems, [c for g in groups for c in g.completions]))
-        return [[float(next(flat)) for _ in g.completions] for g in groups]
+        weight = self.config.model_weight
+        return "model", [[weight * float(next(flat)) for _ in g.completions] for g in groups]
 
-    def _score(self, completion: Completion, verdict: Verdict, learned: float) -> Score:
+    def _function_terms(
+        self, function: RewardFunction, groups: Sequence[Group], verdicts: Sequence[Sequence[Verdict]]
+    ) -> Terms:
+        """Weighted values; 0 where the reference could not be read, for that never trains."""
+        readable = [
+            i for i, said in enumerate(verdicts) if Outcome.BAD_REFERENCE not in {v.outcome for v in said}
+        ]
+        asked = evaluate_function(
+            function,
+            [groups[i] for i in readable],
+            [verdicts[i] for i in readable],
+            self.config.function_timeout_s,
+        )
+        values = [[0.0] * len(g.completions) for g in groups]
+        for i, row in zip(readable, asked, strict=True):
+            values[i] = [function.weight * value for value in row]
+        return function.name, values
+
+    def _score(self, completion: Completion, verdict: Verdict, extra: Mapping[str, float]) -> Score:
         cfg = self.config
-        parts = {"answer": cfg.correct if verdict.outcome is Outcome.CORRECT else cfg.wrong}
+        parts = {"answer": self._answer(completion, verdict.outcome)}
         if cfg.format:
             parts["format"] = cfg.format * (verdict.outcome in _EXTRACTED)
         if cfg.length:
             parts["length"] = cfg.length * len(completion.token_ids)
-        if self.reward_model is not None and cfg.model_weight:
-            parts["model"] = cfg.model_weight * learned
-        reward = sum(parts.values())
-        return Score(reward, verdict.outcome.value, verdict.extracted, verdict.detail, parts)
+        parts |= extra
+        return Score(sum(parts.values()), verdict.outcome.value, verdict.extracted, verdict.detail, parts)
+
+    def _answer(self, completion: Completion, outcome: Outcome) -> float:
+        """The verifier's part: by outcome, and what is cut at the limit apart where the recipe says so."""
+        cfg = self.config
+        if outcome is Outcome.CORRECT:
+            return cfg.correct
+        if cfg.truncated is not None and completion.finish_reason == "length":
+            return cfg.truncated
+        apart = {Outcome.UNPARSED: cfg.unparsed, Outcome.NO_ANSWER: cfg.no_answer}.get(outcome)
+        return cfg.wrong if apart is None else apart
 
 
 def could_be_judged(groups: Sequence[Group]) -> list[Group]:

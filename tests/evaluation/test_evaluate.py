@@ -67,7 +67,7 @@ class InProcessScorer:
     def submit(self, problem: Problem, completion: Completion) -> None:
         self.submitted += 1
 
-    def score(self, groups: Sequence[Group]) -> list[Group]:
+    def judge(self, groups: Sequence[Group]) -> list[Group]:
         out = []
         for g in groups:
             verdicts = [
