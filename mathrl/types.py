@@ -111,6 +111,10 @@ class Batch:
     values: Tensor | None = None  # (B, T) float32: value of the prefix before token t
     returns: Tensor | None = None  # (B, T) float32: target of the value model
     advantages: Tensor | None = None  # (B, T) float32
+    places: Tensor | None = (
+        None  # (B,) int64: the row's number among the step's rows, of all ranks; None: 0 … B-1
+    )
+    num_places: int = 0  # rows of the step on all ranks, whatever part of them this is; 0: B
 
     @property
     def num_completions(self) -> int:
@@ -141,6 +145,8 @@ class Batch:
         changes: dict[str, Any] = {
             "prompts": tuple(self.prompts[i] for i in kept.tolist()),
             "group_ids": group_ids,
+            "places": index if self.places is None else self.places[index],
+            "num_places": self.num_places or self.num_completions,
         }
         for f in fields(self):
             value = getattr(self, f.name)

@@ -101,7 +101,7 @@ def gae(
         advantages and returns (A + V, the value model's targets), (B, T), 0 where masked.
     """
     advantages = torch.zeros_like(values)
-    next_value, next_advantage = torch.zeros_like(values[:, 0]), torch.zeros_like(values[:, 0])
+    next_value, next_advantage = values.new_zeros(len(values)), values.new_zeros(len(values))
     for t in range(values.shape[1] - 1, -1, -1):
         delta = token_rewards[:, t] + gamma * next_value - values[:, t]
         advantage = delta + gamma * gae_lambda * next_advantage
@@ -146,7 +146,7 @@ def _group_sum(values: Tensor, group_ids: Tensor, num_groups: int) -> Tensor:
 
 def _centred(rewards: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor]:
     """rewards - group mean (B,), exactly 0 in groups of equal rewards, and the group sizes (P,)."""
-    num_groups = int(group_ids.max()) + 1
+    num_groups = int(group_ids.max()) + 1 if len(group_ids) else 0  # a rank may have no rows
     counts = _group_sum(torch.ones_like(rewards), group_ids, num_groups)
     empty = rewards.new_zeros(num_groups)
     high = empty.scatter_reduce(0, group_ids, rewards, "amax", include_self=False)

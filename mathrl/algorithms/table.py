@@ -23,7 +23,7 @@ from mathrl.algorithms.advantages import (
 )
 from mathrl.algorithms.losses import KL_ESTIMATORS
 from mathrl.config import AlgorithmConfig, RolloutConfig, UpdateConfig
-from mathrl.distributed import sum_ranks
+from mathrl.distributed.collectives import sum_ranks
 from mathrl.errors import UserError, did_you_mean
 from mathrl.types import Batch, Group
 

@@ -241,7 +241,7 @@ def _batch_tensors(batch: Batch) -> dict[str, Tensor]:
     }
     for field in fields(Batch):
         value = getattr(batch, field.name)
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and field.name != "places":  # a saved batch is a whole step
             found[field.name] = value
     return {name: _own(tensor) for name, tensor in found.items()}
 
@@ -249,7 +249,7 @@ def _batch_tensors(batch: Batch) -> dict[str, Tensor]:
 def _batch(tensors: Mapping[str, Tensor]) -> Batch:
     rest = dict(tensors)
     prompts = rest.pop("prompts").split(rest.pop("prompt_lengths").tolist())
-    return Batch(prompts=tuple(prompts), **rest)
+    return Batch(prompts=tuple(prompts), **rest)  # type: ignore[arg-type]
 
 
 def _own(tensor: Tensor) -> Tensor:

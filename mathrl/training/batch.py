@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,13 +14,13 @@ from mathrl.types import Batch, Group
 def collate(groups: Sequence[Group], pad_id: int) -> Batch:
     """Scored groups as one Batch, rows in the order of groups and their completions.
 
+    No group gives a batch of no rows: another rank's groups were selected and none of this one's.
+
     Raises:
-        ValueError: no group, or a group without scores.
+        ValueError: a group without scores.
     """
-    if not groups:
-        raise ValueError("collate needs at least one group")
     completions = [c for group in groups for c in group.completions]
-    width = max(len(c.token_ids) for c in completions)
+    width = max((len(c.token_ids) for c in completions), default=0)
     completion_ids = torch.full((len(completions), width), pad_id, dtype=torch.long)
     loss_mask = torch.zeros((len(completions), width), dtype=torch.bool)
     recorded = all(c.sampling_logprobs is not None for c in completions)
@@ -37,13 +38,29 @@ def collate(groups: Sequence[Group], pad_id: int) -> Batch:
             )
     return Batch(
         prompts=tuple(torch.tensor(group.prompt_ids) for group in groups),
-        group_ids=torch.tensor([g for g, group in enumerate(groups) for _ in group.completions]),
+        group_ids=torch.tensor(
+            [g for g, group in enumerate(groups) for _ in group.completions], dtype=torch.long
+        ),
         completion_ids=completion_ids,
         loss_mask=loss_mask,
         rewards=torch.tensor([r for group in groups for r in group.rewards], dtype=torch.float32),
-        truncated=torch.tensor([c.finish_reason == "length" for c in completions]),
+        truncated=torch.tensor([c.finish_reason == "length" for c in completions], dtype=torch.bool),
         sampling_logprobs=sampling_logprobs,
     )
+
+
+def collate_share(groups: Sequence[Group], own: Sequence[bool], pad_id: int) -> Batch:
+    """The step's groups that are this rank's own, as a batch that knows where its rows stand in the step.
+
+    Args:
+        groups: all that train in this step, the same list on every rank.
+        own: of each group whether it is this rank's.
+    """
+    sizes = [len(group.completions) for group in groups]
+    first = [sum(sizes[:g]) for g in range(len(groups))]
+    places = [first[g] + i for g, mine in enumerate(own) if mine for i in range(sizes[g])]
+    batch = collate([group for group, mine in zip(groups, own, strict=True) if mine], pad_id)
+    return replace(batch, places=torch.tensor(places, dtype=torch.long), num_places=sum(sizes))
 
 
 def micro_batches(batch: Batch, max_tokens: int) -> Iterator[Tensor]:
@@ -72,6 +89,27 @@ def micro_batches(batch: Batch, max_tokens: int) -> Iterator[Tensor]:
 
 
 def minibatches(batch: Batch, num: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Row indices of ``num`` random minibatches of (nearly) equal size; every row is in exactly one."""
-    order = torch.randperm(batch.num_completions, generator=generator)
-    yield from (part.sort().values for part in order.tensor_split(num) if len(part))
+    """Row indices of ``num`` random minibatches of (nearly) equal size; every row is in exactly one.
+
+    The rows of the step on all ranks are drawn, so that a minibatch is the same however many ranks there are;
+    this rank's rows of it may be none.
+    """
+    order = torch.randperm(step_rows(batch), generator=generator)
+    yield from (rows_at(batch, part.sort().values) for part in order.tensor_split(num) if len(part))
+
+
+def step_rows(batch: Batch) -> int:
+    """Rows of the batch's step on all ranks."""
+    return batch.num_completions if batch.places is None else batch.num_places
+
+
+def rows_at(batch: Batch, places: Tensor) -> Tensor:
+    """Indices of the batch's rows that stand at these places of the step, in their order."""
+    if batch.places is None:
+        return places
+    return torch.isin(batch.places.cpu(), places).nonzero()[:, 0]
+
+
+def places_of(batch: Batch, rows: Sequence[int]) -> list[int]:
+    """Where rows of the batch stand in the step."""
+    return list(rows) if batch.places is None else [int(batch.places[row]) for row in rows]

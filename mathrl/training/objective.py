@@ -6,8 +6,7 @@ backward: however the rows are cut into micro-batches, the losses and gradients 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -28,8 +27,11 @@ from mathrl.algorithms.losses import (
 )
 from mathrl.algorithms.table import Algorithm
 from mathrl.config import Config
-from mathrl.distributed import max_ranks, sum_ranks
+from mathrl.distributed.agreement import together
+from mathrl.distributed.collectives import gather, sum_ranks
+from mathrl.distributed.group import alone
 from mathrl.errors import NonFiniteError
+from mathrl.training.batch import places_of
 from mathrl.training.micro_batching import MicroBatches
 from mathrl.types import Batch, TokenOutputs
 
@@ -110,8 +112,8 @@ class PolicyLoss:
         the result is the same.
 
         Raises:
-            NonFiniteError: naming the rows of ``batch`` whose loss is not finite.
-            UserError: not even one completion fits in memory.
+            NonFiniteError: on all ranks, naming the places of the rows whose loss is not finite.
+            UserError: on all ranks; not even one completion fits in memory.
         """
         whole = totals or global_totals(batch)
         loss = torch.zeros((), dtype=torch.float64, device=batch.loss_mask.device)
@@ -122,16 +124,17 @@ class PolicyLoss:
             total = losses.sum()
             if not torch.isfinite(total):
                 bad = (~losses.isfinite()).nonzero().flatten().tolist()
-                raise NonFiniteError("the loss is not finite", [int(rows[r]) for r in bad])
+                raise NonFiniteError("the loss is not finite", places_of(part, bad))
             total.backward()
             meter.add(sums)
             loss.add_(total.detach())
 
-        self.micro_batches.run(batch, add, policy.trainable_parameters())
+        with together("the backward pass"):
+            self.micro_batches.run(batch, add, policy.trainable_parameters())
         return loss
 
     def rows_to_blame(self, policy: Policy, batch: Batch) -> list[int]:
-        """Rows of ``batch`` whose own gradient is not finite."""
+        """Places of the rows, of all ranks, whose own gradient is not finite."""
         return rows_to_blame(
             batch,
             policy.trainable_parameters(),
@@ -139,32 +142,24 @@ class PolicyLoss:
         )
 
 
-@contextmanager
-def naming_rows(rows: Tensor) -> Iterator[None]:
-    """Inside, a NonFiniteError about rows of a minibatch becomes one about those rows of the batch."""
-    try:
-        yield
-    except NonFiniteError as error:
-        raise NonFiniteError(str(error), [int(rows[r]) for r in error.rows]) from error
-
-
 def rows_to_blame(
     batch: Batch, parameters: Sequence[Parameter], backward: Callable[[Batch, Totals], object]
 ) -> list[int]:
-    """Rows whose own gradient is not finite; leaves no gradients behind.
+    """Places of the rows, of all ranks, whose own gradient is not finite; leaves no gradients behind.
 
     Takes a backward a row, so it is for a run that is about to stop. ``backward`` adds a batch's gradients to
     those of ``parameters``.
     """
     bad = []
-    for row in range(batch.num_completions):
+    with together("looking for the rows to blame"), alone():
+        for row in range(batch.num_completions):
+            _forget_gradients(parameters)
+            own = batch.rows([row])
+            backward(own, Totals.of(own.loss_mask))
+            if not all(p.grad is None or bool(p.grad.isfinite().all()) for p in parameters):
+                bad.append(row)
         _forget_gradients(parameters)
-        own = batch.rows([row])
-        backward(own, Totals.of(own.loss_mask))
-        if not all(p.grad is None or bool(p.grad.isfinite().all()) for p in parameters):
-            bad.append(row)
-    _forget_gradients(parameters)
-    return bad
+    return sorted(place for places in gather(places_of(batch, bad)) for place in places)
 
 
 def _forget_gradients(parameters: Sequence[Parameter]) -> None:
@@ -218,17 +213,21 @@ class Meter:
                 self._sums[name] = torch.maximum(so_far, value) if name.endswith("_max") else so_far + value
 
     def metrics(self) -> dict[str, float]:
-        """Means a token (policy/…, sync/…), maxima, and the effective sample size sync/ess in (0, 1]."""
+        """Means a token (policy/…, sync/…), maxima, and the effective sample size sync/ess in (0, 1].
+
+        A rank without rows has measured nothing, and knows the others' all the same.
+        """
         names = sorted(self._sums)
-        if not names:
-            return {}
-        stacked = torch.stack([self._sums[n] for n in names])
-        summed = dict(zip(names, sum_ranks(stacked).tolist(), strict=True))
-        highest = dict(zip(names, max_ranks(stacked).tolist(), strict=True))
-        tokens = max(summed.pop("tokens"), 1.0)
-        weight, square = summed.pop("weight", 0.0), summed.pop("weight_square", 0.0)
+        own = torch.stack([self._sums[n] for n in names]).tolist() if names else []
+        found = gather(dict(zip(names, own, strict=True)))
+        everywhere = {name: [part[name] for part in found if name in part] for part in found for name in part}
+        totals = {
+            name: max(values) if name.endswith("_max") else sum(values) for name, values in everywhere.items()
+        }
+        tokens = max(totals.pop("tokens", 0.0), 1.0)
+        weight, square = totals.pop("weight", 0.0), totals.pop("weight_square", 0.0)
         metrics = {"sync/ess": weight * weight / (tokens * square)} if square else {}
-        for name, value in summed.items():
+        for name in sorted(totals):
             area = "sync" if name.startswith("gap") else "policy"
-            metrics[f"{area}/{name}"] = highest[name] if name.endswith("_max") else value / tokens
+            metrics[f"{area}/{name}"] = totals[name] if name.endswith("_max") else totals[name] / tokens
         return metrics

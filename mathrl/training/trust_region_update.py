@@ -23,8 +23,10 @@ from mathrl.algorithms.trust_region import (
     to_vector,
 )
 from mathrl.config import Config
-from mathrl.distributed import sum_gradients, sum_ranks
+from mathrl.distributed.agreement import together
+from mathrl.distributed.collectives import sum_gradients, sum_ranks
 from mathrl.errors import NonFiniteError
+from mathrl.training.batch import rows_at, step_rows
 from mathrl.training.micro_batching import MicroBatches
 from mathrl.training.objective import Meter, global_totals
 from mathrl.training.update_rule import Update
@@ -96,11 +98,15 @@ class TrustRegion(Update):
         return gradient
 
     def _sample(self, batch: Batch) -> Batch:
-        """The completions whose curvature is measured: fisher_fraction of them, drawn anew each step."""
-        count = math.ceil(self.config.algorithm.fisher_fraction * batch.num_completions)
+        """This rank's rows among the completions whose curvature is measured.
+
+        That is fisher_fraction of the step's on all ranks, drawn anew each step.
+        """
+        total = step_rows(batch)
+        count = math.ceil(self.config.algorithm.fisher_fraction * total)
         seed = derive_seed(self.config.run.seed, "fisher", self.num_calls)
-        order = torch.randperm(batch.num_completions, generator=torch.Generator().manual_seed(seed))
-        return batch.rows(order[:count].sort().values)
+        order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+        return batch.rows(rows_at(batch, order[:count].sort().values))
 
     @torch.no_grad()
     def _old_parts(self, policy: Policy, batch: Batch) -> list[_Part]:
@@ -109,23 +115,29 @@ class TrustRegion(Update):
         def add(rows: Tensor, part: Batch) -> None:
             parts.append(_Part(part, policy.hidden_states(part)[part.loss_mask]))
 
-        self.loss.micro_batches.run(batch, add)
+        with together("the old policy's states"):
+            self.loss.micro_batches.run(batch, add)
         return parts
 
     @torch.no_grad()
     def _measure(self, policy: Policy, parts: list[_Part], totals: Totals, moved: bool = True) -> Trial:
         """Loss and mean KL(old || current weights) over all ranks; ``moved`` False: at the old weights."""
         both = torch.zeros(2, dtype=torch.float64, device=self.parameters[0].device)
-        for part in parts:
-            batch, mask = part.batch, part.batch.loss_mask
-            hidden = policy.hidden_states(batch)[mask] if moved else part.hidden
-            targets, temperature = batch.completion_ids[mask], self.config.rollout.temperature
-            found = compare_tokens(part.hidden, hidden, policy.head_weight(), targets, temperature)
-            placed = torch.zeros(2, *mask.shape, dtype=found.kl.dtype, device=mask.device)
-            placed[0, mask], placed[1, mask] = found.old_logprobs, found.new_logprobs
-            losses, _ = self.loss.rows(batch.add(old_logprobs=placed[0]), TokenOutputs(placed[1]), totals)
-            both += torch.stack((losses.sum(), found.kl.sum() / totals.tokens)).double()
+        with together("a trial of the line search"):
+            for part in parts:
+                both += self._measure_part(policy, part, totals, moved)
         return Trial(*sum_ranks(both).tolist())
+
+    def _measure_part(self, policy: Policy, part: _Part, totals: Totals, moved: bool) -> Tensor:
+        """(2,) float64: a micro-batch's share of loss and mean KL."""
+        batch, mask = part.batch, part.batch.loss_mask
+        hidden = policy.hidden_states(batch)[mask] if moved else part.hidden
+        targets, temperature = batch.completion_ids[mask], self.config.rollout.temperature
+        found = compare_tokens(part.hidden, hidden, policy.head_weight(), targets, temperature)
+        placed = torch.zeros(2, *mask.shape, dtype=found.kl.dtype, device=mask.device)
+        placed[0, mask], placed[1, mask] = found.old_logprobs, found.new_logprobs
+        losses, _ = self.loss.rows(batch.add(old_logprobs=placed[0]), TokenOutputs(placed[1]), totals)
+        return torch.stack((losses.sum(), found.kl.sum() / totals.tokens)).double()
 
     @torch.no_grad()
     def _set(self, weights: Tensor) -> None:
@@ -161,7 +173,8 @@ class _Fisher:
             if whole:
                 self.kept = graph
 
-        with sdpa_kernel(SDPBackend.MATH):  # here too: checkpointed layers are computed again
+        # the kernel here too: checkpointed layers are computed again
+        with together("a Fisher product"), sdpa_kernel(SDPBackend.MATH):
             self.micro_batches.run(self.batch, add)
         return sum_ranks(product) / max(self.tokens, 1.0)
 

@@ -13,11 +13,11 @@ import torch
 
 from mathrl.algorithms.table import Algorithm
 from mathrl.config import Config
-from mathrl.distributed import sum_gradients, sum_ranks
+from mathrl.distributed.collectives import sum_gradients, sum_ranks
 from mathrl.errors import NonFiniteError
 from mathrl.policy.value import ValueModel
 from mathrl.training.batch import minibatches
-from mathrl.training.objective import Meter, PolicyLoss, naming_rows
+from mathrl.training.objective import Meter, PolicyLoss
 from mathrl.training.trust_region_update import TrustRegion
 from mathrl.training.update_rule import Update
 from mathrl.training.value_update import ValueUpdate
@@ -86,8 +86,7 @@ class FirstOrder(Update):
         meter, steps = Meter(), []
         for _ in range(cfg.num_epochs):
             for rows in minibatches(batch, cfg.num_minibatches, shuffle):
-                with naming_rows(rows):
-                    steps.append(self._step(policy, batch.rows(rows), meter))
+                steps.append(self._step(policy, batch.rows(rows), meter))
         means = {n: sum(s[n] for s in steps) / len(steps) for n in steps[0]}
         return meter.metrics() | means | {"policy/learning_rate": rate}
 

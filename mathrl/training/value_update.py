@@ -10,12 +10,13 @@ from torch import Tensor
 
 from mathrl.algorithms.losses import Totals, token_mean, value_loss
 from mathrl.config import Config
-from mathrl.distributed import sum_gradients, sum_ranks
+from mathrl.distributed.agreement import together
+from mathrl.distributed.collectives import sum_gradients, sum_ranks
 from mathrl.errors import NonFiniteError
 from mathrl.policy.value import ValueModel
-from mathrl.training.batch import minibatches
+from mathrl.training.batch import minibatches, places_of
 from mathrl.training.micro_batching import MicroBatches
-from mathrl.training.objective import global_totals, naming_rows, rows_to_blame
+from mathrl.training.objective import global_totals, rows_to_blame
 from mathrl.types import Batch, derive_seed
 
 
@@ -50,8 +51,7 @@ class ValueUpdate:
         steps = []
         for _ in range(self.config.algorithm.value_epochs):
             for rows in minibatches(batch, self.config.update.num_minibatches, shuffle):
-                with naming_rows(rows):
-                    steps.append(self._step(batch.rows(rows)))
+                steps.append(self._step(batch.rows(rows)))
         means = {name: sum(s[name] for s in steps) / len(steps) for name in steps[0]}
         return means | {"value/explained_variance": explained}
 
@@ -78,12 +78,13 @@ class ValueUpdate:
             per_token = value_loss(values, part.values, part.returns, self.config.algorithm.value_clip)
             row_losses = (token_mean(part.loss_mask, totals, 0, per_token.dtype) * per_token).sum(1)
             if not bool(row_losses.isfinite().all()):
-                bad = rows[(~row_losses.isfinite()).cpu()].tolist()
-                raise NonFiniteError("the value loss is not finite", bad)
+                bad = (~row_losses.isfinite()).nonzero().flatten().tolist()
+                raise NonFiniteError("the value loss is not finite", places_of(part, bad))
             row_losses.sum().backward()
             loss.add_(row_losses.detach().sum())
 
-        self.micro_batches.run(batch, add, self.model.parameters)
+        with together("the value model's backward pass"):
+            self.micro_batches.run(batch, add, self.model.parameters)
         return loss
 
     def state_dict(self) -> dict[str, Any]:

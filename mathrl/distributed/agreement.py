@@ -1,0 +1,114 @@
+"""All ranks go on, or none does: what goes wrong on one of them is raised on every one.
+
+A rank that raises while others wait for it in a collective call would leave them waiting. So a rank's own
+work (sampling, judging, a backward, writing a file) is done inside ``together``, which ends with a short
+question to all: has anything gone wrong? Between two such questions all ranks make the same calls.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+from mathrl.distributed.collectives import gather, measured
+from mathrl.distributed.group import Group, current
+from mathrl.errors import UserError
+
+_FINE, _FAILED, _INTERRUPTED = 0, 1, 2
+
+
+class RankError(RuntimeError):
+    """Another rank raised an error that is nobody's input; its traceback stands on that rank's stderr."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user or the scheduler wants the run to stop: now, and with what was done kept."""
+
+
+@contextmanager
+def together(work: str) -> Iterator[None]:
+    """Around work of this rank alone, after which all ranks go on, or all raise.
+
+    Args:
+        work: what it is, in a word or two. Nothing inside may ask other ranks.
+
+    Raises:
+        Interrupted: a rank was told to stop, whatever went wrong on others meanwhile.
+        Exception: the error of the lowest rank that has one, on all ranks; its sentence names that rank,
+            unless all say the same.
+    """
+    group = current()
+    if group is None:
+        yield
+        return
+    error: BaseException | None = None
+    assert not group.local_work, f"{work} inside {group.local_work}"
+    group.local_work = work
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as caught:  # noqa: BLE001 - told to all below, then raised
+        error = caught
+    finally:
+        group.local_work = ""
+    _agree(group, error)
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is set on any rank."""
+    group = current()
+    return _worst(group, int(flag)) > 0 if group else flag
+
+
+def agreed_rank(error: BaseException) -> int | None:
+    """The rank whose error all ranks have raised; None: this error is this rank's own affair."""
+    seen: BaseException | None = error
+    while seen is not None:
+        rank: int | None = getattr(seen, "agreed_rank", None)
+        if rank is not None:
+            return rank
+        seen = seen.__cause__
+    return None
+
+
+def _agree(group: Group, error: BaseException | None) -> None:
+    status = _FINE if error is None else _INTERRUPTED if isinstance(error, KeyboardInterrupt) else _FAILED
+    worst = _worst(group, status)
+    if worst == _FINE:
+        return
+    if worst == _INTERRUPTED:
+        raise error if isinstance(error, Interrupted) else Interrupted() from error
+    told = gather(None if error is None else _portable(error))
+    failed = [rank for rank, found in enumerate(told) if found is not None]
+    first, sentence = failed[0], str(told[failed[0]])
+    raised: BaseException | None = told[first]
+    if group.place.rank == first:
+        raised = error  # with its traceback
+    assert raised is not None
+    everywhere = len(failed) == group.place.world and all(str(found) == sentence for found in told)
+    if not everywhere and isinstance(raised, (UserError, RankError)):
+        raised.args = (f"rank {first}: {sentence}", *raised.args[1:])
+    raised.agreed_rank = first  # type: ignore[attr-defined]
+    raise raised from (error if raised is not error else None)
+
+
+def _worst(group: Group, status: int) -> int:
+    """The largest status of all ranks. Its seconds are mostly waiting for the last of them."""
+    flag, before = torch.tensor([status], dtype=torch.int32), group.seconds["agree"]
+    with measured(group, "agree"):
+        dist.all_reduce(flag, dist.ReduceOp.MAX, group=group.waiting)
+    group.agreements.append(group.seconds["agree"] - before)
+    return int(flag)
+
+
+def _portable(error: BaseException) -> BaseException:
+    """A user's error as it is, where it can be sent; of any other what it says."""
+    if not isinstance(error, UserError):
+        return RankError(f"{type(error).__name__}: {error}")
+    try:
+        return pickle.loads(pickle.dumps(error))
+    except Exception:  # noqa: BLE001 - an error may hold anything
+        return UserError(str(error))

@@ -1,0 +1,126 @@
+"""What ranks share and sum. With one process every function returns what it was given.
+
+Losses are divided by totals over all ranks before the first backward, so gradients are summed and never
+averaged.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mathrl.distributed.group import Group, current
+
+T = TypeVar("T")
+
+_BUCKET = 1 << 26  # elements of a message: 256 MiB in float32
+
+
+class LostRankError(RuntimeError):
+    """The connection to another rank broke; which one has gone is the lookout's to say."""
+
+
+def world_size() -> int:
+    group = current()
+    return group.place.world if group else 1
+
+
+def rank() -> int:
+    group = current()
+    return group.place.rank if group else 0
+
+
+def own_share(items: Sequence[T]) -> list[T]:
+    """Every world-th item from this rank's number on; ``interleaved`` puts the shares together again."""
+    return list(items[rank() :: world_size()])
+
+
+def interleaved(parts: Sequence[Sequence[T]]) -> list[T]:
+    """The inverse of ``own_share`` on all ranks."""
+    num = len(parts)
+    return [parts[n % num][n // num] for n in range(sum(len(part) for part in parts))]
+
+
+def sum_ranks(tensor: Tensor) -> Tensor:
+    """Sum over ranks of a tensor that has the same shape everywhere; a new tensor."""
+    return _reduced(tensor, dist.ReduceOp.SUM)
+
+
+def max_ranks(tensor: Tensor) -> Tensor:
+    """Maximum over ranks, elementwise; a new tensor."""
+    return _reduced(tensor, dist.ReduceOp.MAX)
+
+
+def gather(value: T) -> list[T]:
+    """Every rank's value, by rank, on all of them. Values are pickled."""
+    group = current()
+    if group is None:
+        return [value]
+    found: list[T | None] = [None] * group.place.world
+    with measured(group, "gather"):
+        dist.all_gather_object(found, value, group=group.waiting)
+    return found  # type: ignore[return-value]
+
+
+def sum_gradients(parameters: Iterable[Tensor]) -> None:
+    """Add the ranks' gradients, in place and in few messages; a missing gradient counts as zero."""
+    group = current()
+    if group is None:
+        return
+    for bucket in _buckets(parameters):
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
+        flat = torch.cat([g.reshape(-1) for g in gradients])
+        _all_reduce(group, flat, dist.ReduceOp.SUM)
+        for parameter, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
+            parameter.grad = part.view_as(parameter)
+
+
+@contextmanager
+def measured(group: Group, what: str) -> Iterator[None]:
+    """Count the seconds of a call to other ranks; a broken connection becomes a LostRankError."""
+    assert not group.local_work, f"{group.local_work} is this rank's own work: it cannot ask other ranks"
+    if group.tensors is not None:
+        torch.cuda.synchronize()  # what is still under way there is not the call's
+    start = time.perf_counter()
+    try:
+        yield
+        if group.tensors is not None:
+            torch.cuda.synchronize()
+    except RuntimeError as error:  # dist.DistError among them
+        raise LostRankError(str(error)) from error
+    finally:
+        group.seconds[what] += time.perf_counter() - start
+
+
+def _reduced(tensor: Tensor, op: dist.ReduceOp.RedOpType) -> Tensor:
+    group = current()
+    if group is None:
+        return tensor
+    result = tensor.clone()
+    _all_reduce(group, result, op)
+    return result
+
+
+def _all_reduce(group: Group, tensor: Tensor, op: dist.ReduceOp.RedOpType) -> None:
+    with measured(group, "reduce"):
+        dist.all_reduce(tensor, op, group=group.tensors if tensor.is_cuda else group.waiting)
+
+
+def _buckets(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Runs of parameters of at most ``_BUCKET`` elements, one parameter at least."""
+    bucket: list[Tensor] = []
+    size = 0
+    for parameter in parameters:
+        if bucket and size + parameter.numel() > _BUCKET:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(parameter)
+        size += parameter.numel()
+    if bucket:
+        yield bucket
