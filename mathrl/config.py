@@ -37,7 +37,9 @@ class ModelConfig(Section):
     prompt: Literal["auto", "plain", "chat"] = Field(
         "auto", description="prompt template; auto: chat where the tokenizer has a chat template, else plain"
     )
-    system_prompt: str = Field("", description="system message of the chat template; empty: none")
+    system_prompt: str = Field(
+        "", description="system message of the chat template; a problem's own takes its place; empty: none"
+    )
     hidden_size: int = Field(128, ge=16, description="width of a model built from scratch")
     num_layers: int = Field(3, ge=1, description="layers of a model built from scratch")
     num_heads: int = Field(4, ge=1, description="attention heads of a model built from scratch")

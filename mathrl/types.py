@@ -29,6 +29,7 @@ class Problem:
     solution: str | None = None  # worked solution, for supervised training only
     options: tuple[str, ...] = ()  # option texts of a multiple-choice question
     meta: Mapping[str, Any] = field(default_factory=dict)  # level, subject, num_steps, template …
+    system_prompt: str = ""  # of this problem; takes the place of the recipe's in a chat
 
 
 @dataclass(frozen=True, slots=True)

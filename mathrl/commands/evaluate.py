@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mathrl.commands.model_source import ModelSource, find_model
+from mathrl.data.fields import UnusableRow, questions_in
 from mathrl.data.problems import load_demonstrations, load_problems
 from mathrl.data.source import read_file
 from mathrl.errors import UserError
@@ -29,7 +30,14 @@ from mathrl.run.progress import make_console
 from mathrl.types import Problem
 
 EXIT_INTERRUPTED = 130
-_QUESTION_FIELDS = (("Body", "Question"), ("question",), ("problem",), ("prompt",), ("input",))
+_QUESTION_FIELDS = (
+    ("Body", "Question"),
+    ("question",),
+    ("problem",),
+    ("prompt",),
+    ("messages",),
+    ("input",),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -187,18 +195,24 @@ def _training_questions(args: argparse.Namespace, source: ModelSource, console: 
 
 
 def questions_of(path: str) -> list[str]:
-    """The questions of a file of training problems.
+    """The questions of a file of training problems; of a conversation, all that the user asked.
 
     Raises:
-        UserError: it cannot be read, or a row has none of the usual fields.
+        UserError: it cannot be read, a row has none of the usual fields, or a question is of no known form.
     """
-    questions = []
+    questions: list[str] = []
     for number, row in enumerate(read_file(path), 1):
         names = next((n for n in _QUESTION_FIELDS if all(row.get(name) for name in n)), None)
+        if names is None and any(all(name in row for name in n) for n in _QUESTION_FIELDS):
+            continue  # the field is empty here: nothing was asked
         if names is None:
             raise UserError(
-                f"{path}, row {number}: no question, which is the field question, problem, prompt or input, "
-                f"or Body and Question (fields: {', '.join(row)})"
+                f"{path}, row {number}: no question, which is the field question, problem, prompt, "
+                f"messages or input, or Body and Question (fields: {', '.join(row)})"
             )
-        questions.append(" ".join(str(row[name]) for name in names))
+        try:
+            parts = [questions_in(row[name]) for name in names]
+        except UnusableRow as error:
+            raise UserError(f"{path}, row {number}: {error}") from None
+        questions += parts[0] if len(parts) == 1 else [" ".join(text for part in parts for text in part)]
     return questions

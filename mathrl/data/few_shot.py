@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from mathrl.data.prompts import PromptTemplate
@@ -22,5 +23,9 @@ class FewShotTemplate(PromptTemplate):
     def text(self, problem: Problem) -> str:
         """The prompt as text."""
         plain = super().text
-        shown = [plain(example) + self.completion_text(example) for example in self.examples]
-        return "\n\n".join([*shown, plain(problem)])
+        shown = [
+            plain(replace(example, system_prompt="")) + self.completion_text(example)
+            for example in self.examples
+        ]
+        before = [problem.system_prompt] if problem.system_prompt else []
+        return "\n\n".join([*before, *shown, plain(replace(problem, system_prompt=""))])

@@ -14,11 +14,11 @@ from functools import partial
 from typing import Literal, overload
 
 from mathrl.config import Config, DataConfig
+from mathrl.data.fields import UnusableRow, field_text
 from mathrl.data.rows import (
     DATASETS,
     GENERATED,
     DatasetRow,
-    UnusableRow,
     dataset_row,
     extract_rule,
     make_problem,
@@ -223,19 +223,17 @@ def _read(data: DataConfig, row: DatasetRow, path: str, split: str) -> ProblemSe
     skipped: list[SkippedRow] = []
     seen: set[str] = set()
     words: set[str] = set()
-    unreadable = 0
+    unread: list[SkippedRow] = []
     for number, fields in _where(data.where, raw, name):
         try:
             problem = make_problem(
                 row, fields, f"{path or name}, row {number},", f"{row.name}/{name}/{number}"
             )
         except UnusableRow as error:
-            skipped.append(SkippedRow(number, str(error), str(fields.get(row.answer))))
-            unreadable += 1
+            unread.append(SkippedRow(number, str(error), str(fields.get(row.answer))))
             continue
         if check_reference(problem) is not None:
-            skipped.append(SkippedRow(number, "no verifier reads the reference answer", problem.answer))
-            unreadable += 1
+            unread.append(SkippedRow(number, "no verifier reads the reference answer", problem.answer))
         elif _key(problem) in seen:
             skipped.append(SkippedRow(number, "question asked before", problem.question))
         else:
@@ -243,16 +241,15 @@ def _read(data: DataConfig, row: DatasetRow, path: str, split: str) -> ProblemSe
             problems.append(problem)
             if read_only_as_words(problem):
                 words.add(problem.id)
-    found = ProblemSet(name, tuple(problems), tuple(skipped), words=frozenset(words))
-    if unreadable > len(problems):
-        rows = ", ".join(str(s.row) for s in skipped[:5])
-        first = skipped[0]
+    if len(unread) > len(problems):
+        first, total = unread[0], len(problems) + len(skipped) + len(unread)
         raise UserError(
-            f"{path or name}: the reference answers of {unreadable} of {len(problems) + len(skipped)} rows "
-            f"cannot be read as {row.answer_type!r} (rows {rows} …; row {first.row} is {first.text[:40]!r}: "
-            f"{first.reason}): set --data.answer_field or --data.answer_type"
+            f"{path or name}: {len(unread)} of {total} rows make no problem (row {first.row}: "
+            f"{first.reason}, {first.text[:40]!r}; answers are the field {row.answer!r}, read as "
+            f"{row.answer_type!r}): set --data.question_field, --data.answer_field or --data.answer_type"
         )
-    return found
+    skipped = sorted([*skipped, *unread], key=lambda s: s.row)
+    return ProblemSet(name, tuple(problems), tuple(skipped), words=frozenset(words))
 
 
 def _where(condition: str, rows: Sequence[Row], name: str) -> Iterable[tuple[int, Row]]:
@@ -265,7 +262,7 @@ def _where(condition: str, rows: Sequence[Row], name: str) -> Iterable[tuple[int
     known = {field for row in rows for field in row}
     if key not in known:
         raise UserError(f"data.where: {name} has no field {key!r}: {did_you_mean(key, known)}")
-    return [(number, row) for number, row in enumerate(rows, 1) if str(row.get(key)) == value]
+    return [(number, row) for number, row in enumerate(rows, 1) if field_text(row.get(key)) == value]
 
 
 def _generated(data: DataConfig, role: Role, seed: int) -> ProblemSet:

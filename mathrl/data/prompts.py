@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
+
+from jinja2 import TemplateError
 
 from mathrl.config import Config
 from mathrl.data.problems import extract_rule
@@ -51,12 +53,32 @@ class PromptTemplate:
         """The prompt as text."""
         question = "\n".join([problem.question, *problem.options])
         if self.kind == "plain":
-            return f"Question: {question}\nAnswer:"
+            before = f"{problem.system_prompt}\n\n" if problem.system_prompt else ""
+            return f"{before}Question: {question}\nAnswer:"
         instruction = _INSTRUCTIONS.get(self.extract)
         messages = [{"role": "user", "content": f"{question}\n{instruction}" if instruction else question}]
-        if self.system_prompt:
-            messages.insert(0, {"role": "system", "content": self.system_prompt})
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        system = problem.system_prompt or self.system_prompt
+        if system:
+            messages.insert(0, {"role": "system", "content": system})
+        return self._chat(messages)
+
+    def _chat(self, messages: Sequence[Mapping[str, str]]) -> str:
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            )
+        except (TemplateError, TypeError, ValueError) as error:  # whatever a template of others may meet
+            which = f"the chat template of {self.tokenizer.name_or_path or 'the model'}"
+            why = str(error).strip().split("\n")[0]
+            if messages[0]["role"] == "system":
+                raise UserError(
+                    f"{which} refuses a chat with a system prompt ({why}): leave model.system_prompt empty "
+                    "and system turns out of the data, or set model.prompt to 'plain'"
+                ) from None
+            raise UserError(
+                f"{which} cannot be used ({why}): set model.prompt to 'plain', or mend the template in the "
+                "model's folder"
+            ) from None
 
     def encode(self, problem: Problem) -> tuple[int, ...]:
         """The prompt's token ids, with BOS where the tokenizer's models expect one."""

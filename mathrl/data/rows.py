@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, replace
-from decimal import Decimal
 from typing import Any
 
 from mathrl.config import DataConfig
+from mathrl.data.fields import (
+    UnusableRow,
+    join_questions,
+    json_value,
+    read_answer,
+    read_options,
+    read_question,
+)
 from mathrl.data.source import Row, get_field
 from mathrl.errors import UserError, did_you_mean
 from mathrl.rewards.scorer import check_answer_type, extract_answer
@@ -16,11 +22,6 @@ from mathrl.types import Problem
 
 GENERATED = "wordproblems"
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")  # GSM8K's notes for a calculator repeat the equation beside them
-_OPTION_LABEL = re.compile(r"\s*\(?[A-J]\s*[).:]\s*")
-
-
-class UnusableRow(ValueError):
-    """A row that is well formed but makes no problem; the message is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,14 +146,12 @@ def make_problem(row: DatasetRow, raw: Row, where: str, problem_id: str) -> Prob
     """A row of a data set as a Problem.
 
     Raises:
-        UserError: a field is missing (``where``, its name and the fields there are).
-        UnusableRow: the answer field holds no answer, or the question is empty.
+        UserError: there is no such field (``where``, its name and the fields there are).
+        UnusableRow: the answer field holds no answer, or the question is empty or of no form that is read.
     """
-    question = " ".join(str(get_field(raw, name, where)).strip() for name in row.question)
+    asked = join_questions([read_question(get_field(raw, name, where)) for name in row.question])
     given = get_field(raw, row.answer, where)
-    if not question:
-        raise UnusableRow("empty question")
-    answer = _answer_text(given)
+    answer = read_answer(given)
     solution = raw.get(row.solution)
     rule = row.rule or ("gsm8k" if isinstance(given, str) and "####" in given else "")
     if rule:
@@ -160,26 +159,14 @@ def make_problem(row: DatasetRow, raw: Row, where: str, problem_id: str) -> Prob
         if extracted is None:
             raise UnusableRow(f"no answer in the form {rule!r}")
         answer = extracted
+    meta = {key: json_value(raw.get(key)) for key in row.meta}
     return Problem(
         id=problem_id,
-        question=question,
+        question=asked.question,
         answer=answer,
         answer_type=row.answer_type,
         solution=_CALCULATOR.sub("", solution).strip() if isinstance(solution, str) else None,
-        options=tuple(_OPTION_LABEL.sub("", str(o), count=1) for o in raw.get(row.options) or ()),
-        meta={key: raw[key] for key in row.meta if raw.get(key) is not None},
+        options=read_options(raw.get(row.options)),
+        meta={key: value for key, value in meta.items() if value is not None},
+        system_prompt=asked.system_prompt,
     )
-
-
-def _answer_text(value: Any) -> str:
-    """A reference as text; floats lose a trailing .0 and any exponent, and keep all digits."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise UnusableRow(f"the answer is a {type(value).__name__}, not a number or text")
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise UnusableRow(f"the answer is {value}")
-        return str(int(value)) if value.is_integer() else format(Decimal(repr(value)), "f")
-    text = str(value).strip()
-    if not text:
-        raise UnusableRow("empty answer")
-    return text

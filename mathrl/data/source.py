@@ -91,9 +91,9 @@ def hub_splits(name: str, config: str) -> list[str]:
 
 
 def get_field(row: Row, name: str, where: str) -> Any:
-    """The row's field. Raises UserError, naming place and fields, where it is missing or null."""
-    if row.get(name) is None:
-        there = [key for key, value in row.items() if value is not None]
+    """The row's field, which may be null. Raises UserError, naming place and fields, where there is none."""
+    if name not in row:
+        there = list(row)
         raise UserError(
             f"{where} has no field {name!r}: {did_you_mean(name, there)} (fields: {', '.join(there)})"
         )

@@ -11,16 +11,16 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from mathrl.data.fields import UnusableRow, read_answer
 from mathrl.data.problems import DatasetRow, SkippedRow, make_problem
-from mathrl.data.rows import UnusableRow
-from mathrl.data.source import Row, read_file, read_hub
+from mathrl.data.source import Row, get_field, read_file, read_hub
 from mathrl.errors import UserError, did_you_mean
 from mathrl.rewards.scorer import (
     check_answer_type,
@@ -175,11 +175,11 @@ def load_benchmark(
         split: another split on the hub than the row's.
 
     Raises:
-        UserError: hub out of reach, a field that is missing (which, in which row), an empty reference, or
-            most references unreadable.
+        UserError: hub out of reach, a field that is missing (which, in which row), or most references
+            unreadable.
     """
     rows, source = _rows(benchmark, path, split or benchmark.split)
-    if path and benchmark.local and not _has(rows[0], benchmark.question, benchmark.answer):
+    if path and benchmark.local and not _has(rows, benchmark.question, benchmark.answer):
         benchmark = benchmark.model_copy(update=benchmark.local.model_dump())
     problems: list[Problem] = []
     skipped: list[SkippedRow] = []
@@ -187,10 +187,6 @@ def load_benchmark(
         try:
             problem = to_problem(benchmark, row, f"{path or source}, row {number},", number)
         except UnusableRow as error:
-            if "empty" in str(error):
-                raise UserError(
-                    f"{path or source}, row {number}: {error}; every row needs a reference"
-                ) from None
             skipped.append(SkippedRow(number, str(error), str(row.get(benchmark.answer))))
             continue
         reason = check_reference(problem)
@@ -201,8 +197,9 @@ def load_benchmark(
     if len(skipped) > len(problems):
         first = skipped[0]
         raise UserError(
-            f"{path or source}: no verifier reads the references of {len(skipped)} of {len(rows)} rows as "
-            f"{benchmark.answer_type!r} (row {first.row}: {first.text[:40]!r}); set its answer_type"
+            f"{path or source}: {len(skipped)} of {len(rows)} rows make no problem (row {first.row}: "
+            f"{first.reason}, {first.text[:40]!r}; references are the field {benchmark.answer!r}, read as "
+            f"{benchmark.answer_type!r}): set its answer or its answer_type"
         )
     duplicates = len(problems) - len({normalised(p.question + "\n".join(p.options)) for p in problems})
     if max_problems and len(problems) > max_problems:
@@ -251,8 +248,8 @@ def _rows(benchmark: Benchmark, path: str, split: str) -> tuple[list[Row], str]:
     return rows, source
 
 
-def _has(row: Row, question: Sequence[str], answer: str) -> bool:
-    return all(row.get(name) is not None for name in (*question, answer))
+def _has(rows: Sequence[Row], question: Sequence[str], answer: str) -> bool:
+    return all(any(row.get(name) is not None for row in rows) for name in (*question, answer))
 
 
 def to_problem(benchmark: Benchmark, row: Row, where: str, number: int) -> Problem:
@@ -266,13 +263,13 @@ def to_problem(benchmark: Benchmark, row: Row, where: str, number: int) -> Probl
     for kind, field in benchmark.meta.items():
         raw[kind] = row.get(field)
     others: list[str] = []
-    given = raw.get(benchmark.answer)
+    given = get_field(raw, benchmark.answer, where)
     if isinstance(given, list | tuple):
         if not given:
-            raise UnusableRow("empty reference answer")
-        raw[benchmark.answer], *others = (str(v) for v in given)
+            raise UnusableRow("empty answer")
+        raw[benchmark.answer], *others = map(read_answer, given)
     if benchmark.answer_pattern:
-        found = re.search(benchmark.answer_pattern, str(raw.get(benchmark.answer, "")))
+        found = re.search(benchmark.answer_pattern, read_answer(raw[benchmark.answer]))
         if found is None:
             raise UnusableRow("the reference does not have the form of answer_pattern")
         raw[benchmark.answer] = found[1]
@@ -282,15 +279,7 @@ def to_problem(benchmark: Benchmark, row: Row, where: str, number: int) -> Probl
         meta["other_references"] = others
     if benchmark.rule == "gsm8k" and problem.solution and "num_steps" not in meta:
         meta["num_steps"] = _steps(str(row[benchmark.answer]))
-    return Problem(
-        problem.id,
-        problem.question,
-        problem.answer,
-        problem.answer_type,
-        problem.solution,
-        problem.options,
-        meta,
-    )
+    return replace(problem, meta=meta)
 
 
 def _steps(solution: str) -> int:

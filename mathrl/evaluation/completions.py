@@ -37,6 +37,8 @@ def to_row(problem: Problem, kind: str, index: int, completion: Completion) -> d
     }
     if problem.options:
         row["options"] = list(problem.options)
+    if problem.system_prompt:
+        row["system_prompt"] = problem.system_prompt
     if problem.meta:
         row["meta"] = dict(problem.meta)
     return row
@@ -234,6 +236,7 @@ def problem_of(row: Mapping[str, Any]) -> Problem:
         row.get("answer_type", "auto"),
         options=tuple(row.get("options", ())),
         meta=row.get("meta", {}),
+        system_prompt=row.get("system_prompt", ""),
     )
 
 

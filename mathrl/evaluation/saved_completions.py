@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mathrl.data.rows import UnusableRow
+from mathrl.data.fields import UnusableRow
 from mathrl.errors import UserError
 from mathrl.evaluation.benchmark_sets import Benchmark, to_problem
 from mathrl.evaluation.completions import SAMPLE, problem_of, read_rows
@@ -131,14 +131,7 @@ def _problem(path: Path, number: int, row: Mapping[str, Any], benchmark: Benchma
         problem = to_problem(benchmark, row, f"{path}, line {number},", number)
     except UnusableRow as error:
         raise UserError(f"{path}, line {number}: {error}") from None
-    return Problem(
-        f"{benchmark.name}/{name}",
-        problem.question,
-        problem.answer,
-        problem.answer_type,
-        options=problem.options,
-        meta=problem.meta,
-    )
+    return replace(problem, id=f"{benchmark.name}/{name}", solution=None)
 
 
 def _completion(text: str) -> Completion:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from decimal import Decimal
 
 import pytest
 
@@ -66,6 +67,55 @@ def test_what_is_skipped_is_counted_with_its_reason(tmp_path):
     assert reasons[52] == "question asked before"
     assert reasons[53] == "empty question"
     assert "skipped" in found.describe()
+
+
+@pytest.mark.parametrize(
+    ("ending", "missing"),
+    [(e, m) for e in ("jsonl", "json", "csv", "parquet") for m in (None, "")]
+    + [("jsonl", float("nan")), ("parquet", float("nan"))],
+)
+def test_an_answer_that_is_missing_is_skipped_and_counted(missing, ending, tmp_path):
+    number = float if isinstance(missing, float) else str
+    rows = [{"question": row["question"], "answer": number(row["answer"])} for row in ROWS]
+    bad = [{"question": "And without?", "answer": missing}, {"question": "And again?", "answer": missing}]
+    path = write(tmp_path / f"some.{ending}", rows[:7] + bad + rows[7:])
+    found = load(path)
+    assert [(s.row, s.reason) for s in found.skipped] == [(8, "empty answer"), (9, "empty answer")]
+    assert "2 skipped, such as row 8: empty answer" in found.describe()
+    assert len(found) + len(load(path, "held_out")) == len(ROWS)
+
+
+def test_decimals_of_parquet_are_numbers(tmp_path):
+    rows = [
+        {"question": row["question"], "answer": Decimal(row["answer"]).scaleb(-1), "level": Decimal(2)}
+        for row in ROWS
+    ]
+    path = write(tmp_path / "prices.parquet", rows)
+    both = [p for role in ("train", "held_out") for p in load(path, role, where="level=2").problems]
+    assert {p.answer for p in both} == {format((n + 1) / 10, "g") for n in range(50)}
+    assert {p.meta["level"] for p in both} == {2}
+    assert json.dumps([dict(p.meta) for p in both])
+
+
+def test_messages_are_asked_as_the_question_they_are(tmp_path):
+    system = {"role": "system", "content": "Be brief."}
+    rows = [
+        {"prompt": [system, {"role": "user", "content": row["question"]}], "answer": row["answer"]}
+        for row in ROWS
+    ]
+    talk = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
+    rows[3]["prompt"] = talk + rows[3]["prompt"][1:]
+    for ending in ("jsonl", "parquet"):
+        path = write(tmp_path / f"chats.{ending}", rows)
+        train, held_out = (load(path, role, question_field="prompt") for role in ("train", "held_out"))
+        asked = {p.question for p in (*train.problems, *held_out.problems)}
+        assert asked == {row["question"] for i, row in enumerate(ROWS) if i != 3}
+        assert {p.system_prompt for p in train.problems} == {"Be brief."}
+        reason = "the question is a conversation of several turns"
+        assert [(s.row, s.reason) for s in train.skipped] == [(4, reason)]
+    path = write(tmp_path / "talks.jsonl", [rows[3]] * 3)
+    with pytest.raises(UserError, match="3 of 3 rows make no problem .row 1: .*several turns.*_field"):
+        load(path, question_field="prompt")
 
 
 def test_references_that_are_only_words_are_counted_when_loaded(tmp_path):

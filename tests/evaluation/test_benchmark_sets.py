@@ -1,10 +1,12 @@
 """Benchmarks as rows: the real files whole, the quirks of their references, and rows of the hub's form."""
 
 import json
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
+from mathrl.data.fields import UnusableRow
 from mathrl.errors import UserError
 from mathrl.evaluation.benchmark_sets import (
     Benchmark,
@@ -123,6 +125,29 @@ def test_unreadable_references_are_counted_and_left_out(tmp_path: Path) -> None:
     facts = found.facts()
     assert (facts["num_problems"], facts["num_unreadable_references"]) == (3, 1)
     assert facts["source"].startswith("f.jsonl (blake2b ")
+
+
+def test_references_that_are_missing_are_counted_like_empty_ones(tmp_path: Path) -> None:
+    file = tmp_path / "f.jsonl"
+    rows = [{"problem": f"q{i}?", "answer": a} for i, a in enumerate([None, "1", "", "3", "4"])]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mine = Benchmark(name="mine", question=("q",), local={"question": ("problem",), "answer": "answer"})
+    for benchmark in (mine, Benchmark(name="mine", question=("problem",), answer_pattern=r"(\w+)")):
+        found = load_benchmark(benchmark, str(file))
+        assert [p.answer for p in found.problems] == ["1", "3", "4"]
+        assert [(s.row, s.reason) for s in found.skipped] == [(1, "empty answer"), (3, "empty answer")]
+    file.write_text("".join(json.dumps(row) + "\n" for row in (rows[0], rows[1], rows[2])))
+    with pytest.raises(UserError, match=r"2 of 3 rows make no problem \(row 1: empty answer"):
+        load_benchmark(mine, str(file))
+
+
+def test_several_references_are_read_one_by_one() -> None:
+    row = {"question": "q", "final_answer": [Decimal("1.50"), 2.0]}
+    assert row_of("olympiadbench", row).answer == "1.5"
+    assert row_of("olympiadbench", row).meta["other_references"] == ["2"]
+    for bad in ([], [None], ["1", {"value": 2}]):
+        with pytest.raises(UnusableRow):
+            row_of("olympiadbench", {"question": "q", "final_answer": bad})
 
 
 def test_every_row_of_the_table_is_whole() -> None:

@@ -99,6 +99,14 @@ def test_questions_of_training_files_by_their_usual_fields(tmp_path: Path) -> No
         assert len(questions_of(str(tmp_path / "train.jsonl"))) == 1
     (tmp_path / "train.jsonl").write_text(json.dumps(rows[2]) + "\n")
     assert questions_of(str(tmp_path / "train.jsonl")) == ["c. d?"]
+    chat = [{"role": "user", "content": "f?"}, {"role": "assistant", "content": "6"}]
+    further = [*chat, {"role": "user", "content": "g?"}]
+    rows = [{"messages": chat}, {"messages": None}, {"messages": further}]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert questions_of(str(tmp_path / "train.jsonl")) == ["f?", "f?", "g?"]
+    (tmp_path / "train.jsonl").write_text('{"question": {"text": "f?"}}\n')
+    with pytest.raises(UserError, match="row 1: the question is a dictionary"):
+        questions_of(str(tmp_path / "train.jsonl"))
     (tmp_path / "train.jsonl").write_text('{"text": "f?"}\n')
     with pytest.raises(UserError, match=r"row 1: no question.*\(fields: text\)"):
         questions_of(str(tmp_path / "train.jsonl"))

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -121,7 +121,9 @@ def test_numbers_by_hand(tmp_path: Path) -> None:
 
 
 def test_the_file_gives_the_evaluation_back(tmp_path: Path) -> None:
-    result = run(ScriptedEngine(SCRIPT), tmp_path / "e.jsonl")
+    problems = [replace(PROBLEMS[0], system_prompt="Be brief."), *PROBLEMS[1:]]
+    result = run(ScriptedEngine(SCRIPT), tmp_path / "e.jsonl", problems)
+    assert result.protocol["problems"] != run(ScriptedEngine(SCRIPT)).protocol["problems"]
     again = read_evaluation(tmp_path / "e.jsonl")
     assert again.records == result.records
     assert again.to_dict() == result.to_dict()

@@ -1,0 +1,208 @@
+"""What stands in a field of a row, as text: questions (also as lists of messages), answers, options, meta.
+
+Nothing is ever turned into text by Python's ``str`` of a list or a dictionary: what is neither text nor a
+number nor a known form makes the row unusable, with the reason.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+_MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](?:role|content|from|value)['"]\s*:""")
+_OPTION_LABEL = re.compile(r"\s*\(?[A-J]\s*[).:]\s*")
+_ROLES = {"human": "user", "gpt": "assistant", "developer": "system"}  # as other tools write them
+
+
+class UnusableRow(ValueError):
+    """A row that is well formed but makes no problem; the message is the reason."""
+
+
+class Asked(NamedTuple):
+    """A question, and the system prompt that its row gives with it."""
+
+    question: str
+    system_prompt: str = ""
+
+
+def read_question(value: Any) -> Asked:
+    """A question: text, or a list of messages ``{"role": …, "content": …}`` with one turn of the user.
+
+    The user's turn is the question and a system turn the system prompt; what the assistant says after it is
+    not asked. A list that was stored as text is read as the list it was.
+
+    Raises:
+        UnusableRow: empty, neither text nor messages, or a conversation: a question that follows on what was
+            said before would be another question without it.
+    """
+    if isinstance(value, str) and not _MESSAGES_AS_TEXT.match(value):
+        text = value.strip()
+    elif isinstance(value, bool) or not isinstance(value, int | float | Decimal | None):
+        return _of_messages(_messages(value))
+    else:
+        text = _number(value) or ""
+    if not text:
+        raise UnusableRow("empty question")
+    return Asked(text)
+
+
+def join_questions(parts: Sequence[Asked]) -> Asked:
+    """A question that stands in several fields of a row."""
+    systems = dict.fromkeys(part.system_prompt for part in parts if part.system_prompt)
+    return Asked(" ".join(part.question for part in parts), "\n\n".join(systems))
+
+
+def questions_in(value: Any) -> list[str]:
+    """The texts that were asked in a field: the text itself, or every turn of the user.
+
+    Raises:
+        UnusableRow: as ``read_question``, but a conversation is none.
+    """
+    try:
+        return [read_question(value).question]
+    except UnusableRow:
+        if not isinstance(value, str | list | tuple):
+            raise
+        turns = [text for role, text in _messages(value) if role == "user"]
+        if not turns:
+            raise
+        return turns
+
+
+def read_answer(value: Any) -> str:
+    """A reference as text; numbers lose a trailing .0 and any exponent, and keep all other digits.
+
+    Raises:
+        UnusableRow: empty (null and NaN, too), or neither a number nor text.
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal | None):
+        raise UnusableRow(f"the answer is {_kind(value)}, not a number or text")
+    if isinstance(value, float | Decimal) and math.isinf(value):
+        raise UnusableRow(f"the answer is {value}")
+    text = value.strip() if isinstance(value, str) else _number(value)
+    if not text:
+        raise UnusableRow("empty answer")
+    return text
+
+
+def read_options(value: Any) -> tuple[str, ...]:
+    """Option texts of a multiple-choice question, without their letters; () where there are none.
+
+    A list of texts or numbers, or a dictionary with such a list as ``text``.
+
+    Raises:
+        UnusableRow: another form.
+    """
+    if isinstance(value, Mapping):
+        value = value.get("text", value)
+    if value is None or value == "":
+        return ()
+    if not isinstance(value, list | tuple):
+        raise UnusableRow(f"the options are {_kind(value)}, not a list")
+    given = [o.get("text", o) if isinstance(o, Mapping) else o for o in value]
+    texts = [o.strip() if isinstance(o, str) else _number(o) for o in given if o is not None]
+    if any(text is None for text in texts):
+        raise UnusableRow("an option is neither a text nor a number")
+    return tuple(_OPTION_LABEL.sub("", text, count=1) for text in texts if text is not None)
+
+
+def json_value(value: Any) -> Any:
+    """A value of a row as JSON can hold it: decimals as numbers, dates and the like as text, NaN as null."""
+    if isinstance(value, Decimal):
+        value = int(value) if value.is_finite() and value == value.to_integral_value() else float(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): json_value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_value(item) for item in value]
+    return str(value)
+
+
+def field_text(value: Any) -> str:
+    """A value as a person would write it on a command line, to be compared with what was written there."""
+    if value is None:
+        return ""
+    return (_number(value) or "") if isinstance(value, float | Decimal) else str(value)
+
+
+def _number(value: Any) -> str | None:
+    """A number as text, "" for NaN; None for what is no number."""
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+        return None
+    if isinstance(value, int):
+        return str(value)
+    if math.isnan(value):
+        return ""
+    if math.isinf(value):
+        return str(value)
+    text = format(value if isinstance(value, Decimal) else Decimal(repr(value)), "f")
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return "0" if text == "-0" else text
+
+
+def _kind(value: Any) -> str:
+    name = "dictionary" if isinstance(value, Mapping) else type(value).__name__
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def _messages(value: Any) -> list[tuple[str, str]]:
+    """(role, text) of each message."""
+    if isinstance(value, str):
+        value = _literal(value)
+    if isinstance(value, Mapping) and ("role" in value or "from" in value):
+        value = [value]
+    if not isinstance(value, list | tuple) or not value:
+        raise UnusableRow(f"the question is {_kind(value)}, not a text or a list of messages")
+    found = []
+    for message in value:
+        if not isinstance(message, Mapping):
+            raise UnusableRow(f"the question is a list of {_kind(message)}, not of messages")
+        role = message.get("role", message.get("from"))
+        text = _content(message.get("content", message.get("value")))
+        if not isinstance(role, str) or text is None:
+            raise UnusableRow("a message of the question has no role or no text")
+        found.append((_ROLES.get(role, role), text.strip()))
+    return found
+
+
+def _literal(text: str) -> Any:
+    for read in (json.loads, ast.literal_eval):  # neither runs anything
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+    raise UnusableRow("a list of messages stored as text that cannot be read")
+
+
+def _content(value: Any) -> str | None:
+    """The text of a message, which may come in parts."""
+    if not isinstance(value, list | tuple):
+        return value if isinstance(value, str) else None
+    parts = [part.get("text") if isinstance(part, Mapping) else part for part in value]
+    if not all(isinstance(part, str) for part in parts):
+        raise UnusableRow("a message of the question holds more than text")
+    return "".join(str(part) for part in parts)
+
+
+def _of_messages(messages: Sequence[tuple[str, str]]) -> Asked:
+    roles = [role for role, _ in messages]
+    unknown = next((role for role in roles if role not in ("system", "user", "assistant")), None)
+    if unknown is not None:
+        raise UnusableRow(f"a message of the question is by {unknown!r}, not system, user or assistant")
+    if "user" not in roles:
+        raise UnusableRow("no message of the question is by the user")
+    last = len(roles) - 1 - roles[::-1].index("user")
+    if any(role != "system" for role in roles[:last]):
+        raise UnusableRow("the question is a conversation of several turns")
+    question = messages[last][1]
+    if not question:
+        raise UnusableRow("empty question")
+    return Asked(question, "\n\n".join(text for role, text in messages if role == "system" and text))
