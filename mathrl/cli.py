@@ -1,58 +1,86 @@
-"""The command line: ``mathrl COMMAND …``. Each command imports what it needs when it runs."""
+"""The command line: ``mathrl COMMAND …``. A command's module is loaded when the command is named.
+
+Nothing here loads torch, transformers or the configuration: help comes at once, and a wrong word is told
+before anything heavy is imported.
+"""
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
-from collections.abc import Callable, Sequence
-from importlib import import_module
-from pathlib import Path
-from typing import NoReturn, get_args
+from collections.abc import Sequence
+
+import cyclopts
+from cyclopts import App, CycloptsError, Parameter
 
 from mathrl import __version__
 from mathrl.errors import UserError, did_you_mean
 
-Overrides = list[tuple[str, str]]
-_DOTTED = re.compile(r"--([a-z_]+(?:\.[a-z_0-9]+)+)(?:=(.*))?", re.DOTALL)
-
-MODULE_COMMANDS = {
-    "eval": ("mathrl.commands.evaluate", "Evaluate a model on benchmarks."),
-    "judge": ("mathrl.commands.judge", "Judge saved completions again, without a model."),
-    "compare": ("mathrl.commands.compare", "Compare runs, or algorithms on one budget."),
-    "plan": ("mathrl.memory.plan", "Predict the memory of a recipe and choose its budgets."),
-    "doctor": ("mathrl.report.doctor", "Say what is wrong with a run."),
-    "replay": ("mathrl.commands.replay", "Recompute a saved batch's loss, gradient norm and metrics."),
+COMMANDS = {
+    "train": (
+        "entries:train",
+        "Train: SFT where the recipe asks for it, evaluate, reinforce, evaluate, report.",
+    ),
+    "sft": ("entries:sft", "Make only the reference of a recipe: its supervised stage."),
+    "config": ("entries:config", "Print a recipe with every field resolved, its reason and its range."),
+    "eval": ("evaluate:command", "Evaluate a model on benchmarks."),
+    "judge": ("judge:command", "Judge saved completions again, without a model."),
+    "compare": ("compare:command", "Compare runs, or algorithms on one budget."),
+    "plan": ("plan:command", "Predict the memory of a recipe, with any field set, and choose its budgets."),
+    "doctor": ("doctor:command", "Say what is wrong with a run."),
+    "replay": ("entries:replay", "Recompute a saved batch's loss, gradient norm and metrics."),
+    "report": ("entries:report", "Write RUN/report.html again."),
+    "export": ("entries:export", "Write a run's adapter and merged model for transformers, peft and vLLM."),
+    "generate-problems": (
+        "entries:generate_problems",
+        "Write generated grade-school word problems as JSON lines.",
+    ),
 }
-"""Commands whose module has ``add_arguments(parser)`` and ``run(namespace) -> exit status``."""
+"""Command -> its function (or App) in mathrl/commands/, and its line in ``mathrl --help``."""
+
+EXAMPLES = """\
+Examples:
+  mathrl train                                     a small model from nothing
+  mathrl train --model.path DIR --data.path FILE   your own model and problems
+  mathrl eval DIR --benchmark gsm8k --samples 8    accuracy, with intervals
+"""
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+_FIELD = re.compile(r"--[a-z_]+(?:\.[a-z_0-9-]+)+")
+_TRUTHS = ("true", "false", "yes", "no", "on", "off")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        unknown = re.match(r"unrecognized arguments: --([\w.-]+)", message)
-        if unknown:
-            from mathrl.config import Config
-            from mathrl.recipes import flatten
-
-            keys = list(flatten(Config()))
-            ends = [key for key in keys if key.endswith("." + unknown[1].replace("-", "_"))]
-            hint = f"did you mean --{ends[0]}?" if ends else did_you_mean(unknown[1], keys)
-            raise UserError(f"unknown option --{unknown[1]}: {hint}")
-        raise UserError(f"{message}; see {self.prog} --help")
+def make_app(*, examples: bool = True) -> App:
+    """The application: every command by the path to its function. A command's help has its own examples."""
+    app = App(
+        name="mathrl",
+        help="Reinforcement learning with verifiable rewards for mathematics.",
+        help_format="plaintext",
+        help_epilogue=EXAMPLES if examples else None,
+        version=__version__,
+        default_parameter=Parameter(
+            negative=(), allow_repeating=True
+        ),  # of two equal options the last counts
+        exit_on_error=False,
+        print_error=False,
+        suppress_keyboard_interrupt=False,
+        result_action="return_value",
+    )
+    for number, (name, (path, text)) in enumerate(COMMANDS.items()):
+        app.command(f"mathrl.commands.{path}", name=name, help=text, sort_key=number)
+    return app
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status: 0 fine, 2 something the user can put right, 130 interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        words, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
-        args = _parser(words[0] if words else "").parse_args(words)
-        if overrides and not getattr(args, "takes_overrides", False):
-            raise UserError(f"mathrl {args.command} takes no --{overrides[0][0]}")
-        args.overrides = overrides
-        return int(args.run(args) or 0)
+        words = _joined(words)
+        return int(make_app(examples=not words or words[0] not in COMMANDS)(words) or 0)
+    except CycloptsError as error:
+        print(f"mathrl: {_sentence(error, words)}", file=sys.stderr)
+        return EXIT_USER_ERROR
     except UserError as error:
         print(f"mathrl: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
@@ -64,158 +92,71 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def split_overrides(argv: Sequence[str]) -> tuple[list[str], Overrides]:
-    """Take ``--section.key value``, ``--section.key=value`` and bare boolean options out of ``argv``.
-
-    Raises:
-        UserError: an option without its value.
-    """
+def _joined(argv: Sequence[str]) -> list[str]:
+    """The words, with ``--section.key false`` as one: a flag would leave its value to the arguments."""
     words: list[str] = []
-    overrides: Overrides = []
-    rest = list(argv)
-    while rest:
-        word = rest.pop(0)
-        match = _DOTTED.fullmatch(word)
-        if not match:
-            words.append(word)
-        elif match[2] is not None:
-            overrides.append((match[1], match[2]))
-        elif _is_flag(match[1]) and (
-            not rest or rest[0].lower() not in ("true", "false", "yes", "no", "on", "off")
-        ):
-            overrides.append((match[1], "true"))
-        elif not rest or rest[0].startswith("--"):
-            raise UserError(f"--{match[1]} needs a value")
+    for word in argv:
+        if words and _FIELD.fullmatch(words[-1]) and word.lower() in _TRUTHS:
+            words[-1] += f"={word}"
         else:
-            overrides.append((match[1], rest.pop(0)))
-    return words, overrides
+            words.append(word)
+    return [_switched(word) for word in words]
 
 
-def _is_flag(dotted: str) -> bool:
-    from mathrl.recipes import find_field
+def _switched(word: str) -> str:
+    """``--section.key=on`` of a flag as true: the parser of the command line knows yes and no alone."""
+    option, sign, value = word.partition("=")
+    if not sign or value.lower() not in ("on", "off") or not _FIELD.fullmatch(option):
+        return word
+    from mathrl.recipes import find_field, kinds_of
 
-    annotation = find_field(dotted).annotation
-    return bool in {annotation, *get_args(annotation)}
-
-
-def _parser(chosen: str) -> argparse.ArgumentParser:
-    """All commands; the arguments of ``chosen`` alone are built where a module brings its own."""
-    parser = _Parser(
-        prog="mathrl",
-        description="Reinforcement learning with verifiable rewards for mathematics.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"mathrl {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
-
-    def command(
-        name: str, run: Callable[[argparse.Namespace], int | None], text: str
-    ) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        sub.set_defaults(run=run)
-        return sub
-
-    def recipe_command(
-        name: str, run: Callable[[argparse.Namespace], int | None], text: str
-    ) -> argparse.ArgumentParser:
-        sub = command(name, run, text + " Any field of the recipe can be set: --section.key value.")
-        sub.add_argument("recipe", nargs="?", default="quickstart", metavar="RECIPE|FILE.toml")
-        sub.set_defaults(takes_overrides=True)
-        return sub
-
-    for name, run, text in (
-        ("train", _train, "Train: SFT where the recipe asks for it, evaluate, reinforce, evaluate, report."),
-        ("sft", _sft, "Make only the reference of a recipe: its supervised stage."),
-    ):
-        sub = recipe_command(name, run, text)
-        sub.add_argument(
-            "--resume", action="store_true", help="go on where the run's folder stopped, if it exists"
-        )
-        sub.add_argument(
-            "--overwrite", action="store_true", help="delete the run's folder first, if it exists"
-        )
-    sub = recipe_command(
-        "config", _config, "Print a recipe with every field resolved, its reason and its range."
-    )
-    sub.add_argument("--plain", action="store_true", help="without comments")
-
-    for name, (module, text) in MODULE_COMMANDS.items():
-        sub = command(name, _run_module, text)
-        sub.set_defaults(module=module)
-        if chosen == name:
-            import_module(module).add_arguments(sub)
-
-    sub = command("report", _report, "Write RUN/report.html again.")
-    sub.add_argument("run_dir", type=Path, metavar="RUN")
-    sub = command(
-        "export", _export, "Write a run's adapter and merged model for transformers, peft and vLLM."
-    )
-    sub.add_argument("run_dir", type=Path, metavar="RUN")
-    sub.add_argument("out_dir", type=Path, metavar="OUT")
-    sub.add_argument("--which", choices=("last", "best"), default="last", help="checkpoint (default: last)")
-    sub = command("generate-problems", _generate, "Write generated grade-school word problems as JSON lines.")
-    sub.add_argument("--n", type=int, required=True, help="how many")
-    sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl")
-    sub.add_argument("--min-steps", type=int, default=1)
-    sub.add_argument("--max-steps", type=int, default=3)
-    sub.add_argument("--max-operand", type=int, default=10)
-    return parser
+    flag = bool in kinds_of(find_field(option.removeprefix("--").replace("-", "_")))
+    return f"{option}={'true' if value.lower() == 'on' else 'false'}" if flag else word
 
 
-def _run_module(args: argparse.Namespace) -> int | None:
-    result: int | None = import_module(args.module).run(args)
-    return result
+def _sentence(error: CycloptsError, words: Sequence[str]) -> str:
+    """What is wrong with the command line."""
+    known = words and words[0] in COMMANDS
+    command, see = (words[0], f"see mathrl {words[0]} --help") if known else ("mathrl", "see mathrl --help")
+    match error:
+        case cyclopts.UnknownCommandError():
+            what = "option" if words[0].startswith("-") else "command"
+            return f"unknown {what} {words[0]!r}: {did_you_mean(words[0], COMMANDS)}"
+        case cyclopts.UnknownOptionError():
+            return _unknown_option(error, command, see)
+        case cyclopts.MissingArgumentError(argument=argument) if argument is not None:
+            if error.keyword or argument.tokens:
+                return f"{error.keyword or argument.tokens[-1].keyword} needs a value"
+            return f"{command} needs {argument.name}: {see}"
+        case cyclopts.CoercionError(token=token, argument=argument) if token and argument is not None:
+            choices = argument.get_choices()
+            wanted = f"one of {', '.join(choices)}" if choices else _kind(error.target_type)
+            return f"{token.keyword or argument.name} must be {wanted}, not {token.value!r}"
+        case cyclopts.UnusedCliTokensError(unused_tokens=[first, *_]):
+            return f"{command} has no use for {first!r}: {see}"
+    return " ".join(str(error).split())
 
 
-def _train(args: argparse.Namespace) -> int:
-    from mathrl.commands.train import train
-    from mathrl.recipes import load_recipe
-
-    return train(load_recipe(args.recipe, args.overrides), resume=args.resume, overwrite=args.overwrite)
-
-
-def _sft(args: argparse.Namespace) -> int:
-    from mathrl.commands.train import make_reference
-    from mathrl.recipes import load_recipe
-
-    return make_reference(
-        load_recipe(args.recipe, args.overrides), resume=args.resume, overwrite=args.overwrite
-    )
+def _unknown_option(error: cyclopts.UnknownOptionError, command: str, see: str) -> str:
+    given = error.token.keyword or error.token.value
+    known = [name for argument in error.argument_collection for name in argument.names]
+    if _FIELD.fullmatch(given) and not any(_FIELD.fullmatch(name) for name in known):
+        return f"{command} takes no {given}: only commands that read a recipe take its fields"
+    plain = _plain(given)
+    meant = [n for n in known if _plain(n) == plain] or [n for n in known if _plain(n).endswith("-" + plain)]
+    if meant:
+        return f"unknown option {given}: did you mean {meant[0]}?"
+    near = did_you_mean(given, known)
+    return f"unknown option {given}: " + (near if near.startswith("did") else see)
 
 
-def _config(args: argparse.Namespace) -> None:
-    from mathrl.recipes import dump, load_recipe
-
-    print(dump(load_recipe(args.recipe, args.overrides), comments=not args.plain), end="")
-
-
-def _report(args: argparse.Namespace) -> None:
-    from mathrl.report.run_page import write_report
-
-    print(write_report(args.run_dir))
+def _plain(option: str) -> str:
+    """An option's words, however they are joined: model-path of --model.path."""
+    return re.sub("[._]", "-", option.lstrip("-"))
 
 
-def _export(args: argparse.Namespace) -> None:
-    from mathrl.commands.export import export_run
-
-    done = export_run(args.run_dir, args.out_dir, which=args.which)
-    print(f"{done.folder}/adapter: the adapter of step {done.step} in peft's format")
-    kept = f"{done.kept:.1%} of the adapter's change is kept"
-    print(f"{done.folder}/merged: the merged model, {done.dtype}; {kept}")
-
-
-def _generate(args: argparse.Namespace) -> None:
-    from mathrl.data.wordproblems import write_problems
-
-    write_problems(
-        args.out,
-        n=args.n,
-        seed=args.seed,
-        min_steps=args.min_steps,
-        max_steps=args.max_steps,
-        max_operand=args.max_operand,
-    )
+def _kind(target: type | None) -> str:
+    return {int: "a whole number", float: "a number", bool: "true or false"}.get(target or str, "text")
 
 
 if __name__ == "__main__":

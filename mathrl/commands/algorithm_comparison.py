@@ -7,20 +7,23 @@ of its own, so that its peak memory is its own. Finished trials are kept: an int
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from cyclopts import Group, Parameter
 from rich.console import Console
 
 from mathrl.errors import UserError, did_you_mean
+
+Overrides = Sequence[tuple[str, str]]
 
 if TYPE_CHECKING:  # loading torch takes seconds, and comparing finished runs needs none of it
     from mathrl.config import Config, UpdateConfig
@@ -38,41 +41,42 @@ COMPARED: dict[str, dict[str, Any]] = {
 """Algorithms, and the knobs that only they have; everything else is the recipe's for all of them."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``mathrl compare`` without runs."""
-    group = parser.add_argument_group("without RUN: algorithms on one budget")
-    group.add_argument("--algorithms", default=",".join(COMPARED), metavar="A,B", help="default: %(default)s")
-    group.add_argument("--seeds", type=int, default=SEEDS, help="trials of each (default: %(default)s)")
-    group.add_argument(
-        "--tokens", type=int, default=TOKENS, help="budget in sampled tokens (default: %(default)s)"
-    )
-    group.add_argument(
-        "--seconds", type=float, default=SECONDS, help="budget in seconds of training (default: %(default)s)"
-    )
-    group.add_argument("--jobs", type=int, default=0, help="trials at once; 0: one a core, at most 4")
-    group.add_argument("--overwrite", action="store_true", help="forget the trials that are there")
+_GROUP = Group("Without RUN: algorithms on one budget")
 
 
-def compare_algorithms(args: argparse.Namespace) -> int:
-    """Run what is missing, print the table, write the page."""
+@Parameter(name="*", group=_GROUP)
+@dataclass(frozen=True, kw_only=True)
+class ComparisonOptions:
+    """What is compared, on which budget."""
+
+    algorithms: Annotated[str, Parameter(help="names joined by commas")] = ",".join(COMPARED)
+    seeds: Annotated[int, Parameter(help="trials of each")] = SEEDS
+    tokens: Annotated[int, Parameter(help="budget in sampled tokens")] = TOKENS
+    seconds: Annotated[float, Parameter(help="budget in seconds of training")] = SECONDS
+    jobs: Annotated[int, Parameter(help="trials at once; 0: one a core, at most 4")] = 0
+    overwrite: Annotated[bool, Parameter(help="forget the trials that are there", show_default=False)] = False
+
+
+def compare_algorithms(options: ComparisonOptions, overrides: Overrides, out: Path | None = None) -> int:
+    """Run what is missing, print the table, write the page into ``out``."""
     from mathrl.report.algorithm_page import print_table, write_page
     from mathrl.report.summary import versions
     from mathrl.run.progress import make_console
 
     console = make_console()
-    base, trials = plan(args)
-    folder = args.out or DEFAULT_OUT
+    base, trials = plan_trials(options, overrides)
+    folder = out or DEFAULT_OUT
     start = time.perf_counter()
-    reference = make_reference(console, base, folder, overwrite=args.overwrite)
-    found = list(run_all(console, args, base, trials, folder, reference))
+    reference = make_reference(console, base, folder, overwrite=options.overwrite)
+    found = list(run_all(console, options, base, trials, folder, reference))
     result = {
         "recipe": base.recipe,
-        "budgets": {"tokens": args.tokens, "seconds": args.seconds},
+        "budgets": {"tokens": options.tokens, "seconds": options.seconds},
         "problems": base.evaluate.num_problems,
-        "jobs": jobs_of(args, base),
+        "jobs": jobs_of(options, base),
         "cores": os.cpu_count(),
         "device": "cuda" if _on_cuda(base) else "cpu",
-        "settings": {name: COMPARED.get(name, {}) for name in names_of(args)},
+        "settings": {name: COMPARED.get(name, {}) for name in names_of(options)},
         "reference": found[0],
         "trials": found[1:],
         "seconds": round(time.perf_counter() - start, 1),
@@ -84,11 +88,11 @@ def compare_algorithms(args: argparse.Namespace) -> int:
     return 0
 
 
-def names_of(args: argparse.Namespace) -> list[str]:
-    return [name.strip() for name in args.algorithms.split(",") if name.strip()]
+def names_of(options: ComparisonOptions) -> list[str]:
+    return [name.strip() for name in options.algorithms.split(",") if name.strip()]
 
 
-def plan(args: argparse.Namespace) -> tuple[Config, list[Config]]:
+def plan_trials(options: ComparisonOptions, overrides: Overrides) -> tuple[Config, list[Config]]:
     """The recipe, and the configuration of every trial: all seeds of all algorithms.
 
     Raises:
@@ -98,15 +102,15 @@ def plan(args: argparse.Namespace) -> tuple[Config, list[Config]]:
     from mathrl.recipes import load_recipe
 
     for option in ("seeds", "tokens", "seconds"):
-        if getattr(args, option) <= 0:
-            raise UserError(f"--{option} must be more than 0, got {getattr(args, option)}")
-    if any(key == "algorithm.name" for key, _ in args.overrides):
+        if getattr(options, option) <= 0:
+            raise UserError(f"--{option} must be more than 0, got {getattr(options, option)}")
+    if any(key == "algorithm.name" for key, _ in overrides):
         raise UserError("--algorithm.name names one algorithm: say which to compare with --algorithms")
-    base = load_recipe(RECIPE, args.overrides)
-    set_by_user = {key.removeprefix("algorithm.") for key, _ in args.overrides}
+    base = load_recipe(RECIPE, overrides)
+    set_by_user = {key.removeprefix("algorithm.") for key, _ in overrides}
     trials = []
-    for seed in range(args.seeds):
-        for name in names_of(args):
+    for seed in range(options.seeds):
+        for name in names_of(options):
             if name not in ALGORITHMS:
                 raise UserError(f"--algorithms: no algorithm {name!r}; {did_you_mean(name, ALGORITHMS)}")
             knobs = {k: v for k, v in COMPARED.get(name, {}).items() if k not in set_by_user}
@@ -173,7 +177,7 @@ def make_reference(console: Console, base: Config, folder: Path, *, overwrite: b
 
 def run_all(
     console: Console,
-    args: argparse.Namespace,
+    options: ComparisonOptions,
     base: Config,
     trials: Sequence[Config],
     folder: Path,
@@ -182,11 +186,11 @@ def run_all(
     """What the reference reached, then every trial in order; those on disk are not run again."""
     from mathrl.run.folder import write_json
 
-    jobs = jobs_of(args, base)
+    jobs = jobs_of(options, base)
     threads = max(1, (os.cpu_count() or 1) // jobs)
     common = {
-        "tokens": args.tokens,
-        "seconds": args.seconds,
+        "tokens": options.tokens,
+        "seconds": options.seconds,
         "seed": base.run.seed,
         "n": base.evaluate.num_problems,
     }
@@ -218,10 +222,10 @@ def _digest(config: Config) -> str:
     return hashlib.sha256(dump(same).encode()).hexdigest()[:16]
 
 
-def jobs_of(args: argparse.Namespace, base: Config) -> int:
+def jobs_of(options: ComparisonOptions, base: Config) -> int:
     """Trials at once: one GPU serves one at a time."""
-    if args.jobs > 0:
-        return int(args.jobs)
+    if options.jobs > 0:
+        return int(options.jobs)
     return 1 if _on_cuda(base) else max(1, min(os.cpu_count() or 1, 4))
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
-from mathrl.commands import algorithm_comparison
+from cyclopts import App, Parameter
+
+from mathrl.commands.algorithm_comparison import ComparisonOptions, compare_algorithms
+from mathrl.commands.recipe_fields import Overrides, takes_fields
 from mathrl.errors import UserError
 from mathrl.evaluation.completions import read_evaluation
 from mathrl.evaluation.paired import compare_evaluations
@@ -18,53 +21,58 @@ from mathrl.report.runs_page import print_comparison, write_comparison
 from mathrl.report.summary import versions
 from mathrl.run.progress import make_console
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``mathrl compare``."""
-    parser.set_defaults(takes_overrides=True)
-    parser.add_argument(
-        "runs",
-        nargs="*",
-        type=Path,
-        metavar="RUN",
-        help="run folders, or folders that mathrl eval or mathrl judge wrote; none: compare algorithms",
-    )
-    parser.add_argument(
-        "--out", type=Path, metavar="PATH", help="default: comparison.html, or comparison, beside the first"
-    )
-    algorithm_comparison.add_arguments(parser)
+_DEFAULTS = ComparisonOptions()
 
 
-def run(args: argparse.Namespace) -> int:
+@takes_fields()
+def _compare(
+    *runs: Annotated[
+        Path,
+        Parameter(
+            name="RUN",
+            help="run folders, or folders that mathrl eval or mathrl judge wrote; none: compare algorithms",
+        ),
+    ],
+    out: Annotated[
+        Path | None, Parameter(help="default: comparison.html, or comparison, beside the first")
+    ] = None,
+    options: ComparisonOptions = _DEFAULTS,
+    overrides: Overrides,
+) -> int:
     """Compare whatever was named."""
-    if not args.runs:
-        return algorithm_comparison.compare_algorithms(args)
-    if args.overrides:
-        raise UserError(
-            f"--{args.overrides[0][0]} changes a recipe; runs that were made are compared as they are"
-        )
-    kinds = {path: _kind(path) for path in args.runs}
+    if not runs:
+        return compare_algorithms(options, overrides, out)
+    if overrides:
+        raise UserError(f"--{overrides[0][0]} changes a recipe; runs that were made are compared as they are")
+    kinds = {path: _kind(path) for path in runs}
     if len(kinds) < 2:
-        raise UserError(f"name two or more to compare; there is only {args.runs[0]}")
+        raise UserError(f"name two or more to compare; there is only {runs[0]}")
     if len(set(kinds.values())) > 1:
         run_dir = next(p for p, k in kinds.items() if k == "run")
-        results = next(p for p, k in kinds.items() if k == "results")
+        other = next(p for p, k in kinds.items() if k == "results")
         raise UserError(
-            f"{run_dir} is a run and {results} holds results of an evaluation: compare like with like"
+            f"{run_dir} is a run and {other} holds results of an evaluation: compare like with like"
         )
     console = make_console()
     paths = list(kinds)
     if kinds[paths[0]] == "run":
-        runs = [read_run(path) for path in paths]
-        print_comparison(console, runs)
-        page = write_comparison(runs, args.out or paths[0].resolve().parent / "comparison.html")
+        records = [read_run(path) for path in paths]
+        print_comparison(console, records)
+        page = write_comparison(records, out or paths[0].resolve().parent / "comparison.html")
     else:
         results = compare_results(paths)
         print_results(console, results)
         title = f"{paths[-1].name} against {paths[0].name}"
-        page = write_results(args.out or paths[0].resolve().parent / "comparison", title, results, versions())
+        page = write_results(out or paths[0].resolve().parent / "comparison", title, results, versions())
     console.print(f"page: {page}", soft_wrap=True)
     return 0
+
+
+command = App(
+    name="compare",
+    help_epilogue="Any field of the recipe that algorithms are compared on can be set: --section.key value.",
+    default_command=_compare,
+)
 
 
 def _kind(path: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from mathrl.commands.evaluation_options import EvaluationOptions
 from mathrl.commands.model_source import ModelSource
 from mathrl.data.few_shot import STOP, FewShotTemplate
 from mathrl.data.prompts import PromptTemplate
@@ -40,7 +40,7 @@ class EvaluationRequest:
     before: Mapping[str, Evaluation]  # benchmark -> earlier results
     trained_on: Sequence[str]  # training questions
     out: Path
-    args: argparse.Namespace
+    options: EvaluationOptions
 
 
 @dataclass(frozen=True)
@@ -80,19 +80,19 @@ def evaluate_benchmarks(request: EvaluationRequest, console: Console) -> list[Re
     engine, reason = make_engine(config, policy, lambda p: templates[p.id.partition("/")[0]].encode(p))
     console.print(f"{request.source.name}: {reason}")
     for task in tasks:
-        wanted = request.args.max_completion_tokens or task.found.benchmark.max_completion_tokens
+        wanted = request.options.max_completion_tokens or task.found.benchmark.max_completion_tokens
         limit = task.settings.max_completion_tokens
         if limit < wanted:
             console.print(
                 f"{task.name}: completions end at {limit} tokens, for the model's context holds "
                 f"no more beside a prompt of {task.longest_prompt}"
             )
-    args, results = request.args, []
+    options, results = request.options, []
     try:
         engine.load(policy.adapter() if request.source.adapter else None, version=0)
         for task in tasks:
             scorer = RewardScorer(config.reward, task.found.benchmark.extract)
-            total = len(task.found.problems) * (1 + args.samples)
+            total = len(task.found.problems) * (1 + options.samples)
             try:
                 with Progress(console) as progress, progress.stage(task.name, total) as stage:
                     evaluation = evaluate(
@@ -100,11 +100,11 @@ def evaluate_benchmarks(request: EvaluationRequest, console: Console) -> list[Re
                         task.found.problems,
                         scorer,
                         task.settings,
-                        seed=args.seed,
+                        seed=options.seed,
                         name=task.name,
                         info=task.info,
                         out=task.file,
-                        replace_other=args.overwrite,
+                        replace_other=options.overwrite,
                         progress=stage,
                     )
             finally:
@@ -117,15 +117,15 @@ def evaluate_benchmarks(request: EvaluationRequest, console: Console) -> list[Re
 
 def _task(found: BenchmarkProblems, policy: Policy, request: EvaluationRequest) -> Task:
     """Prompt and length limit of a benchmark; all that could still refuse it is asked here."""
-    benchmark, args = found.benchmark, request.args
+    benchmark, options = found.benchmark, request.options
     template = _template(found, policy, request)
     lengths = [len(ids) for ids in template.encode_all(found.problems)]
     longest, problem = max(zip(lengths, found.problems, strict=True), key=lambda pair: pair[0])
-    limit = args.max_completion_tokens or benchmark.max_completion_tokens
+    limit = options.max_completion_tokens or benchmark.max_completion_tokens
     context = getattr(policy.model.get_base_model().config, "max_position_embeddings", None)
     if context is not None:
         room = context - longest
-        needed = args.max_completion_tokens or _LEAST_TOKENS
+        needed = options.max_completion_tokens or _LEAST_TOKENS
         if room < needed:
             raise UserError(
                 f"the prompt of {problem.id} has {longest} tokens and leaves {max(room, 0)} of the model's "
@@ -134,16 +134,21 @@ def _task(found: BenchmarkProblems, policy: Policy, request: EvaluationRequest) 
             )
         limit = min(limit, room)
     settings = EvaluationSettings(
-        limit, args.samples, args.temperature, args.top_p, template.describe(), STOP if args.shots else ""
+        limit,
+        options.samples,
+        options.temperature,
+        options.top_p,
+        template.describe(),
+        STOP if options.shots else "",
     )
     protocol = make_protocol(found.problems, settings, extract=benchmark.extract)
     before = request.before.get(benchmark.name)
     if before is not None:
-        check_comparable(before.protocol, protocol, f"{args.against}", "this evaluation")
+        check_comparable(before.protocol, protocol, f"{options.against}", "this evaluation")
     info = request.source.facts() | {"dtype": str(policy.head_weight().dtype).removeprefix("torch.")}
     file = request.out / benchmark.name / "completions.jsonl"
-    if not args.overwrite:
-        refuse_other(file, resume_key(protocol, args.seed, 0, info))
+    if not options.overwrite:
+        refuse_other(file, resume_key(protocol, options.seed, 0, info))
     return Task(found, template, settings, longest, info, before, file)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from mathrl.config import RewardConfig
 from mathrl.errors import UserError
@@ -24,41 +26,43 @@ from mathrl.run.progress import make_console
 from mathrl.types import Group
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``mathrl judge``."""
-    parser.add_argument(
-        "file", type=Path, help="completions.jsonl, samples_*.jsonl of lm-evaluation-harness, or plain lines"
-    )
-    parser.add_argument(
-        "--benchmark", default="", help="whose fields and answer type another tool's file has"
-    )
-    parser.add_argument("--answer-type", default="", metavar="NAME", help="verifier; default: the file's")
-    parser.add_argument("--extract", default="", metavar="RULE", help="extraction rule; default: the file's")
-    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="verifier processes")
-    parser.add_argument("--timeout-s", type=float, default=5.0, metavar="S", help="wall clock of one verdict")
-    parser.add_argument("--against", type=Path, metavar="FILE", help="judged completions to compare with")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: FILE without its ending, -judged")
-
-
-def run(args: argparse.Namespace) -> int:
+def command(
+    file: Annotated[
+        Path,
+        Parameter(
+            name="FILE", help="completions.jsonl, samples_*.jsonl of lm-evaluation-harness, or plain lines"
+        ),
+    ],
+    /,
+    *,
+    benchmark: Annotated[
+        str, Parameter(help="whose fields and answer type another tool's file has", show_default=False)
+    ] = "",
+    answer_type: Annotated[str, Parameter(help="verifier; default: the file's", show_default=False)] = "",
+    extract: Annotated[str, Parameter(help="extraction rule; default: the file's", show_default=False)] = "",
+    jobs: Annotated[int, Parameter(help="verifier processes")] = 2,
+    timeout_s: Annotated[float, Parameter(help="wall clock of one verdict")] = 5.0,
+    against: Annotated[Path | None, Parameter(help="judged completions to compare with")] = None,
+    out: Annotated[Path | None, Parameter(help="folder; default: FILE without its ending, -judged")] = None,
+) -> int:
     """Judge a file, write the results beside it, print them."""
     console = make_console()
-    benchmark = find_benchmarks([args.benchmark])[0] if args.benchmark else None
-    if args.answer_type:
-        check_answer_type(args.answer_type)
-    if args.extract:
-        check_extract_rule(args.extract)
-    if not 1 <= args.jobs <= 64:
-        raise UserError(f"--jobs must lie between 1 and 64, got {args.jobs}")
-    if not args.timeout_s > 0:
-        raise UserError(f"--timeout-s must be > 0, got {args.timeout_s}")
-    saved = read_saved(args.file, benchmark)
-    extract = args.extract or saved.protocol.get("extract") or (benchmark.extract if benchmark else "auto")
+    known = find_benchmarks([benchmark])[0] if benchmark else None
+    if answer_type:
+        check_answer_type(answer_type)
+    if extract:
+        check_extract_rule(extract)
+    if not 1 <= jobs <= 64:
+        raise UserError(f"--jobs must lie between 1 and 64, got {jobs}")
+    if not timeout_s > 0:
+        raise UserError(f"--timeout-s must be > 0, got {timeout_s}")
+    saved = read_saved(file, known)
+    extract = extract or saved.protocol.get("extract") or (known.extract if known else "auto")
     start = time.perf_counter()
-    evaluation = judge(saved, extract, args.answer_type, jobs=args.jobs, timeout_s=args.timeout_s)
+    evaluation = judge(saved, extract, answer_type, jobs=jobs, timeout_s=timeout_s)
     seconds = time.perf_counter() - start
-    out = args.out or args.file.with_name(f"{args.file.stem}-judged")
-    before = read_evaluation(args.against) if args.against else None
+    out = out or file.with_name(f"{file.stem}-judged")
+    before = read_evaluation(against) if against else None
     difference = compare_evaluations(before, evaluation) if before else None
     out.mkdir(parents=True, exist_ok=True)
     header = {"resume_key": protocol_hash(evaluation.protocol)}

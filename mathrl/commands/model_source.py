@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mathrl.config import Config
 from mathrl.data.hub import check_model
 from mathrl.errors import UserError
-from mathrl.recipes import load_config, resolve
+from mathrl.recipes import config_of, load_config
 from mathrl.run.folder import RunFolder
 from mathrl.types import Adapter
 
@@ -110,7 +110,7 @@ def find_model(
     table["sft"] = {"skip": True}
     table["update"] = {"fused_lora": False}
     table["lora"] = lora_settings(source) if source else {"rank": 1}
-    return ModelSource(model, source, resolve(table, "evaluation", overrides), run)
+    return ModelSource(model, source, config_of(table, "evaluation", overrides), run)
 
 
 def lora_settings(folder: Path) -> dict[str, Any]:

@@ -7,7 +7,6 @@ once the step was made, ``metrics.json``. Nothing in it can run code.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -36,9 +35,6 @@ from mathrl.training.update import Update, make_update
 from mathrl.types import Adapter, Batch
 
 EXIT_DIFFERENT = 1
-TOLERANCE = 1e-4
-"""Relative: another machine's kernels round differently in float32; on the machine that saved, 0 is usual."""
-
 SMALL = 1e-7
 """Differences up to this are no difference: a loss of zero is 1e-9 in float32."""
 
@@ -46,36 +42,24 @@ _ANNOTATIONS = ("old_logprobs", "ref_logprobs", "values", "advantages", "returns
 _Json = dict[str, Any]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``mathrl replay``."""
-    parser.add_argument("batch", type=Path, metavar="BATCH", help="a folder RUN/batches/step-00000001")
-    parser.add_argument("--reference", type=Path, metavar="DIR", help="the reference, where it was moved")
-    parser.add_argument(
-        "--tolerance",
-        type=float,
-        default=TOLERANCE,
-        help="largest relative difference (default: %(default)g)",
-    )
-
-
-def run(args: argparse.Namespace) -> int:
+def print_replay(batch: Path, reference: Path | None, tolerance: float) -> int:
     """Replay, print, and say by the exit status whether all is equal."""
     console = Console(highlight=False)
-    rows = replay(args.batch, args.reference)
+    rows = replay(batch, reference)
     table = Table(box=None, pad_edge=False)
     for column in ("", "saved", "now", "difference"):
         table.add_column(column, justify="right" if column else "left")
-    different = [row for row in rows if not row.equal(args.tolerance)]
+    different = [row for row in rows if not row.equal(tolerance)]
     for row in rows:
         mark = " ← differs" if row in different else ""
         table.add_row(row.name, _shown(row.saved), _shown(row.now), f"{row.difference:.3g}{mark}")
     console.print(table)
-    if not (args.batch / "metrics.json").is_file():
+    if not (batch / "metrics.json").is_file():
         console.print("The step that saved this batch was never finished: there are no metrics to compare.")
     if different:
-        console.print(f"{len(different)} of {len(rows)} numbers differ by more than {args.tolerance:g}.")
+        console.print(f"{len(different)} of {len(rows)} numbers differ by more than {tolerance:g}.")
         return EXIT_DIFFERENT
-    console.print(f"All {len(rows)} numbers agree within {args.tolerance:g}.")
+    console.print(f"All {len(rows)} numbers agree within {tolerance:g}.")
     return 0
 
 

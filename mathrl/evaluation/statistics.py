@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
 
 Array = NDArray[np.float64]
 
@@ -38,10 +37,12 @@ class PairedTest(NamedTuple):
 
 def normal_quantile(probability: float) -> float:
     """z with P(Z <= z) = ``probability`` for a standard normal Z."""
-    return float(special.ndtri(probability))
+    from scipy.special import ndtri
+
+    return float(ndtri(probability))
 
 
-def wilson_interval(successes: float, n: int, confidence: float = 0.95) -> Interval:
+def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
     """Score interval of a proportion (Wilson 1927), without continuity correction.
 
     (p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n). Never leaves [0, 1], and is not a single point at
@@ -54,13 +55,10 @@ def wilson_interval(successes: float, n: int, confidence: float = 0.95) -> Inter
         raise ValueError(f"successes must lie in [0, {n}], got {successes}")
     if n == 0:
         return Interval(0.0, 1.0)
-    z2 = normal_quantile(0.5 + confidence / 2) ** 2
-    p = successes / n
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = math.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n * n))) / (1 + z2 / n)
-    low = 0.0 if successes == 0 else centre - half
-    high = 1.0 if successes == n else centre + half
-    return Interval(max(low, 0.0), min(high, 1.0))
+    from scipy.stats import binomtest  # takes a second: those who only print help do without
+
+    found = binomtest(int(successes), n).proportion_ci(confidence, method="wilson")
+    return Interval(float(found.low), float(found.high))
 
 
 def pass_at_k(n: ArrayLike, correct: ArrayLike, k: int) -> Array:
@@ -78,6 +76,8 @@ def pass_at_k(n: ArrayLike, correct: ArrayLike, k: int) -> Array:
     Raises:
         ValueError: k outside [1, n], or correct outside [0, n].
     """
+    from scipy.special import gammaln
+
     total, right = np.broadcast_arrays(np.asarray(n, dtype=np.float64), np.asarray(correct, dtype=np.float64))
     if total.size and not (1 <= k <= total.min()):
         raise ValueError(f"pass@k needs 1 <= k <= n = {int(total.min())}, got k = {k}")
@@ -86,10 +86,10 @@ def pass_at_k(n: ArrayLike, correct: ArrayLike, k: int) -> Array:
     wrong = total - right
     log_none = np.where(
         wrong >= k,
-        special.gammaln(wrong + 1)
-        - special.gammaln(np.maximum(wrong - k, 0) + 1)
-        - special.gammaln(total + 1)
-        + special.gammaln(total - k + 1),
+        gammaln(wrong + 1)
+        - gammaln(np.maximum(wrong - k, 0) + 1)
+        - gammaln(total + 1)
+        + gammaln(total - k + 1),
         -np.inf,
     )
     return np.where(right == 0, 0.0, -np.expm1(np.minimum(log_none, 0.0)))
@@ -198,7 +198,9 @@ def mcnemar_exact(newly_right: int, newly_wrong: int) -> float:
     changed = newly_right + newly_wrong
     if changed == 0:
         return 1.0
-    return min(1.0, 2.0 * float(special.bdtr(min(newly_right, newly_wrong), changed, 0.5)))
+    from scipy.stats import binomtest
+
+    return float(binomtest(newly_right, changed, 0.5).pvalue)
 
 
 def paired_interval(
@@ -314,10 +316,10 @@ def sample_size_interval(accuracy: float, half_width: float, confidence: float =
     if not (0 <= accuracy <= 1 and 0 < half_width < 0.5):
         raise ValueError(f"need accuracy in [0, 1] and half_width in (0, 0.5), got {accuracy}, {half_width}")
     low, high = 1, 1
+    z2 = normal_quantile(0.5 + confidence / 2) ** 2
 
-    def width(n: int) -> float:
-        interval = wilson_interval(accuracy * n, n, confidence)
-        return interval.high - interval.low
+    def width(n: int) -> float:  # the accuracy need not be a whole number of the n problems
+        return 2 * math.sqrt(z2 * (accuracy * (1 - accuracy) / n + z2 / (4 * n * n))) / (1 + z2 / n)
 
     while width(high) > 2 * half_width:
         low, high = high, high * 2

@@ -1,4 +1,4 @@
-"""What a recipe takes of a GPU's memory, before anything is loaded: ``mathrl plan RECIPE``.
+"""What a recipe takes of a GPU's memory, before anything is loaded.
 
 The table's rows are formulas over the model's sizes, named where they stand. What no formula gives (CUDA
 contexts, captured graphs, the allocator's rounding) is a measured constant; benchmarks/ has the error of the
@@ -8,15 +8,12 @@ step at once, where both fit.
 
 from __future__ import annotations
 
-import argparse
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mathrl.config import Config
 from mathrl.errors import UserError
-from mathrl.memory.shapes import Shape, load_shape
-from mathrl.recipes import load_recipe
+from mathrl.memory.shapes import Shape
 
 GIB = 1 << 30
 MAX_SEQUENCES = 1024  # sampled at once; beyond, a decode step is bound by the cache's bandwidth anyway
@@ -200,60 +197,3 @@ def _largest_micro_batch(shape: Shape, activation: float, room: float, tokens: i
     if tokens <= MAX_MICRO_BATCH and fits(tokens):
         return tokens
     return next((n for n in range(min(tokens, MAX_MICRO_BATCH) // 1024 * 1024, 0, -1024) if fits(n)), 0)
-
-
-def lines(plan: MemoryPlan, config: Config) -> Iterator[str]:
-    """The table, then the picks."""
-    for name, size in plan.rows.items():
-        yield f"{name:<44} {size / GIB:8.2f} GiB"
-    yield f"{'predicted peak':<44} {plan.total / GIB:8.2f} GiB of {plan.device_bytes / GIB:.1f} GiB"
-    yield ""
-    if plan.micro_batch_tokens:
-        yield f"largest micro-batch: --update.micro_batch_tokens {plan.micro_batch_tokens}"
-    else:
-        yield "no micro-batch fits: --update.gradient_checkpointing true, fewer tokens, or a smaller model"
-    share = plan.kv_cache_bytes / max(1, plan.kv_cache_wanted)
-    yield (
-        f"KV cache: {plan.kv_cache_bytes / GIB:.2f} GiB, {share:.0%} of what {plan.num_sequences} "
-        "completions at once want" + ("" if share >= 1 else "; the others wait their turn")
-    )
-    if not plan.fits:
-        yield (
-            f"update.micro_batch_tokens {config.update.micro_batch_tokens} does not fit: "
-            f"take --update.micro_batch_tokens {plan.micro_batch_tokens}"
-            if plan.micro_batch_tokens
-            else "the recipe does not fit on this device"
-        )
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", nargs="?", default="quickstart", metavar="RECIPE|FILE.toml")
-    parser.add_argument(
-        "--gpu-memory-gib",
-        type=float,
-        default=0.0,
-        metavar="N",
-        help="default: the memory of the CUDA device here",
-    )
-    parser.set_defaults(takes_overrides=True)
-
-
-def run(args: argparse.Namespace) -> int:
-    """Print the table; 0 if the recipe fits, 1 if not."""
-    config = load_recipe(args.recipe, args.overrides)
-    size = args.gpu_memory_gib * GIB
-    if size < 0:
-        raise UserError(f"--gpu-memory-gib must be positive, got {args.gpu_memory_gib:g}")
-    if not size:
-        import torch
-
-        if not torch.cuda.is_available():
-            raise UserError(
-                "there is no CUDA device here: say how much memory yours has, --gpu-memory-gib 24"
-            )
-        size = torch.cuda.mem_get_info()[1]
-    shape = load_shape(config)
-    plan = make_plan(config, shape, int(size), itemsize=4 if config.model.dtype == "float32" else 2)
-    print(f"{config.recipe}: {shape.num_parameters / 1e6:.1f} M parameters")
-    print("\n".join(lines(plan, config)))
-    return 0 if plan.fits else 1

@@ -6,11 +6,9 @@ the report apply the same rules to a run on disk.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean, median
 from typing import Any, Literal
 
@@ -21,7 +19,6 @@ from mathrl.config import Config
 WINDOW = 5
 """Steps whose mean a rule judges: one bad step is chance."""
 
-EXIT_WRONG = 1
 Severity = Literal["note", "warning", "error"]
 
 
@@ -324,28 +321,6 @@ RULES: dict[str, Callable[[History], Said]] = {
     "Refused trust-region steps": refused_steps,
     "Value model without use": useless_critic,
 }
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``mathrl doctor``."""
-    parser.add_argument("run_dir", type=Path, metavar="RUN")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Print the findings of a run; 1 where one is a warning or an error."""
-    from mathrl.report.run_record import read_run
-
-    record = read_run(args.run_dir)
-    console = Console(highlight=False)
-    findings = diagnose(record.rows, record.config)
-    for finding in findings:
-        tell(console, finding)
-    wrong = [f for f in findings if f.severity != "note"]
-    steps = f"{len(record.rows)} steps of {args.run_dir}"
-    console.print(f"{len(wrong)} of {len(RULES)} rules found something wrong in {steps}." if wrong else (
-        f"{len(RULES)} rules found nothing wrong in {steps}."
-    ), soft_wrap=True)  # fmt: skip
-    return EXIT_WRONG if wrong else 0
 
 
 def tell(console: Console, finding: Finding) -> None:

@@ -13,7 +13,7 @@ from mathrl.errors import UserError
 from mathrl.evaluation.paired import compare_evaluations, compare_slices
 from mathrl.evaluation.result import Evaluation
 from mathrl.evaluation.statistics import Interval
-from mathrl.recipes import differences, flatten, load_recipe, recipe_names
+from mathrl.recipes import differences, load_recipe, recipe_names, values_by_name
 from mathrl.report import pages
 from mathrl.report.charts import IntervalRow, Point, interval_rows
 from mathrl.report.doctor import diagnose
@@ -86,7 +86,7 @@ def render(run: RunRecord) -> str:
         numbers=_numbers(run),
         base=base,
         changed=changed,
-        all_settings=shown(flatten(config)),
+        all_settings=shown(values_by_name(config)),
         versions=", ".join(f"{k} {v}" for k, v in summary.get("versions", {}).items()),
     )
 

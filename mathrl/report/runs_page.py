@@ -16,7 +16,7 @@ from rich.table import Table
 from mathrl.errors import UserError
 from mathrl.evaluation.paired import compare_evaluations
 from mathrl.evaluation.statistics import holm
-from mathrl.recipes import flatten
+from mathrl.recipes import values_by_name
 from mathrl.report import pages
 from mathrl.report.charts import IntervalRow, Series, interval_rows, line_chart
 from mathrl.report.pages import duration, number, percent
@@ -160,7 +160,7 @@ def seed_groups(runs: Sequence[RunRecord], names: Sequence[str]) -> list[dict[st
     """Runs that differ in their seed alone: mean and range of their accuracy after."""
     groups: dict[str, list[tuple[RunRecord, str]]] = {}
     for run, name in zip(runs, names, strict=True):
-        settings = {k: v for k, v in flatten(run.config).items() if k not in (*_ASIDE, "run.seed")}
+        settings = {k: v for k, v in values_by_name(run.config).items() if k not in (*_ASIDE, "run.seed")}
         groups.setdefault(repr(sorted(settings.items())), []).append((run, name))
     found = []
     for group in groups.values():
@@ -178,7 +178,7 @@ def seed_groups(runs: Sequence[RunRecord], names: Sequence[str]) -> list[dict[st
 
 def differing_settings(runs: Sequence[RunRecord]) -> list[list[str]]:
     """Rows (setting, value in each run) of the settings that are not the same in all runs."""
-    flat = [flatten(run.config) for run in runs]
+    flat = [values_by_name(run.config) for run in runs]
     return [
         [key, *(str(values[key]) for values in flat)]
         for key in flat[0]

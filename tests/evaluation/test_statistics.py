@@ -188,7 +188,7 @@ def test_sample_size_of_an_interval_is_the_smallest() -> None:
     n = S.sample_size_interval(0.54, 0.027)
 
     def half(m: int) -> float:
-        low, high = S.wilson_interval(0.54 * m, m)
+        low, high = proportion_confint(0.54 * m, m, method="wilson")
         return (high - low) / 2
 
     assert half(n) <= 0.027 < half(n - 1)

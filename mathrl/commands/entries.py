@@ -1,0 +1,133 @@
+"""Commands whose work loads torch, as they are typed: their words are checked before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from textwrap import fill
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter
+
+from mathrl.commands.recipe_fields import Overrides, takes_fields
+from mathrl.recipes import dump, load_recipe, recipe_descriptions
+
+Recipe = Annotated[str, Parameter(name="RECIPE", help="name of a recipe, or a TOML file", show_default=False)]
+Resume = Annotated[
+    bool, Parameter(help="go on where the run's folder stopped, if it exists", show_default=False)
+]
+Overwrite = Annotated[bool, Parameter(help="delete the run's folder first, if it exists", show_default=False)]
+RunFolder = Annotated[Path, Parameter(name="RUN", help="a run's folder, such as runs/quickstart")]
+
+_TOLERANCE = 1e-4  # another machine's kernels round differently in float32; where it was saved, 0 is usual
+_COMMONEST = ("model.path", "data.path", "algorithm.name", "train.num_steps", "run.name")
+
+
+_ABOUT_RECIPES = (
+    "Without a recipe: quickstart.",
+    'A TOML file may begin with extends = "NAME" and says only what it changes.',
+    "Every field of a recipe is an option, --section.key value;",
+    "mathrl config RECIPE prints them all with their reasons.",
+)
+
+
+def _recipes() -> str:
+    listed = [
+        fill(f"{name:<17}{text}", 78, initial_indent="  ", subsequent_indent=" " * 19)
+        for name, text in recipe_descriptions().items()
+    ]
+    return "\n".join(["Recipes:", *listed, "", *_ABOUT_RECIPES])
+
+
+@takes_fields(*_COMMONEST)
+def _train(
+    recipe: Recipe = "quickstart",
+    /,
+    *,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    overrides: Overrides,
+) -> int:
+    config = load_recipe(recipe, overrides)
+
+    from mathrl.commands.train import train
+
+    return train(config, resume=resume, overwrite=overwrite)
+
+
+@takes_fields(*_COMMONEST)
+def _sft(
+    recipe: Recipe = "quickstart",
+    /,
+    *,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    overrides: Overrides,
+) -> int:
+    config = load_recipe(recipe, overrides)
+
+    from mathrl.commands.train import make_reference
+
+    return make_reference(config, resume=resume, overwrite=overwrite)
+
+
+@takes_fields()
+def _config(
+    recipe: Recipe = "quickstart",
+    /,
+    *,
+    plain: Annotated[bool, Parameter(help="without comments", show_default=False)] = False,
+    overrides: Overrides,
+) -> None:
+    print(dump(load_recipe(recipe, overrides), comments=not plain), end="")
+
+
+train = App(name="train", help_epilogue=_recipes(), default_command=_train)
+sft = App(name="sft", help_epilogue=_recipes(), default_command=_sft)
+config = App(name="config", help_epilogue=_recipes(), default_command=_config)
+
+
+def report(run_dir: RunFolder, /) -> None:
+    from mathrl.report.run_page import write_report
+
+    print(write_report(run_dir))
+
+
+def export(
+    run_dir: RunFolder,
+    out_dir: Annotated[Path, Parameter(name="OUT", help="folder to write")],
+    /,
+    *,
+    which: Annotated[Literal["last", "best"], Parameter(help="checkpoint")] = "last",
+) -> None:
+    from mathrl.commands.export import export_run
+
+    done = export_run(run_dir, out_dir, which=which)
+    print(f"{done.folder}/adapter: the adapter of step {done.step} in peft's format")
+    kept = f"{done.kept:.1%} of the adapter's change is kept"
+    print(f"{done.folder}/merged: the merged model, {done.dtype}; {kept}")
+
+
+def replay(
+    batch: Annotated[Path, Parameter(name="BATCH", help="a folder RUN/batches/step-00000001")],
+    /,
+    *,
+    reference: Annotated[Path | None, Parameter(help="the reference, where it was moved")] = None,
+    tolerance: Annotated[float, Parameter(help="largest relative difference")] = _TOLERANCE,
+) -> int:
+    from mathrl.commands.replay import print_replay
+
+    return print_replay(batch, reference, tolerance)
+
+
+def generate_problems(
+    *,
+    n: Annotated[int, Parameter(help="how many")],
+    out: Annotated[Path, Parameter(help="FILE.jsonl to write")],
+    seed: int = 0,
+    min_steps: int = 1,
+    max_steps: int = 3,
+    max_operand: int = 10,
+) -> None:
+    from mathrl.data.wordproblems import write_problems
+
+    write_problems(out, n=n, seed=seed, min_steps=min_steps, max_steps=max_steps, max_operand=max_operand)

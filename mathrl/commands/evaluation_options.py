@@ -1,0 +1,55 @@
+"""The options of ``mathrl eval``, checked before anything is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from mathrl.errors import UserError
+
+
+def _hidden(text: str) -> Parameter:
+    """Help of an option whose default goes without saying."""
+    return Parameter(help=text, show_default=False)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """What is asked, how, and where results go.
+
+    Raises:
+        UserError: a number that no evaluation can have.
+    """
+
+    benchmark: Annotated[str, _hidden("names or FILE.toml, joined by commas, see --list")] = ""
+    list: Annotated[bool, _hidden("list the benchmarks and end")] = False
+    adapter: Annotated[str, _hidden("folder of a peft adapter on the model")] = ""
+    data: Annotated[tuple[str, ...], _hidden("local file instead of the hub: FILE or NAME=FILE")] = ()
+    samples: Annotated[int, Parameter(help="samples a problem beside greedy")] = 0
+    temperature: Annotated[float, Parameter(help="of the samples")] = 1.0
+    top_p: Annotated[float, Parameter(help="of the samples")] = 1.0
+    max_completion_tokens: Annotated[int, Parameter(help="0: the benchmark's")] = 0
+    max_problems: Annotated[int, Parameter(help="a fixed sample; 0: all")] = 0
+    shots: Annotated[int, Parameter(help="worked examples in the prompt")] = 0
+    shots_data: Annotated[tuple[str, ...], _hidden("where examples come from: FILE or NAME=FILE")] = ()
+    seed: Annotated[int, Parameter(help="of the samples and the examples")] = 0
+    trained_on: Annotated[tuple[str, ...], _hidden("file of training questions, for overlap")] = ()
+    against: Annotated[Path | None, _hidden("folder of earlier results to compare with")] = None
+    reference: Annotated[bool, _hidden("of a run: its reference, as it was before reinforcement")] = False
+    out: Annotated[Path | None, _hidden("folder; default: evaluations/MODEL, or RUN/benchmarks")] = None
+    overwrite: Annotated[bool, _hidden("replace what --out holds of another model or other settings")] = False
+
+    def __post_init__(self) -> None:
+        for option in ("samples", "max_completion_tokens", "max_problems", "shots"):
+            if getattr(self, option) < 0:
+                raise UserError(f"--{option.replace('_', '-')} must be >= 0, got {getattr(self, option)}")
+        if not self.temperature > 0:
+            raise UserError(
+                f"--temperature must be > 0, got {self.temperature}: the greedy completion needs none"
+            )
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"--top-p must lie in (0, 1], got {self.top_p}")

@@ -1,0 +1,85 @@
+"""``mathrl plan``: what a recipe takes of a GPU's memory, as a table, and the budgets that would fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from mathrl.commands.recipe_fields import Overrides, takes_fields
+from mathrl.config import Config
+from mathrl.errors import UserError
+from mathrl.memory.plan import GIB, MemoryPlan, make_plan
+from mathrl.memory.shapes import load_shape
+from mathrl.recipes import load_recipe
+
+_SHOWN = (
+    "model.path",
+    "rollout.problems_per_step",
+    "rollout.group_size",
+    "rollout.max_completion_tokens",
+    "update.micro_batch_tokens",
+)
+
+
+@takes_fields(*_SHOWN)
+def _plan(
+    recipe: Annotated[str, Parameter(name="RECIPE", help="name of a recipe, or a TOML file")] = "quickstart",
+    /,
+    *,
+    gpu_memory_gib: Annotated[
+        float, Parameter(help="default: the memory of the CUDA device here", show_default=False)
+    ] = 0.0,
+    overrides: Overrides,
+) -> int:
+    """Print the table; 0 if the recipe fits, 1 if not."""
+    config = load_recipe(recipe, overrides)
+    size = gpu_memory_gib * GIB
+    if size < 0:
+        raise UserError(f"--gpu-memory-gib must be positive, got {gpu_memory_gib:g}")
+    if not size:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UserError(
+                "there is no CUDA device here: say how much memory yours has, --gpu-memory-gib 24"
+            )
+        size = torch.cuda.mem_get_info()[1]
+    shape = load_shape(config)
+    plan = make_plan(config, shape, int(size), itemsize=4 if config.model.dtype == "float32" else 2)
+    print(f"{config.recipe}: {shape.num_parameters / 1e6:.1f} M parameters")
+    print("\n".join(lines(plan, config)))
+    return 0 if plan.fits else 1
+
+
+command = App(
+    name="plan",
+    help_epilogue="Any field of the recipe can be set, as in training: the table is of what would run.\n\n"
+    "Example:\n  mathrl plan gsm8k --gpu-memory-gib 24 --update.micro_batch_tokens 8192",
+    default_command=_plan,
+)
+
+
+def lines(plan: MemoryPlan, config: Config) -> Iterator[str]:
+    """The table, then the picks."""
+    for name, size in plan.rows.items():
+        yield f"{name:<44} {size / GIB:8.2f} GiB"
+    yield f"{'predicted peak':<44} {plan.total / GIB:8.2f} GiB of {plan.device_bytes / GIB:.1f} GiB"
+    yield ""
+    if plan.micro_batch_tokens:
+        yield f"largest micro-batch: --update.micro_batch_tokens {plan.micro_batch_tokens}"
+    else:
+        yield "no micro-batch fits: --update.gradient_checkpointing true, fewer tokens, or a smaller model"
+    share = plan.kv_cache_bytes / max(1, plan.kv_cache_wanted)
+    yield (
+        f"KV cache: {plan.kv_cache_bytes / GIB:.2f} GiB, {share:.0%} of what {plan.num_sequences} "
+        "completions at once want" + ("" if share >= 1 else "; the others wait their turn")
+    )
+    if not plan.fits:
+        yield (
+            f"update.micro_batch_tokens {config.update.micro_batch_tokens} does not fit: "
+            f"take --update.micro_batch_tokens {plan.micro_batch_tokens}"
+            if plan.micro_batch_tokens
+            else "the recipe does not fit on this device"
+        )
