@@ -30,6 +30,7 @@ class Problem:
     options: tuple[str, ...] = ()  # option texts of a multiple-choice question
     meta: Mapping[str, Any] = field(default_factory=dict)  # level, subject, num_steps, template …
     system_prompt: str = ""  # of this problem; takes the place of the recipe's in a chat
+    row: Mapping[str, Any] = field(default_factory=dict)  # of the data, where the verifier asks
 
 
 @dataclass(frozen=True, slots=True)

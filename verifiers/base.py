@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import StrEnum
@@ -49,9 +50,18 @@ class ParseError(ValueError):
 
 
 class AnswerType(ABC):
-    """A kind of answer: two pure functions, `parse` and `equal`, under a registered `name`."""
+    """A kind of answer: two pure functions, `parse` and `equal`, under a registered `name`.
+
+    `equal` may take a third argument, `row`: the data set's row, its other columns by name, for answers that
+    depend on the question's data. It is empty where the row is not known.
+    """
 
     name: ClassVar[str]
+    takes_row: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.takes_row = "row" in inspect.signature(cls.equal).parameters
 
     @abstractmethod
     def parse(self, text: str) -> Any:

@@ -21,6 +21,7 @@ def try_fast(
     answer_type: str = "auto",
     extract: str = "auto",
     options: Sequence[str] = (),
+    prompt: str = "",
 ) -> Verdict | None:
     """The verdict if both are plain numbers, or there is no answer; None leaves it to `verify`.
 
@@ -38,7 +39,7 @@ def try_fast(
     reference = read_plain(answer)
     if reference is None:
         return None
-    extracted = extract_answer(completion, extract)
+    extracted = extract_answer(completion, extract, prompt)
     if extracted is None:
         return Verdict(Outcome.NO_ANSWER, None, "", time.perf_counter() - start)
     given = read_plain(extracted)

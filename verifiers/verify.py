@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from verifiers import registry
 from verifiers.answers.choice import option_letter
-from verifiers.base import MAX_COMPLETION_CHARS, Outcome, ParseError, Verdict
+from verifiers.base import MAX_COMPLETION_CHARS, AnswerType, Outcome, ParseError, Verdict
 from verifiers.extraction.rules import auto, boxed, gsm8k
 from verifiers.extraction.rules import extract as extract_answer
 from verifiers.fastpath import try_fast
@@ -41,18 +41,22 @@ def verify(
     answer_type: str = "auto",
     extract: str = "auto",
     options: Sequence[str] = (),
+    prompt: str = "",
+    row: Mapping[str, Any] | None = None,
 ) -> Verdict:
     """Judge one completion against a reference answer, in this process and without a time limit.
 
     answer_type: a name from `registry.names()`. extract: the name of an extraction rule.
     options: the texts of a multiple-choice question's options, first is A.
+    prompt: what the completion was written after, or its end: a thought that it opened must be closed.
+    row: the data set's row, for answer types whose `equal` asks for it.
     Never raises on model text; raises `ValueError` for an unknown answer type or extraction rule.
     """
     start = time.perf_counter()
     if len(completion) > MAX_COMPLETION_CHARS:
         detail = f"completion of {len(completion)} characters, at most {MAX_COMPLETION_CHARS} are read"
         return Verdict(Outcome.UNPARSED, None, detail, time.perf_counter() - start)
-    fast = try_fast(completion, answer, answer_type, extract, options)
+    fast = try_fast(completion, answer, answer_type, extract, options, prompt)
     if fast is not None:
         return fast
 
@@ -66,7 +70,7 @@ def verify(
         reference = parse_reference(answer, answer_type)
     except ParseError as error:
         return verdict(Outcome.BAD_REFERENCE, detail=str(error))
-    extracted = extract_answer(completion, extract)
+    extracted = extract_answer(completion, extract, prompt)
     if extracted is None:
         return verdict(Outcome.NO_ANSWER)
     try:
@@ -80,7 +84,12 @@ def verify(
     except Exception as error:  # noqa: BLE001  a plug-in may raise anything; model text must not end the run
         return verdict(Outcome.ERROR, extracted, f"{type(error).__name__} while parsing: {error}")
     try:
-        same = kind.equal(reference, given)
+        same = _equal(kind, reference, given, row)
     except Exception as error:  # noqa: BLE001  as above
         return verdict(Outcome.ERROR, extracted, f"{type(error).__name__} while comparing: {error}")
     return verdict(Outcome.CORRECT if same else Outcome.WRONG, extracted)
+
+
+def _equal(kind: AnswerType, reference: Any, given: Any, row: Mapping[str, Any] | None) -> bool:
+    compare: Callable[..., bool] = kind.equal
+    return compare(reference, given, row=row or {}) if kind.takes_row else compare(reference, given)

@@ -97,6 +97,7 @@ def run_trial(
     assert held_out is not None
     engine, _ = make_engine(config, policy, template.encode)
     scorer = RewardScorer(config.reward, extract_rule(config.data))
+    scorer.prompt_text = template.text
     update = make_update(config, algorithm, policy, engine_exact=engine.exact_logprobs)
     ledger, left, reached = Ledger(), dict(budgets), {}
 

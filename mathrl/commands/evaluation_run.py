@@ -92,6 +92,7 @@ def evaluate_benchmarks(request: EvaluationRequest, console: Console) -> list[Re
         engine.load(policy.adapter() if request.source.adapter else None, version=0)
         for task in tasks:
             scorer = RewardScorer(config.reward, task.found.benchmark.extract)
+            scorer.prompt_text = task.template.text
             total = len(task.found.problems) * (1 + options.samples)
             try:
                 with Progress(console) as progress, progress.stage(task.name, total) as stage:

@@ -93,6 +93,7 @@ def _stages(run: PreparedRun, progress: Progress) -> bool:
         stack.callback(scorer.close)  # its processes start while the model loads
         policy = Policy.from_pretrained(reference, cfg)
         template = make_template(cfg, policy.tokenizer)
+        scorer.prompt_text = template.text
         engine, reason = make_engine(cfg, policy, template.encode)
         stack.callback(engine.close)
         progress.console.print(f"  engine: {reason}", soft_wrap=True)

@@ -17,7 +17,7 @@ from mathrl.data.fields import (
 )
 from mathrl.data.source import Row, get_field
 from mathrl.errors import UserError, did_you_mean
-from mathrl.rewards.scorer import check_answer_type, extract_answer
+from mathrl.rewards.scorer import check_answer_type, extract_answer, takes_row
 from mathrl.types import Problem
 
 GENERATED = "wordproblems"
@@ -169,4 +169,5 @@ def make_problem(row: DatasetRow, raw: Row, where: str, problem_id: str) -> Prob
         options=read_options(raw.get(row.options)),
         meta={key: value for key, value in meta.items() if value is not None},
         system_prompt=asked.system_prompt,
+        row={key: json_value(value) for key, value in raw.items()} if takes_row(row.answer_type) else {},
     )

@@ -19,6 +19,7 @@ from mathrl.rewards.functions import RewardFunction, evaluate_function
 from mathrl.types import Completion, Group, Problem, Score
 from verifiers import Outcome, ParseError, Verdict
 from verifiers.extraction.rules import extract
+from verifiers.extraction.thoughts import PROMPT_TAIL_CHARS, opens_thought
 from verifiers.pool.pool import Request, VerifierPool
 from verifiers.tools.references import Reading, read_reference
 
@@ -38,6 +39,11 @@ def check_reference(problem: Problem) -> str | None:
     except ParseError as error:
         return str(error)
     return None
+
+
+def takes_row(answer_type: str) -> bool:
+    """Whether the verifier of this name asks for the other columns of a problem's row."""
+    return verifiers.registry.get(answer_type).takes_row
 
 
 def read_only_as_words(problem: Problem) -> bool:
@@ -66,11 +72,19 @@ def check_answer_type(name: str) -> None:
         raise UserError(f"data.answer_type: {error}") from None
 
 
+def prompt_end(prompt: str) -> str:
+    """The end of a prompt that opened a thought, as chat templates may; "" where judging needs none of it."""
+    return prompt[-PROMPT_TAIL_CHARS:] if opens_thought(prompt) else ""
+
+
 class RewardScorer:
     """Scores completions in isolated verifier processes; usable while others are still being sampled.
 
     ``submit`` starts a verdict early; ``score`` waits for those and starts the rest. An outcome that is the
     verifier's fault (ERROR, TIMEOUT) earns ``wrong`` and is counted by itself in the metrics.
+
+    ``prompt_text`` gives the prompt that a problem's completions follow: where it opens a thought, one that
+    does not close it has no answer. Until it is set, it is what a saved row said (``meta["prompt"]``).
     """
 
     def __init__(
@@ -82,6 +96,8 @@ class RewardScorer:
     ):
         self.config, self.extract, self.reward_model = config, extract, reward_model
         self.functions = tuple(functions)
+        self.prompt_text: Callable[[Problem], str] = lambda problem: str(problem.meta.get("prompt") or "")
+        self._prompt_ends: dict[str, str] = {}  # by problem id, as long as its completions come in
         self.pool = VerifierPool(config.num_workers, config.timeout_s, config.memory_mb)
         self.pool.start()  # models and engines load meanwhile
         self._early: dict[tuple[str, Completion], Future[Verdict]] = {}
@@ -128,7 +144,17 @@ class RewardScorer:
         self.pool.close()
 
     def _start(self, problem: Problem, completion: Completion) -> Future[Verdict]:
-        request = Request(completion.text, problem.answer, problem.answer_type, self.extract, problem.options)
+        if problem.id not in self._prompt_ends:
+            self._prompt_ends[problem.id] = prompt_end(self.prompt_text(problem))
+        request = Request(
+            completion.text,
+            problem.answer,
+            problem.answer_type,
+            self.extract,
+            problem.options,
+            self._prompt_ends[problem.id],
+            problem.row,
+        )
         return self.pool.submit(request)
 
     def _take(self, problem: Problem, completion: Completion) -> Future[Verdict]:
@@ -137,6 +163,7 @@ class RewardScorer:
     def _verdicts(self, groups: Sequence[Group]) -> list[list[Verdict]]:
         futures = [[self._take(g.problem, c) for c in g.completions] for g in groups]
         self._early.clear()
+        self._prompt_ends.clear()
         return [[future.result() for future in row] for row in futures]
 
     def _model_terms(self, groups: Sequence[Group]) -> Terms:

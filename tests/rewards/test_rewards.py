@@ -98,6 +98,28 @@ def test_groups_whose_reference_is_only_words_are_a_metric_of_their_own(scorer):
     assert metrics["verify/words_frac"] == pytest.approx(1 / 3)
 
 
+def test_what_the_prompt_opened_is_no_answer_until_it_is_closed():
+    thinks, plain = (Problem(name, "q", "42") for name in ("thinks", "plain"))
+    groups = [
+        Group(p, (1,), (completion("#### 42"), completion("so</think>\n#### 42"))) for p in (thinks, plain)
+    ]
+    scorer = RewardScorer(RewardConfig(num_workers=1), "gsm8k")
+    scorer.prompt_text = lambda problem: "assistant\n<think>\n" if problem is thinks else "Answer:"
+    for c in groups[0].completions:
+        scorer.submit(thinks, c)
+    outcomes = [[s.outcome for s in g.scores] for g in scorer.score(groups)]
+    scorer.close()
+    assert outcomes == [["no_answer", "correct"], ["correct", "correct"]]
+
+
+def test_a_saved_problem_brings_its_prompt():
+    saved = Problem("saved", "q", "42", meta={"prompt": "User: q Assistant: <think>"})
+    scorer = RewardScorer(RewardConfig(num_workers=1), "gsm8k")
+    (scored,) = scorer.score([Group(saved, (), (completion("#### 42"), completion("</think>#### 42")))])
+    scorer.close()
+    assert [s.outcome for s in scored.scores] == ["no_answer", "correct"]
+
+
 def test_an_unknown_answer_type_suggests_near_names():
     with pytest.raises(UserError, match="'number'"):
         check_answer_type("nubmer")

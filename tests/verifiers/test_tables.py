@@ -25,6 +25,8 @@ def judge(case: dict[str, Any]) -> bool:
         case.get("type", "auto"),
         case.get("extract", "auto"),
         case.get("options", ()),
+        case.get("prompt", ""),
+        case.get("row"),
     )
     assert verdict.outcome not in (Outcome.ERROR, Outcome.BAD_REFERENCE), f"{case['id']}: {verdict}"
     return verdict.outcome is Outcome.CORRECT
@@ -40,7 +42,7 @@ def test_every_line_is_judged_as_labelled(table: Path) -> None:
 def test_references_equal_themselves(table: Path) -> None:
     refused = []
     for case in cases(table):
-        again = {**case, "completion": case["answer"], "extract": "bare"}
+        again = {**case, "completion": case["answer"], "extract": "bare", "prompt": ""}
         if not judge(again):
             refused.append(case["answer"])
     assert refused == []

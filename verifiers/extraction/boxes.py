@@ -3,8 +3,10 @@ r"""The answer in the last `\boxed{}` or `\fbox{}` of a completion, and what sta
 from __future__ import annotations
 
 import re
+import string
 from dataclasses import dataclass
 
+from verifiers.extraction.beside_box import MAX_CONTEXT_CHARS, with_context
 from verifiers.extraction.wording import CANDIDATE_AFTER, retracted
 
 MAX_DIFFERENT_BOXES = 10
@@ -33,32 +35,29 @@ _NEGATED_AFTER = re.compile(
     r"(?:n't|not|wrong|incorrect|false|be right|be correct)",
     re.IGNORECASE,
 )
-_MAX_CONTEXT_CHARS = 400
-# -\boxed{5}, 2\cdot\boxed{5}, \frac{\boxed{5}}{2} and x > \boxed{5} do not say 5.
-_GLUED_BEFORE = re.compile(
+# \boxed{3}+\boxed{4}i and \boxed{3}:\boxed{4} are one value.
+_OPERATOR_GAP = re.compile(r"\s*(?:\\(?:cdot|times|div|pm)(?![A-Za-z])|[-+*:^×÷⋅·])\s*")
+# What a box holds that only shows where an answer will stand: nothing, dots, "your answer".
+_PLACEHOLDER_BOX = re.compile(
     r"""
-    (?:\d|\\(?:cdot|times|div|neq?|leq?|geq?|[lg]t)\s?|(?<![A-Za-z/])[A-Za-z]\s?[<>]\s?
-     |\\[dt]?frac\{|\\x?cancel\{|\\sqrt\{|\^\{?)\Z
+    \\{1,2}(?:boxed|fbox)\s*\{
+    (?:[\s~.…_?]|\\[,;:!\ ]|\\(?:q?quad|[lc]?dots|square|Box)(?![A-Za-z])|\{\}|\\(?:phantom|text)\{[\s~.…_]*\}
+     |\\text\{\s*(?:(?:your|the|final|my)\s)*answer(?:\ here)?\s*\}
+     |(?:(?:your|the|final|my)\s)*answer(?:\ here)?
+    ){0,20}
+    \}
     """,
-    re.VERBOSE,
+    re.IGNORECASE | re.VERBOSE,
 )
-_GLUED_AFTER = re.compile(
-    r"\d|\^|\s?\\(?:cdot|times|div)(?![A-Za-z])|\s*\$?\s*,\s*\$?-?\d[\d.]*\$?\s*(?:,|$)"
-)
-_MINUS_BEFORE = re.compile(r"(?:\A|[$(=\s{])-\Z")
-_SCALE_AFTER = re.compile(r"[\s$)\]\\]*(?:text\{\s*)?(hundred|thousand|million|billion|trillion)\b")
-_PLAIN_VALUE = re.compile(r"-?[\d.,/]+")
-_UNIT_AFTER = re.compile(
-    r"""
-    [\s$)\]\\]*(?:text\{\s*)?
-    ((?:square\ |cubic\ )?
-     (?:[cmk]m|[km]g|ml|(?:milli|centi|kilo)?met(?:er|re)s|inch(?:es)?|feet|foot|yards?|miles?|(?:kilo)?grams?|pounds?
-      |ounces?|seconds?|minutes?|hours?|days?|weeks?|months?|years?|dollars?|cents?|lit(?:er|re)s|gallons?)
-     (?:\^\{?[23]\}?)?
-    |[mgsh](?=[\s.$]*(?:\n|$)))(?![\w^])
-    """,
-    re.VERBOSE,
-)
+_MARKS = " \t\r\n" + string.punctuation
+
+
+def without_placeholders(text: str) -> str:
+    """Without the empty boxes that words follow; one that ends a text stays, an answer that never came."""
+    end = len(text.rstrip(_MARKS))
+    return _PLACEHOLDER_BOX.sub(lambda box: box[0] if box.end() >= end else "", text)
+
+
 # "\text{The answer is } 42" inside of a box.
 _SAID = re.compile(
     r"^[\s{]*\\text\s*\{[^{}\d]{0,60}\b(?:answer|result|solution|value)\b[^{}\d]{0,40}(?:\bis\b|\bare\b|:|=)"
@@ -113,6 +112,7 @@ def boxed(text: str) -> str | None:
     r"""The last complete box; boxes joined by connectives are returned together, comma-separated."""
     if "\\boxed" not in text and "\\fbox" not in text:
         return None
+    text = without_placeholders(text)
     boxes, last_is_open = _find_boxes(text)
     if last_is_open:
         return None
@@ -122,40 +122,35 @@ def boxed(text: str) -> str | None:
     different = {box.content for box in boxes}
     if len(different) > MAX_DIFFERENT_BOXES:
         return None
+    after = text[boxes[-1].end :][:MAX_CONTEXT_CHARS]
+    if retracted(after, boxes[-1].content):
+        return None
+    after = _merge_operands(text, boxes, after)
     parts = [boxes[-1].content]
     for earlier, later in zip(boxes[-2::-1], boxes[:0:-1], strict=True):
         if not joined(text[earlier.end : later.start]):
             break
         if earlier.content not in parts:
             parts.insert(0, earlier.content)
-    candidate = CANDIDATE_AFTER.match(text, boxes[-1].end, boxes[-1].end + _MAX_CONTEXT_CHARS)
+    candidate = CANDIDATE_AFTER.match(text, boxes[-1].end, boxes[-1].end + MAX_CONTEXT_CHARS)
     if candidate and candidate[1] not in parts:
         parts.append(candidate[1])
     parts = [_SAID.sub("", part) or part for part in parts]
-    last = _in_context(
-        parts[-1],
-        text[max(0, boxes[-1].start - 12) : boxes[-1].start],
-        text[boxes[-1].end :][:_MAX_CONTEXT_CHARS],
-    )
+    last = with_context(parts[-1], text[max(0, boxes[-1].start - 60) : boxes[-1].start], after)
     return None if last is None else ", ".join([*parts[:-1], last])
 
 
-def _in_context(content: str, before: str, after: str) -> str | None:
-    """A box's content with what is glued to it; None where that makes another value, or takes it back."""
-    if _GLUED_BEFORE.search(before) or _GLUED_AFTER.match(after) or retracted(after, content):
-        return None
-    if _MINUS_BEFORE.search(before):
-        return f"-({content})"
-    if not _PLAIN_VALUE.fullmatch(content):
-        return content
-    if scale := _SCALE_AFTER.match(after):
-        return f"{content} {scale[1]}"
-    unit = _UNIT_AFTER.match(after)
-    return rf"{content}\text{{ {unit[1]}}}" if unit else content
+def _merge_operands(text: str, boxes: list[_Box], after: str) -> str:
+    """The last boxes with nothing but an operator between them become one; what is left of the text after."""
+    while len(boxes) > 1 and (gap := _OPERATOR_GAP.fullmatch(text, boxes[-2].end, boxes[-1].start)):
+        left, right = boxes[-2].content, with_context(boxes[-1].content, "", after) or boxes[-1].content
+        content = f"{left}:{right}" if gap[0] == ":" else f"({left}){gap[0]}({right})"
+        boxes[-2:], after = [_Box(boxes[-2].start, boxes[-1].end, content)], ""
+    return after
 
 
 def _is_negated(text: str, box: _Box) -> bool:
     before = text[max(0, box.start - 40) : box.start]
     return bool(
-        _NEGATED_BEFORE.search(before) or _NEGATED_AFTER.match(text, box.end, box.end + _MAX_CONTEXT_CHARS)
+        _NEGATED_BEFORE.search(before) or _NEGATED_AFTER.match(text, box.end, box.end + MAX_CONTEXT_CHARS)
     )

@@ -6,7 +6,9 @@ Everything here takes text without thinking and without boxes, and time linear i
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
+from verifiers.extraction.beside_box import unit_after
 from verifiers.extraction.markup import FORMULA, WORD, first_sentence, tidy, with_unit
 from verifiers.extraction.prose import (
     ABOUT,
@@ -18,6 +20,8 @@ from verifiers.extraction.prose import (
     without_remarks,
 )
 from verifiers.extraction.wording import BOUND, HYPOTHETICAL, NEGATION, NUMBER_IN_TEXT, not_itself
+from verifiers.grammar.nodes import Num
+from verifiers.grammar.units import changes_value
 
 MAX_CONCLUSION_CHARS = 300
 
@@ -168,3 +172,46 @@ def first_line(text: str) -> str | None:
     """The number that an explanation follows."""
     found = _FIRST_LINE.match(text)
     return tidy(found[1]) if found else None
+
+
+_LEADING = re.compile(
+    r"""
+    (?:about\ |approximately\ |exactly\ )?
+    ((?:-\s?)?(?:\\?\$|[€£¥₹]|Rs\.?\s?)?-?\d[\d,]*(?:\.\d+)?(?:\s?/\s?\d+|\s\d+/\d+)?\s?(?:\\?%)?
+     (?:\s(?:hundred|thousand|million|billion|dozen)\b)?
+     |\$-?\d[\d,.]*\$)
+    (?:\s*[.;:]\s+(?=\S)|(?:\s*,\s*|\s+)(?=[A-Za-z(]))
+    """,
+    re.VERBOSE,
+)
+_SEVERAL_OR_MORE = re.compile(
+    r"""
+    \b(?:or|and|to|plus|minus|through|until|versus|vs)\b[^.;()]{0,12}[\d$]   # 12 or 13, 5 to 7 days, 5 plus 3
+    | ^(?:times|over|x|divided\ by|multiplied\ by|mod)\s+\\?\$?\d
+    | [=+*/^<>]\s*\\?\$?\d | \\
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+def leading_number(line: str) -> str | None:
+    """The number that leads an answer line, with its unit, whatever words and numbers follow.
+
+    "$12.00 for lunch after 5 days" names 12 dollars. None where the line does not lead with a number that
+    words follow, and where it goes on with another value or an operation ("12 or 13", "5 to 7 days").
+    """
+    number = _LEADING.match(line)
+    if number is None:
+        return None
+    rest = line[number.end() :]
+    words = WORD.findall(rest)
+    if changes_value(Num(Fraction(0)), " ".join(words[:1]).lower()):
+        return line  # "42 tenths of a mile" is not 42
+    if _SEVERAL_OR_MORE.search(_IN_BRACKETS.sub("", rest)):
+        return None
+    if len(words) < 3 and not NUMBER_IN_TEXT.search(rest):
+        return None  # "18 dollars" is read as it stands
+    return number[1].strip() + unit_after(line[number.end(1) :])
+
+
+_IN_BRACKETS = re.compile(r"\([^()]*\)")

@@ -27,43 +27,22 @@ import importlib
 import re
 from collections.abc import Callable
 
-from verifiers.extraction.boxes import boxed, joined
+from verifiers.extraction.boxes import boxed, joined, without_placeholders
 from verifiers.extraction.lines import (
     choice_named,
     closing_line,
     conclusion,
     first_line,
+    leading_number,
     named_before,
     short_sentence,
 )
 from verifiers.extraction.markup import FORMULA, WORD, tidy, with_unit
 from verifiers.extraction.prose import MAX_BARE_CHARS, MAX_BARE_WORDS, prose, value_named, without_remarks
-from verifiers.extraction.wording import NEGATION, retracted
+from verifiers.extraction.thoughts import without_thinking
+from verifiers.extraction.wording import NEGATION, NUMBER_IN_TEXT, retracted
 
 Rule = Callable[[str], str | None]
-
-_THINK_TAG = re.compile(r"<\s*(/?)\s*think(?:ing)?\s*>", re.IGNORECASE)
-
-
-def without_thinking(completion: str) -> str | None:
-    """The completion after its `<think>` blocks; None where a block is still open at the end."""
-    if "think" not in completion and "THINK" not in completion and "Think" not in completion:
-        return completion
-    kept: list[str] = []
-    depth = position = 0
-    for tag in _THINK_TAG.finditer(completion):
-        if tag[1]:
-            # A closing tag without its opening one: the prompt opened the block; all before it was thinking.
-            if depth == 0:
-                kept.clear()
-            depth = max(depth - 1, 0)
-        else:
-            if depth == 0:
-                kept.append(completion[position : tag.start()])
-            depth += 1
-        position = tag.end()
-    return None if depth else "".join(kept) + completion[position:]
-
 
 _HASHES = re.compile(r"####[ \t]*(?:(?:Final )?Answer:?[ \t]*)?\n?([^\n]*)")
 _LABEL = re.compile(r"^(?:the\s+)?(?:final\s+)?(?:answer|total|result)\s*[:=]\s*(?=\S)", re.IGNORECASE)
@@ -81,20 +60,33 @@ def gsm8k(text: str) -> str | None:
                     return None
                 line = found[-1][1][:_MAX_LINE_CHARS]
                 named = _LABEL.sub("", tidy(line)) or tidy(line)
-                plain = len(named) > MAX_BARE_CHARS or NEGATION.search(named)
-                return (named if plain else value_named(without_remarks(named))) or None
+                first = NUMBER_IN_TEXT.search(named[:MAX_BARE_CHARS])
+                if first and retracted(named[first.end() :], first[0]):
+                    return None
+                if len(named) > MAX_BARE_CHARS or NEGATION.search(named):
+                    return named or None
+                named = named.replace("**", "")
+                value = leading_number(named) or value_named(without_remarks(named))
+                return leading_number(value) or value or None
     return None
 
 
-_TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
+_TAG = re.compile(
+    r"<(final_)?answer>((?:(?!<(?:final_)?answer>).)*?)</(?:final_)?answer>", re.DOTALL | re.IGNORECASE
+)
+_OPEN_TAG = re.compile(r"<(?:final_)?answer>", re.IGNORECASE)
+_EMPTY_TAG = re.compile(r"<(?:final_)?answer>[\s.…]*</(?:final_)?answer>(?=[^<]*\w)", re.IGNORECASE)
 
 
 def tag(text: str) -> str | None:
     """The content of the last `<answer>...</answer>`; None where a later one is still open."""
-    found = list(_TAG.finditer(text)) if "<answer>" in text else []
-    if not found or "<answer>" in text[found[-1].end() :]:
+    if "nswer>" not in text and "NSWER>" not in text:
         return None
-    content = tidy(found[-1][1])
+    text = _EMPTY_TAG.sub("", text)  # shows where an answer will stand
+    found = list(_TAG.finditer(text))
+    if not found or _OPEN_TAG.search(text, found[-1].end()):
+        return None
+    content = tidy(found[-1][2])
     if len(content) > MAX_BARE_CHARS:
         return content
     return (boxed(content) if "\\boxed" in content else prose(content) or value_named(content)) or None
@@ -139,16 +131,19 @@ _UNIT_TAIL = re.compile(r"\s*(?!(?:as|if|when|where)\b)[A-Za-z][A-Za-z/^*{}\d .]
 
 
 def auto(text: str) -> str | None:
-    r"""The first rule that finds something; an unclosed box is no answer, whatever else is there."""
-    if "\\boxed" in text or "\\fbox" in text:
-        return boxed(text)
-    if "<answer>" in text:
-        return tag(text)
-    for rule in _AUTO:
-        found = rule(text)
-        if found is not None:
-            return found
-    return None
+    r"""The later one of the last box and the last `<answer>`, else the first rule that finds something.
+
+    An unclosed box or tag is no answer, whatever else is there.
+    """
+    if "boxed" in text or "fbox" in text:
+        text = without_placeholders(text)
+    box = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
+    tags = [mark.start() for mark in _OPEN_TAG.finditer(text)] if "nswer>" in text or "NSWER>" in text else []
+    if box < 0 and not tags:
+        return next((found for rule in _AUTO if (found := rule(text)) is not None), None)
+    # A box in the last tag is the tag's; one behind it, or in a tag that is still open, stands by itself.
+    in_tag = bool(tags) and (box < tags[-1] or text.lower().find("answer>", box) >= 0)
+    return tag(text) if in_tag else boxed(text)
 
 
 _AUTO: tuple[Rule, ...] = (
@@ -199,19 +194,20 @@ def _rule(name: str) -> Rule:
     raise ValueError(f"unknown extraction rule {name!r}; {hint}")
 
 
-def extract(completion: str, rule: str = "auto") -> str | None:
+def extract(completion: str, rule: str = "auto", prompt: str = "") -> str | None:
     """One final answer by a named rule (or the function `module:function`), None where there is none.
 
-    Raises `ValueError` for an unknown rule.
+    prompt: what stood before the completion, or its last `PROMPT_TAIL_CHARS`; where it opened a thought, a
+    completion that does not close it has no answer. Raises `ValueError` for an unknown rule.
     """
     function = _rule(rule)
     # "\\b" that a string literal swallowed.
-    text = without_thinking(completion.replace("\x08oxed", "\\boxed"))
+    text = without_thinking(completion.replace("\x08oxed", "\\boxed"), prompt)
     if text is None:
         return None
     if "<<" in text:
         text = _CALCULATOR.sub("", text)
-    if "~~" in text:
+    if "~~" in text or "</" in text or "\\sout" in text:
         text = _STRUCK_OUT.sub("", text)
     if "$^" in text:
         text = _RAISED_UNIT.sub(r"\1", text)
@@ -219,5 +215,7 @@ def extract(completion: str, rule: str = "auto") -> str | None:
 
 
 _CALCULATOR = re.compile(r"<<[^<>\n]{0,200}>>")  # GSM8K's <<48/2=24>>
-_STRUCK_OUT = re.compile(r"~~[^~\n]{0,200}~~")
+_STRUCK_OUT = re.compile(
+    r"~~[^~\n]{0,200}~~|<(s|del|strike)>[^<>\n]{0,200}</\1>|\\sout\{[^{}\n]{0,200}\}", re.IGNORECASE
+)
 _RAISED_UNIT = re.compile(r"(?<=[A-Za-z])\$(\^(?:\{-?\d\}|-?\d))\$")  # cm$^2$

@@ -193,3 +193,9 @@ def add_quantities(parts: Sequence[Node]) -> Quantity | None:
             total = Quantity(Num(total.value.value + part.value.value * factor / first), total.unit)
         last = factor
     return total
+
+
+def known(text: str) -> bool:
+    """Whether every word of a unit is in the table: "square feet" and "km/h" are, "apples" is not."""
+    parts = [part.partition("^")[0] for part in re.split(r"[ /]", normal_unit(text)) if part]
+    return bool(parts) and all(part in _TABLE for part in parts)

@@ -48,7 +48,7 @@ class Child:
 
     def send(self, message: Any, limit_s: float) -> None:
         """Write one line; raises `WorkerDied` if the child does not read it within `limit_s` seconds."""
-        data = memoryview(json.dumps(message).encode("ascii") + b"\n")
+        data = memoryview(json.dumps(message, default=str).encode("ascii") + b"\n")
         deadline = time.monotonic() + limit_s
         while data:
             if not _wait(self._stdin, select.POLLOUT, deadline):

@@ -72,7 +72,12 @@ class VerifierPool:
         extract_answer("", request.extract)  # raises for an unknown rule, before anything is queued
         task = Task(request, _name_for_workers(request.answer_type))
         verdict = try_fast(
-            request.completion, request.answer, request.answer_type, request.extract, request.options
+            request.completion,
+            request.answer,
+            request.answer_type,
+            request.extract,
+            request.options,
+            request.prompt,
         )
         if verdict is not None:
             task.future.set_result(verdict)

@@ -8,11 +8,14 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+from verifiers import registry
 from verifiers.base import Outcome, Verdict
+from verifiers.extraction.thoughts import PROMPT_TAIL_CHARS
 from verifiers.pool.child import Child, WorkerDied
 from verifiers.pool.worker import READY
 
@@ -37,6 +40,8 @@ class Request:
     answer_type: str = "auto"
     extract: str = "auto"
     options: tuple[str, ...] = ()
+    prompt: str = ""
+    row: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(slots=True, eq=False)
@@ -55,7 +60,15 @@ class Task:
     def fields(self) -> list[Any]:
         """What a worker needs, ready for JSON."""
         request = self.request
-        return [request.completion, request.answer, self.type_name, request.extract, list(request.options)]
+        return [
+            request.completion,
+            request.answer,
+            self.type_name,
+            request.extract,
+            list(request.options),
+            request.prompt[-PROMPT_TAIL_CHARS:],
+            dict(request.row) if registry.get(request.answer_type).takes_row else {},
+        ]
 
     def num_chars(self) -> int:
         """Size of the texts in characters."""

@@ -82,9 +82,17 @@ def _load(type_names: set[str]) -> None:
             registry.get(name)
 
 
-def _judge(completion: str, answer: str, answer_type: str, extract: str, options: list[str]) -> Verdict:
+def _judge(
+    completion: str,
+    answer: str,
+    answer_type: str,
+    extract: str,
+    options: list[str],
+    prompt: str,
+    row: dict[str, Any],
+) -> Verdict:
     try:
-        return verify(completion, answer, answer_type, extract, options)
+        return verify(completion, answer, answer_type, extract, options, prompt, row)
     except Exception as error:  # noqa: BLE001  a plug-in may raise anything; its worker must not die of it
         return Verdict(Outcome.ERROR, detail=f"{type(error).__name__}: {error}")
 

@@ -3,6 +3,7 @@
 A table is a JSONL file of lines `{"answer": REFERENCE, "given": TEXT, "expected": OUTCOME}`. `given` is
 already extracted; the outcome is correct, wrong, unparsed or bad_reference. With `"one_way": true` a line
 says nothing about the two the other way round: a rounded reference accepts the exact value, not conversely.
+With `"row": {...}` the line carries the columns that the type's `equal` asks for.
 
 Every verdict of the kit is judged in a `VerifierPool`, so a type that hangs or crashes is reported like any
 other finding.
@@ -13,9 +14,10 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from verifiers.base import Outcome, Verdict
 from verifiers.pool.pool import Request, VerifierPool
@@ -39,6 +41,7 @@ class Example:
     given: str
     expected: Outcome
     one_way: bool = False
+    row: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(slots=True)
@@ -75,7 +78,11 @@ def _example(line: str, where: str) -> Example:
     try:
         fields = json.loads(line)
         example = Example(
-            fields["answer"], fields["given"], Outcome(fields["expected"]), bool(fields.get("one_way"))
+            fields["answer"],
+            fields["given"],
+            Outcome(fields["expected"]),
+            bool(fields.get("one_way")),
+            dict(fields.get("row") or {}),
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
@@ -106,12 +113,15 @@ class _Kit:
         self._type = answer_type
         self._examples = examples
         self._pool = pool
+        self._rows = {text: e.row for e in reversed(examples) for text in (e.given, e.answer)}
         self._answers = list(
             dict.fromkeys(e.answer for e in examples if e.expected is not Outcome.BAD_REFERENCE)
         )
 
     def examples_hold(self) -> None:
-        verdicts = self._judge("examples", [(e.answer, e.given) for e in self._examples])
+        requests = [Request(e.given, e.answer, self._type, "bare", row=e.row) for e in self._examples]
+        self.report.counts["examples"] = len(requests)
+        verdicts = self._pool.map(requests)
         self.report.judging_s = [verdict.seconds for verdict in verdicts]
         for example, verdict in zip(self._examples, verdicts, strict=True):
             if verdict.outcome is not example.expected:
@@ -167,7 +177,10 @@ class _Kit:
                 self._find("mutation", answer, mutant, "if that is meant, list it in the table", verdict)
 
     def _judge(self, check_name: str, pairs: list[tuple[str, str]]) -> list[Verdict]:
-        requests = [Request(given, answer, self._type, "bare") for answer, given in pairs]
+        requests = [
+            Request(given, answer, self._type, "bare", row=self._rows.get(answer, self._rows.get(given, {})))
+            for answer, given in pairs
+        ]
         self.report.counts[check_name] = len(requests)
         return self._pool.map(requests)
 

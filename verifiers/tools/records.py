@@ -46,6 +46,8 @@ def _read(line: bytes, number: int, answer_type: str, extract: str) -> Record:
             answer_type=_text(fields, "type", answer_type),
             extract=_text(fields, "extract", extract),
             options=_options(fields),
+            prompt=_text(fields, "prompt", ""),
+            row=fields,
         )
         return Record(fields.get("id"), request, _expected(fields))
     except ValueError as error:
