@@ -63,10 +63,14 @@ def is_module(dotted: str) -> bool:
     return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
 
 
-def imports_of(path: Path) -> set[str]:
+def imports_of(path: Path, inside_functions: bool = True) -> set[str]:
     """Every module that the file imports, with the names of ``from package import module`` resolved."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    left: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while left:
+        node = left.pop()
+        if inside_functions or not isinstance(node, ast.FunctionDef):
+            left += ast.iter_child_nodes(node)
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -126,6 +130,23 @@ def test_only_one_room_knows_the_verifiers_and_only_one_file_knows_vllm():
             assert name == "mathrl/rollout/vllm.py"
         if name.startswith("verifiers/"):
             assert not roots & {"torch", "numpy", "transformers", "mathrl", "datasets"}
+
+
+def test_the_way_with_vllm_knows_no_short_cut_of_a_cpu():
+    """What is loaded with the trainer and vLLM, imports inside functions left out: those load when called."""
+    embedded = {f"mathrl.rollout.{name}" for name in ("transformers", "decoding", "sampling")}
+    loaded, left = set(), ["mathrl.training.trainer", "mathrl.rollout.engine_choice", "mathrl.rollout.vllm"]
+    while left:
+        module = left.pop()
+        path = ROOT / Path(*module.split(".")).with_suffix(".py")
+        if module not in loaded and path.exists():
+            loaded.add(module)
+            left += imports_of(path, inside_functions=False)
+    assert {"mathrl.policy.trunk", "mathrl.policy.attention"} <= loaded
+    assert not {module for module in loaded if module.startswith("mathrl.policy.cpu")} | loaded & embedded
+    users = {module_of(path) for path in SOURCES if any("policy.cpu" in name for name in imports_of(path))}
+    outside = {module for module in users if not module.startswith("mathrl.policy.cpu")}
+    assert outside == {"mathrl.policy.trunk", "mathrl.rollout.transformers", "mathrl.rollout.decoding"}
 
 
 def test_pure_modules_stay_pure():

@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 from mathrl.config import Config, LoraSection, ModelConfig, RunConfig
 from mathrl.errors import UserError
 from mathrl.policy.attention import IMPLEMENTATION
-from mathrl.policy.trunk import why_not_packed
+from mathrl.policy.packing import why_not_packed
 from mathrl.types import derive_seed
 
 ADAPTER = "default"

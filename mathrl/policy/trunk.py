@@ -9,39 +9,36 @@ ordinary padded rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mathrl.policy.attention import differentiable_once, gather, plan_attention
-from mathrl.policy.cpu.blocked import BlockedLayers
-from mathrl.policy.packing import Layout, pack
+from mathrl.policy.attention import PackedAttention, gather, plan_attention
+from mathrl.policy.packing import Layout, Segments, pack, why_not_packed
 from mathrl.types import Batch
 
-PACKED_ARCHITECTURES = frozenset({"qwen2", "qwen3", "llama"})
-# frequencies that depend on how long the input is would depend on how a stream is packed
-LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
+
+class ShortCuts(Protocol):
+    """Other ways to the same numbers, up to rounding, where a device has faster ones."""
+
+    def hidden_states(self, base: Any, layout: Layout) -> Tensor | None:
+        """The (n, D) hidden states that predict a layout's tokens; None where the layers are to be run."""
+        ...
+
+    def plan_attention(
+        self, segments: Segments, device: torch.device, dtype: torch.dtype
+    ) -> PackedAttention: ...
 
 
-def why_not_packed(config: Any) -> str:
-    """Empty where the packed way applies to this transformers configuration, else the reason it does not."""
-    if config.model_type not in PACKED_ARCHITECTURES:
-        return f"architecture {config.model_type!r} has no packed forward"
-    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-        return "the model has sliding-window layers"
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rope in LENGTH_DEPENDENT_ROPE:
-        return f"rotary embeddings of type {rope!r} depend on the input's length"
-    return ""
-
-
-def blocked_layers(model: Any) -> BlockedLayers | None:
-    """The layers computed in blocks where that is the same and faster: a CPU, float32, adapters training."""
-    if next(model.parameters()).device.type != "cpu" or why_not_packed(model.config):
+def short_cuts_of(base: nn.Module) -> ShortCuts | None:
+    """Those of a CPU; on any other device none of them is even loaded."""
+    if next(base.parameters()).device.type != "cpu":
         return None
-    return BlockedLayers.of(model.get_decoder())
+    from mathrl.policy.cpu.short_cuts import CpuShortCuts
+
+    return CpuShortCuts()
 
 
 class Trunk:
@@ -73,6 +70,7 @@ class Trunk:
         self._layers: list[Callable[..., Tensor]] = [
             torch.compile(layer.forward, dynamic=True) if compile_layers else layer for layer in layers
         ]
+        self.short_cuts = short_cuts_of(base)
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Layout]:
         """The hidden states that predict the n tokens that train: (n, D), and where each belongs."""
@@ -82,21 +80,12 @@ class Trunk:
             hidden = self._rows(layout)
         else:
             layout = pack(batch, device, share_prompts=self.share_prompts)
-            if (blocked := self._blocked()) is not None and len(layout.segments.length):
-                return self._in_blocks(blocked, layout), layout
+            if self.short_cuts and not (self._compiled or self.gradient_checkpointing):
+                wanted = self.short_cuts.hidden_states(self._base, layout)
+                if wanted is not None:
+                    return wanted, layout
             hidden = self._stream(layout)
         return gather(hidden, layout.predictor), layout
-
-    def _blocked(self) -> BlockedLayers | None:
-        if self._compiled or self.gradient_checkpointing or not differentiable_once():
-            return None
-        return blocked_layers(self._base)
-
-    def _in_blocks(self, blocked: BlockedLayers, layout: Layout) -> Tensor:
-        """(n, D) of the tokens that predict."""
-        hidden = self.decoder.embed_tokens(layout.input_ids)
-        cos, sin = self.decoder.rotary_emb(hidden, layout.position_ids)
-        return blocked(hidden[0], cos[0], sin[0], layout.segments, layout.predictor)
 
     def _stream(self, layout: Layout) -> Tensor:
         """(N, D) over the packed stream."""
@@ -105,9 +94,10 @@ class Trunk:
             return hidden[0]
         if self._compiled and torch.is_grad_enabled():
             hidden.requires_grad_()  # the first layer is then like the others, and the same code serves all
+        plan = self.short_cuts.plan_attention if self.short_cuts else plan_attention
         common = {
             "position_embeddings": self.decoder.rotary_emb(hidden, layout.position_ids),
-            "packed": plan_attention(layout.segments, hidden.device, hidden.dtype),
+            "packed": plan(layout.segments, hidden.device, hidden.dtype),
         }
         for layer in self._layers:
             if self.gradient_checkpointing and torch.is_grad_enabled():

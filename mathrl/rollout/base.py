@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
+from mathrl.errors import UserError
 from mathrl.types import Adapter, Completion, Group, Problem, Sampling
 
 OnCompletion = Callable[[int, int, Completion], None]
@@ -47,3 +48,12 @@ class Engine(Protocol):
     def close(self) -> None:
         """Free memory and end every process the engine started; safe to call twice."""
         ...
+
+
+def eos_ids(model: Any, tokenizer: Any) -> list[int]:
+    """The tokenizer's EOS and those the model's generation settings add (chat models have several)."""
+    extra = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = {tokenizer.eos_token_id, *(extra if isinstance(extra, (list, tuple)) else [extra])} - {None}
+    if not ids:
+        raise UserError("the tokenizer names no EOS token: set eos_token in its tokenizer_config.json")
+    return sorted(ids)

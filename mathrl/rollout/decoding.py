@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 
+from mathrl.policy.cpu.blocked import blocked_layers
 from mathrl.policy.cpu.shared_prompt import ATTENTION, SharedPromptCache
-from mathrl.policy.trunk import blocked_layers
 
 
 class Decoder(Protocol):

@@ -13,14 +13,13 @@ from mathrl.config import Config
 from mathrl.errors import UserError
 from mathrl.memory.plan import engine_limits
 from mathrl.memory.shapes import Shape
-from mathrl.rollout.base import Engine, PromptEncoder
-from mathrl.rollout.transformers import TransformersEngine, eos_ids
+from mathrl.rollout.base import Engine, PromptEncoder, eos_ids
 from mathrl.types import Sampling
 
 if TYPE_CHECKING:
     from mathrl.policy.model import Policy
 
-_OLDEST, _TOO_NEW = Version("0.24"), Version("0.31")
+_OLDEST, _TOO_NEW = Version("0.24"), Version("0.33")
 _FITTING = {  # torch -> what pip should install beside it
     "2.11": "vllm>=0.24,<0.27",
     "2.13": "vllm>=0.28,<0.31",
@@ -89,6 +88,8 @@ def _installed(cuda: bool) -> str | None:
 
 
 def _embedded(config: Config, policy: Policy, encode: PromptEncoder) -> Engine:
+    from mathrl.rollout.transformers import TransformersEngine  # with the short cuts of a CPU
+
     return TransformersEngine(policy.model, policy.tokenizer, encode, sampling_of(config))
 
 

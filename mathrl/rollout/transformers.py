@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mathrl.errors import UserError
 from mathrl.policy.cpu.folding import folded_adapter
-from mathrl.rollout.base import OnCompletion, PromptEncoder
+from mathrl.rollout.base import OnCompletion, PromptEncoder, eos_ids
 from mathrl.rollout.decoding import (
     Decoder,
     PlainDecoder,
@@ -205,12 +205,3 @@ def _close_ranks(keep: Tensor) -> tuple[Tensor, Tensor]:
     moved = (~keep[:count]).nonzero()[:, 0]
     index[moved] = keep[count:].nonzero()[:, 0] + count
     return index, moved
-
-
-def eos_ids(model: Any, tokenizer: Any) -> list[int]:
-    """The tokenizer's EOS and those the model's generation settings add (chat models have several)."""
-    extra = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ids = {tokenizer.eos_token_id, *(extra if isinstance(extra, (list, tuple)) else [extra])} - {None}
-    if not ids:
-        raise UserError("the tokenizer names no EOS token: set eos_token in its tokenizer_config.json")
-    return sorted(ids)

@@ -18,7 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from mathrl.data.prompts import PromptTemplate
 from mathrl.policy.attention import IMPLEMENTATION
 from mathrl.policy.logprobs import chunk_rows
-from mathrl.policy.trunk import Trunk, why_not_packed
+from mathrl.policy.packing import why_not_packed
+from mathrl.policy.trunk import Trunk
 from mathrl.types import Batch, Problem
 
 

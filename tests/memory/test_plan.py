@@ -18,7 +18,7 @@ from mathrl.config import Config, LoraSection, UpdateConfig
 from mathrl.errors import UserError
 from mathrl.memory.plan import GIB, KV_BLOCK, engine_limits, kv_tokens, make_plan
 from mathrl.memory.shapes import KNOWN_SHAPES, Shape, load_shape
-from mathrl.policy import attention, trunk
+from mathrl.policy import trunk
 from mathrl.policy.attention import IMPLEMENTATION
 from mathrl.policy.loading import add_adapter
 from mathrl.policy.model import Policy
@@ -110,8 +110,7 @@ def test_activations_grow_with_the_sizes_as_autograd_keeps_them(monkeypatch, dty
 
     Of the layers as a GPU runs them: those that a CPU computes in blocks keep less.
     """
-    monkeypatch.setattr(trunk, "blocked_layers", lambda model: None)
-    monkeypatch.setattr(attention, "SHORT", 0)
+    monkeypatch.setattr(trunk, "short_cuts_of", lambda base: None)
 
     def predicted(shape: Shape) -> float:
         return shape.activation_bytes(dtype.itemsize, rank=4, keys=1.0, compiled=False, checkpointing=False)

@@ -19,7 +19,7 @@ from mathrl.config import LoraSection, UpdateConfig
 from mathrl.policy.attention import IMPLEMENTATION
 from mathrl.policy.loading import add_adapter
 from mathrl.policy.model import Policy
-from mathrl.policy.trunk import why_not_packed
+from mathrl.policy.packing import why_not_packed
 from mathrl.types import Batch
 
 VOCABULARY = 61

@@ -7,11 +7,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Co
 
 from mathrl.config import LoraSection, UpdateConfig
 from mathrl.policy import attention, loading
-from mathrl.policy.cpu import blocked
+from mathrl.policy.cpu import blocked, short_attention
 from mathrl.policy.cpu.folding import folded_adapter
 from mathrl.policy.model import Policy
 from mathrl.policy.packing import pack
-from mathrl.policy.trunk import Trunk, blocked_layers
+from mathrl.policy.trunk import Trunk
 from mathrl.rollout import decoding
 
 from .conftest import SHAPE, TOKENIZER, build_batch
@@ -44,6 +44,16 @@ def hidden_and_gradients(policy: Policy, batch) -> tuple[torch.Tensor, list[torc
     return hidden.detach(), list(torch.autograd.grad((hidden * weights).sum(), parameters))
 
 
+def computed_in_blocks(trunk: Trunk) -> bool:
+    """Whether the trunk comes to its hidden states without running a layer of the model."""
+    ran = []
+    handles = [layer.register_forward_pre_hook(lambda *_: ran.append(1)) for layer in trunk.decoder.layers]
+    trunk(UNEQUAL)
+    for handle in handles:
+        handle.remove()
+    return not ran
+
+
 @pytest.fixture(params=[7, 768], ids=["many blocks", "one block"], autouse=True)
 def block(request, monkeypatch):
     monkeypatch.setattr(blocked, "BLOCK", request.param)
@@ -54,14 +64,14 @@ def block(request, monkeypatch):
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("short", [256, 0])
 def test_equal_to_transformers_layers(monkeypatch, config_type, kv_heads: int, share: bool, short: int):
-    monkeypatch.setattr(attention, "SHORT", short)
+    monkeypatch.setattr(short_attention, "SHORT", short)
     policy = build(config_type, kv_heads=kv_heads)
     policy.trunk.share_prompts = share
     for batch in (UNEQUAL, ONE_TOKEN_PROMPTS):
-        assert policy.trunk._blocked() is not None
+        assert computed_in_blocks(policy.trunk)
         got, gradients = hidden_and_gradients(policy, batch)
         with sdpa_kernel(SDPBackend.MATH):
-            assert policy.trunk._blocked() is None
+            assert not computed_in_blocks(policy.trunk)
             expected, wanted = hidden_and_gradients(policy, batch)
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
         assert_gradients_close(gradients, wanted, relative=1e-4)
@@ -86,13 +96,13 @@ def test_short_attention_has_the_gradients_of_torchs_own(monkeypatch):
         torch.randn(count, h, 6, dtype=torch.float64, generator=generator, requires_grad=True)
         for h in (4, 2, 2)
     )
-    attend = attention.Dense.build(segments, torch.device("cpu"))
-    assert attend._short(q)
+    attend = short_attention.plan_attention(segments, torch.device("cpu"), q.dtype)
+    assert isinstance(attend, short_attention.ShortAttention)
     flow = torch.randn(count, 4, 6, dtype=torch.float64, generator=generator)
     got = torch.autograd.grad((attend(q, k, v, 0.3) * flow).sum(), (q, k, v))
-    monkeypatch.setattr(attention, "SHORT", 0)
-    attend = attention.Dense.build(segments, torch.device("cpu"))
-    assert not attend._short(q)
+    monkeypatch.setattr(short_attention, "SHORT", 0)
+    attend = short_attention.plan_attention(segments, torch.device("cpu"), q.dtype)
+    assert isinstance(attend, attention.Dense)
     expected = torch.autograd.grad((attend(q, k, v, 0.3) * flow).sum(), (q, k, v))
     for g, e in zip(got, expected, strict=True):
         torch.testing.assert_close(g, e)
@@ -100,21 +110,22 @@ def test_short_attention_has_the_gradients_of_torchs_own(monkeypatch):
 
 def test_what_is_not_computed_here_is_left_to_transformers():
     policy = build()
-    assert blocked_layers(policy.model.get_base_model()) is not None
+    assert computed_in_blocks(policy.trunk)
     layer = policy.trunk.decoder.layers[1]
     layer.input_layernorm.weight.requires_grad_(True)
-    assert policy.trunk._blocked() is None  # its gradient is wanted
+    assert not computed_in_blocks(policy.trunk)  # its gradient is wanted
     with torch.no_grad():
-        assert policy.trunk._blocked() is not None
+        assert computed_in_blocks(policy.trunk)
     layer.input_layernorm.weight.requires_grad_(False)
     layer.mlp.act_fn = torch.nn.GELU()
-    assert policy.trunk._blocked() is None
-    checkpointed = Trunk(build().model.get_base_model(), gradient_checkpointing=True)
-    assert checkpointed._blocked() is None
-    assert build(dropout=0.5).trunk._blocked() is not None  # not in training
+    assert not computed_in_blocks(policy.trunk)
+    base = build().model.get_base_model()
+    assert not computed_in_blocks(Trunk(base, gradient_checkpointing=True))
+    assert Trunk(base.to("meta")).short_cuts is None  # any device but a CPU
+    assert computed_in_blocks(build(dropout=0.5).trunk)  # not in training
     dropping = build(dropout=0.5)
     dropping.model.train()
-    assert dropping.trunk._blocked() is None
+    assert not computed_in_blocks(dropping.trunk)
 
 
 @pytest.mark.parametrize("config_type", [Qwen2Config, Qwen3Config, LlamaConfig])

@@ -17,7 +17,8 @@ from mathrl.errors import UserError
 from mathrl.policy.loading import add_adapter
 from mathrl.policy.logprobs import token_logprobs
 from mathrl.policy.model import Policy
-from mathrl.policy.trunk import Trunk, why_not_packed
+from mathrl.policy.packing import why_not_packed
+from mathrl.policy.trunk import Trunk
 from mathrl.training.annotate import annotate
 from mathrl.training.micro_batching import MicroBatches
 from mathrl.types import Batch

@@ -1,1 +1,1 @@
-"""Short cuts of the CPU; nothing on a GPU's path comes here."""
+"""What a CPU computes by shorter ways: loaded by the trunk on a CPU, and by the embedded engine."""
