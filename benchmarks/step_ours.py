@@ -11,7 +11,7 @@ import torch
 from step_workload import PARITY_PROBLEMS, Work, device_gib, reward
 
 from mathrl.algorithms.table import resolve_algorithm
-from mathrl.data.problems import ProblemStream
+from mathrl.data.stream import ProblemStream
 from mathrl.policy.model import Policy
 from mathrl.rewards.scorer import RewardScorer
 from mathrl.rollout.engine_choice import make_engine

@@ -72,6 +72,23 @@ class LoraSection(Section):
     )
 
 
+class HistoryConfig(Section):
+    """``[data.history]``: problems that taught nothing lately are asked less (mathrl/data/history.py)."""
+
+    enabled: bool = Field(False, description="pass over some problems by how they went in this run")
+    solved_rate: float = Field(
+        0.9, gt=0.0, le=1.0, description="share of right answers from which a problem counts as solved"
+    )
+    skip_solved: float = Field(
+        0.75, ge=0.0, le=0.95, description="probability that a visit of a solved problem is passed over"
+    )
+    skip_unsolved: float = Field(
+        0.5, ge=0.0, le=0.95, description="the same of a problem with no right answer among its newest tries"
+    )
+    window: int = Field(32, ge=1, description="newest tries (completions) of a problem that count")
+    min_tries: int = Field(16, ge=1, description="tries before a problem is passed over at all")
+
+
 class DataConfig(Section):
     source: str = Field(
         "wordproblems", description="a data set row (wordproblems, gsm8k, svamp, …) or a hub name"
@@ -98,6 +115,7 @@ class DataConfig(Section):
     sft_fraction: float = Field(
         0.0, ge=0.0, lt=1.0, description="share of the training problems kept for SFT alone; 0: none is"
     )
+    history: HistoryConfig = HistoryConfig()
     num_train_problems: int = Field(4000, ge=1, description="generated problems to train on (wordproblems)")
     min_steps: int = Field(1, ge=1, le=3, description="fewest steps of a generated problem (GRPO)")
     max_steps: int = Field(3, ge=1, le=3, description="most steps of a generated problem (GRPO)")

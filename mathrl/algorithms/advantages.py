@@ -42,6 +42,19 @@ def group_centre(rewards: Tensor, group_ids: Tensor, sum_ranks: SumRanks = one_p
     return _centred(rewards, group_ids)[0]
 
 
+def group_ratio(rewards: Tensor, group_ids: Tensor, sum_ranks: SumRanks = one_process) -> Tensor:
+    """(r - mean of the group) / mean of the group: MaxRL, arXiv:2602.02710, for rewards >= 0.
+
+    With rewards 0 and 1 and K right of G: G/K - 1 for the right, -1 for the wrong. Averaged over the group
+    this is the mean score of the right completions less that of all, an estimate of the gradient of
+    log(probability of a right answer), where group_centre estimates that of the probability itself. A group
+    with a mean of 0 or less has no right answer to be made likelier: exactly 0.
+    """
+    centred, counts = _centred(rewards, group_ids)
+    means = (_group_sum(rewards, group_ids, len(counts)) / counts)[group_ids]
+    return torch.where(means > 0, centred / means.clamp(min=torch.finfo(means.dtype).tiny), 0.0)
+
+
 def leave_one_out(rewards: Tensor, group_ids: Tensor, sum_ranks: SumRanks = one_process) -> Tensor:
     """r - mean of the group's other rewards: RLOO, arXiv:2402.14740. Equals G/(G-1) · group_centre.
 
@@ -75,6 +88,7 @@ def raw_reward(rewards: Tensor, group_ids: Tensor, sum_ranks: SumRanks = one_pro
 COMPLETION_ADVANTAGES: dict[str, CompletionAdvantage] = {
     "group_norm": group_norm,
     "group_centre": group_centre,
+    "group_ratio": group_ratio,
     "leave_one_out": leave_one_out,
     "batch_centre": batch_centre,
     "batch_norm": batch_norm,

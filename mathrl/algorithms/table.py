@@ -27,7 +27,7 @@ from mathrl.distributed.collectives import sum_ranks
 from mathrl.errors import UserError, did_you_mean
 from mathrl.types import Batch, Group
 
-GROUP_ADVANTAGES = ("group_norm", "group_centre", "leave_one_out")
+GROUP_ADVANTAGES = ("group_norm", "group_centre", "group_ratio", "leave_one_out")
 KNOBS = (
     "advantage",
     "ratio",
@@ -178,6 +178,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             kl_estimator="k1",
             kl_place="reward",
         ),
+        Algorithm("maxrl", "arXiv:2602.02710", advantage="group_ratio", aggregation="constant"),
         Algorithm("gspo", "arXiv:2507.18071", ratio="sequence", clip_low=3e-4, clip_high=4e-4),
         Algorithm(
             "cispo",

@@ -16,8 +16,9 @@ from mathrl.algorithms.table import resolve_algorithm
 from mathrl.algorithms.trust_region import compare_tokens
 from mathrl.commands.prepare import HELD_OUT
 from mathrl.config import Config
-from mathrl.data.problems import ProblemStream, extract_rule, load_problems
+from mathrl.data.problems import extract_rule, load_problems
 from mathrl.data.prompts import make_template
+from mathrl.data.stream import ProblemStream
 from mathrl.evaluation.evaluate import EvaluationSettings, evaluate
 from mathrl.policy.model import Policy
 from mathrl.rewards.scorer import RewardScorer

@@ -21,8 +21,10 @@ from mathrl.commands.held_out import HeldOut
 from mathrl.commands.prepare import PreparedRun, prepare
 from mathrl.commands.watch import Watch
 from mathrl.config import Config
-from mathrl.data.problems import ProblemStream, extract_rule
+from mathrl.data.history import History
+from mathrl.data.problems import extract_rule
 from mathrl.data.prompts import make_template
+from mathrl.data.stream import ProblemStream
 from mathrl.errors import NonFiniteError, UserError
 from mathrl.evaluation.evaluate import Evaluation
 from mathrl.policy.model import Policy
@@ -143,7 +145,9 @@ def _make_trainer(run: PreparedRun, policy: Policy, engine: Engine, scorer: Rewa
     return Trainer(
         cfg,
         run.algorithm,
-        ProblemStream(problems, cfg.run.seed),
+        ProblemStream(
+            problems, cfg.run.seed, History(cfg.data.history) if cfg.data.history.enabled else None
+        ),
         engine,
         scorer,
         policy,

@@ -33,7 +33,6 @@ __all__ = [
     "DATASETS",
     "DatasetRow",
     "ProblemSet",
-    "ProblemStream",
     "Role",
     "SkippedRow",
     "dataset_row",
@@ -87,47 +86,6 @@ class ProblemSet:
         if worded:
             line += f"; {len(worded)} judged by their words alone, such as {worded[0].answer[:60]!r}"
         return line
-
-
-class ProblemStream:
-    """Problems in a seeded order, a new order every epoch, with a cursor that can be saved."""
-
-    def __init__(self, problems: Sequence[Problem], seed: int) -> None:
-        self.problems, self.seed = list(problems), seed
-        self.epoch, self.position = 0, 0
-        self._order = self._shuffled()
-
-    def take(self, n: int) -> list[Problem]:
-        """The next ``n`` problems, all different; what is left of an epoch and too short is passed over.
-
-        Raises:
-            UserError: there are fewer than ``n`` problems.
-        """
-        if n > len(self.problems):
-            raise UserError(
-                f"a step needs {n} different problems and there are {len(self.problems)}: lower "
-                "rollout.problems_per_step or load more problems"
-            )
-        if self.position + n > len(self.problems):
-            self.epoch, self.position = self.epoch + 1, 0
-            self._order = self._shuffled()
-        taken = self._order[self.position : self.position + n]
-        self.position += n
-        return [self.problems[i] for i in taken]
-
-    def state(self) -> dict[str, int]:
-        """The cursor, for ``restore``."""
-        return {"epoch": self.epoch, "position": self.position}
-
-    def restore(self, state: dict[str, int]) -> None:
-        """Go on where ``state`` was taken from a stream of the same problems and seed."""
-        self.epoch, self.position = state["epoch"], state["position"]
-        self._order = self._shuffled()
-
-    def _shuffled(self) -> list[int]:
-        order = list(range(len(self.problems)))
-        random.Random(derive_seed(self.seed, "order", self.epoch)).shuffle(order)
-        return order
 
 
 @overload

@@ -45,6 +45,14 @@ LEARNING = (
         smooth=True,
     ),
     Chart(
+        "Problems by their newest tries",
+        (("data/solved_frac", "solved"), ("data/unsolved_frac", "never right")),
+        "Of the problems asked so far, where the run keeps their history; such groups are asked less.",
+        low=0.0,
+        high=1.0,
+        show=percent,
+    ),
+    Chart(
         "KL to the reference",
         (("policy/kl_ref", "to the reference"), ("policy/kl_old", "to the policy before the step")),
         "Nats a token; how far the policy has moved.",

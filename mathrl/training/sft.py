@@ -15,9 +15,10 @@ import torch
 
 from mathrl.config import Config, SftConfig
 from mathrl.data import wordproblems
-from mathrl.data.problems import ProblemSet, ProblemStream, SkippedRow, load_demonstrations
+from mathrl.data.problems import ProblemSet, SkippedRow, load_demonstrations
 from mathrl.data.prompts import PromptTemplate, make_template
 from mathrl.data.rows import GENERATED
+from mathrl.data.stream import ProblemStream
 from mathrl.data.wordproblems import is_drill
 from mathrl.errors import NonFiniteError, UserError
 from mathrl.policy.loading import (

@@ -15,7 +15,7 @@ import torch
 from mathrl.algorithms.table import Algorithm
 from mathrl.clock import Clock
 from mathrl.config import Config
-from mathrl.data.problems import ProblemStream
+from mathrl.data.stream import ProblemStream
 from mathrl.errors import NonFiniteError, UserError
 from mathrl.policy.model import Policy
 from mathrl.rewards.scorer import RewardScorer, could_be_judged, rollout_metrics
@@ -98,6 +98,7 @@ class Trainer:
 
         groups, selected = self._rollout(index, clock)  # P problems -> P groups of G scored completions
         metrics = rollout_metrics(could_be_judged(groups))  # before any selection: what the policy did
+        metrics |= self.problems.observe(could_be_judged(groups))
         metrics["verify/bad_reference_frac"] = 1.0 - len(could_be_judged(groups)) / len(groups)
         if not selected:  # every group had equal rewards: nothing to learn from
             return metrics | {"update/skipped": 1.0} | self._speed(metrics, clock), groups

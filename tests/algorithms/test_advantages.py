@@ -20,6 +20,7 @@ from mathrl.algorithms.advantages import (
     gae,
     group_centre,
     group_norm,
+    group_ratio,
     last_token,
     leave_one_out,
     overlong_penalty,
@@ -60,7 +61,20 @@ def test_batch_baselines_by_hand():
     assert_close(batch_norm(rewards, groups), numbers(0, -1, -1, 2) / (std + STD_EPS))
 
 
-@pytest.mark.parametrize("name", ["group_norm", "group_centre", "leave_one_out"])
+def test_group_ratio_averages_the_scores_of_the_right_completions():
+    # MaxRL's estimator (arXiv:2602.02710): mean score of the K right completions, less the mean of all G
+    rewards, groups = numbers(1, 0, 0, 1, 0, 0, 0, 0, 1, 1), tensor([0, 0, 0, 0, 0, 1, 1, 1, 2, 2])
+    advantages = group_ratio(rewards, groups)
+    assert_close(advantages, numbers(1.5, -1, -1, 1.5, -1, 0, 0, 0, 0, 0))
+    scores = torch.randn(5, 3, dtype=torch.float64)
+    estimate = (advantages[:5, None] * scores).mean(0)
+    assert_close(estimate, scores[[0, 3]].mean(0) - scores.mean(0))
+    assert_close(group_ratio(10 * rewards, groups), advantages)  # the reward's unit does not matter
+    negative = group_ratio(numbers(-1, 1, -1), tensor([0, 0, 0]))
+    assert_close(negative, numbers(0, 0, 0))  # nothing to make likelier
+
+
+@pytest.mark.parametrize("name", ["group_norm", "group_centre", "leave_one_out", "group_ratio"])
 @pytest.mark.parametrize("reward", [0.0, 0.1, -1e6, 1e-30])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_equal_rewards_give_exactly_zero(name, reward, dtype):
@@ -85,6 +99,7 @@ def reference(name, rewards, groups):
             {
                 "group_norm": float(reward - mean(own)) / (math.sqrt(pvariance(own)) + STD_EPS),
                 "group_centre": float(reward - mean(own)),
+                "group_ratio": float(reward / mean(own) - 1) if mean(own) > 0 else 0.0,
                 "leave_one_out": float(reward - (sum(own) - reward) / (len(own) - 1)),
                 "batch_centre": float(reward - mean(exact)),
                 "batch_norm": float(reward - mean(exact)) / (math.sqrt(pvariance(exact)) + STD_EPS),

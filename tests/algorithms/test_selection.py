@@ -7,7 +7,7 @@ import torch
 from double_policy import configured
 from policy.conftest import build_policy
 
-from mathrl.data.problems import ProblemStream
+from mathrl.data.stream import ProblemStream
 from mathrl.errors import UserError
 from mathrl.training.trainer import Hooks, Trainer
 from mathrl.training.update import make_update

@@ -7,7 +7,8 @@ from decimal import Decimal
 import pytest
 
 from mathrl.config import Config, DataConfig
-from mathrl.data.problems import ProblemStream, load_demonstrations, load_problems
+from mathrl.data.problems import load_demonstrations, load_problems
+from mathrl.data.stream import ProblemStream
 from mathrl.data.wordproblems import is_drill
 from mathrl.errors import UserError
 from mathrl.training.sft import load_examples

@@ -12,8 +12,8 @@ import torch
 
 from mathrl.algorithms.table import ALGORITHMS, Algorithm, resolve_algorithm
 from mathrl.config import Config
-from mathrl.data.problems import ProblemStream
 from mathrl.data.prompts import make_template
+from mathrl.data.stream import ProblemStream
 from mathrl.evaluation.evaluate import EvaluationSettings, evaluate
 from mathrl.policy.model import Policy
 from mathrl.policy.scratch import build_base
