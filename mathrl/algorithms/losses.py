@@ -79,10 +79,28 @@ Surrogate = Callable[[Tensor, Tensor, Tensor, float, float], Tensor]
 SURROGATES: dict[str, Surrogate] = {"clip": clip, "weighted_logprob": weighted_logprob, "none": unclipped}
 
 
-def clipped_tokens(log_ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Tensor:
-    """(B, T) bool: the clip holds the ratio back (in the direction the advantage pushes)."""
+# --- what the clip changes: (log_ratio, advantages, clip_low, clip_high) -> (B, T) bool ------------------
+
+
+def held_back(log_ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Tensor:
+    """Of ``clip``: the ratio is out of bounds where the advantage pushes it, so no gradient is left."""
     ratio = exp_with_knee(log_ratio, RATIO_KNEE)
     return ((ratio > 1 + clip_high) & (advantages > 0)) | ((ratio < 1 - clip_low) & (advantages < 0))
+
+
+def out_of_bounds(log_ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Tensor:
+    """Of ``weighted_logprob``: the weight is a bound instead of the ratio, whatever the advantage's sign."""
+    ratio = exp_with_knee(log_ratio, RATIO_KNEE)
+    return (ratio > 1 + clip_high) | (ratio < 1 - clip_low)
+
+
+def nowhere(log_ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Tensor:
+    """Of ``unclipped``."""
+    return torch.zeros_like(log_ratio, dtype=torch.bool)
+
+
+Clipped = Callable[[Tensor, Tensor, float, float], Tensor]
+CLIPPED: dict[str, Clipped] = {"clip": held_back, "weighted_logprob": out_of_bounds, "none": nowhere}
 
 
 # --- KL estimators: (logprobs, ref_logprobs, knee) -> nats a token (B, T) ------------------------------

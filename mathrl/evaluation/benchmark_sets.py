@@ -263,7 +263,7 @@ def to_problem(benchmark: Benchmark, row: Row, where: str, number: int) -> Probl
     for kind, field in benchmark.meta.items():
         raw[kind] = row.get(field)
     others: list[str] = []
-    given = get_field(raw, benchmark.answer, where)
+    *_, given = [get_field(raw, name, where) for name in (*benchmark.question, benchmark.answer)]
     if isinstance(given, list | tuple):
         if not given:
             raise UnusableRow("empty answer")

@@ -176,6 +176,8 @@ def _judged_row(problem: Problem, kind: str, index: int, judged: Judged) -> dict
     completion = Completion((0,) * judged.num_tokens, judged.text, judged.finish_reason)  # type: ignore[arg-type]
     row = to_row(problem, kind, index, completion)
     row |= {"outcome": judged.outcome, "extracted": judged.extracted}
+    if judged.vote is not None:
+        row["vote"] = judged.vote
     return row | ({"detail": judged.detail} if judged.detail else {})
 
 
@@ -206,6 +208,7 @@ def read_evaluation(path: Path) -> Evaluation:
                 row["finish_reason"],
                 row["num_tokens"],
                 row.get("detail", ""),
+                row.get("vote"),
             )
             if row["kind"] == SAMPLE:
                 samples[problem_id].append(judged)

@@ -49,6 +49,8 @@ class Scorer(Protocol):
 
     def judge(self, groups: Sequence[Group]) -> list[Group]: ...
 
+    def same_answers(self, asked: Sequence[tuple[Problem, Sequence[str]]]) -> list[list[int]]: ...
+
 
 def evaluate(
     engine: Engine,
@@ -184,7 +186,24 @@ def judge_groups(scorer: Scorer, groups: Sequence[Group], name: str) -> tuple[tu
     kept = judged_records(records)
     if not kept:
         raise UserError(f"evaluation {name}: no verifier can read any of the {len(records)} references")
-    return kept, len(records) - len(kept)
+    return tuple(with_votes(scorer, kept)), len(records) - len(kept)
+
+
+def with_votes(scorer: Scorer, records: Sequence[Record]) -> list[Record]:
+    """The records, each wrong sample with what it votes for: the commonest text that says the same."""
+    texts = [
+        [text for text, _ in Counter(s.wrong_answer for s in r.samples).most_common() if text is not None]
+        for r in records
+    ]
+    unsure = [i for i, found in enumerate(texts) if len(found) > 1]
+    first = scorer.same_answers([(records[i].problem, texts[i]) for i in unsure])
+    votes: list[dict[str | None, str]] = [{} for _ in records]
+    for i, places in zip(unsure, first, strict=True):
+        votes[i] = {text: texts[i][place] for text, place in zip(texts[i], places, strict=True)}
+    return [
+        replace(r, samples=tuple(replace(s, vote=own.get(s.wrong_answer)) for s in r.samples)) if own else r
+        for r, own in zip(records, votes, strict=True)
+    ]
 
 
 def score(scorer: Scorer, groups: Sequence[Group]) -> list[Group]:

@@ -40,10 +40,18 @@ class Judged:
     finish_reason: str = "stop"
     num_tokens: int = 0
     detail: str = ""
+    vote: str | None = None  # of a wrong sample: the text that stands for all that say the same
 
     @property
     def correct(self) -> bool:
         return self.outcome == CORRECT
+
+    @property
+    def wrong_answer(self) -> str | None:
+        """The text of an answer that was read and is not right."""
+        if self.correct or self.outcome in NO_VOTE or self.extracted is None:
+            return None
+        return self.extracted.strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,16 +274,16 @@ class Evaluation:
 
 
 def _votes(samples: Iterable[Judged]) -> tuple[int, list[int], int]:
-    """(right, [samples of each wrong answer], abstained). Right answers are one, however they are written."""
+    """(right, [samples of each wrong answer], abstained); an answer is one however it is written."""
     right, abstained = 0, 0
     wrong: Counter[str] = Counter()
     for sample in samples:
         if sample.correct:
             right += 1
-        elif sample.outcome in NO_VOTE or sample.extracted is None:
+        elif (answer := sample.wrong_answer) is None:
             abstained += 1
         else:
-            wrong["".join(sample.extracted.split()).replace(",", "").strip("$.").lower()] += 1
+            wrong[sample.vote or answer] += 1
     return right, list(wrong.values()), abstained
 
 

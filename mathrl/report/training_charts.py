@@ -106,7 +106,7 @@ UPDATES = (
     Chart(
         "Clipped ratios",
         (("policy/clip_frac", "tokens"),),
-        "Tokens whose gradient the clip removed.",
+        "Tokens whose ratio the clip changed: without gradient, or (cispo) with a bounded weight.",
         low=0.0,
         show=percent,
     ),

@@ -16,6 +16,7 @@ import verifiers
 from mathrl.config import RewardConfig
 from mathrl.errors import UserError
 from mathrl.rewards.functions import RewardFunction, evaluate_function
+from mathrl.rewards.votes import same_answers
 from mathrl.types import Completion, Group, Problem, Score
 from verifiers import Outcome, ParseError, Verdict
 from verifiers.extraction.rules import extract
@@ -100,11 +101,11 @@ class RewardScorer:
         self._prompt_ends: dict[str, str] = {}  # by problem id, as long as its completions come in
         self.pool = VerifierPool(config.num_workers, config.timeout_s, config.memory_mb)
         self.pool.start()  # models and engines load meanwhile
-        self._early: dict[tuple[str, Completion], Future[Verdict]] = {}
+        self._under_way: dict[Request, Future[Verdict]] = {}  # equal completions of a problem share one
 
     def submit(self, problem: Problem, completion: Completion) -> None:
         """Start judging a completion now; ``score`` picks the verdict up."""
-        self._early[problem.id, completion] = self._start(problem, completion)
+        self._verdict(problem, completion)
 
     def score(self, groups: Sequence[Group]) -> list[Group]:
         """The groups with one Score a completion, in order.
@@ -140,10 +141,14 @@ class RewardScorer:
             for group, said in zip(groups, self._verdicts(groups), strict=True)
         ]
 
+    def same_answers(self, asked: Sequence[tuple[Problem, Sequence[str]]]) -> list[list[int]]:
+        """Which of the answers to each problem say the same; see ``mathrl.rewards.votes.same_answers``."""
+        return same_answers(self.pool.map, asked)
+
     def close(self) -> None:
         self.pool.close()
 
-    def _start(self, problem: Problem, completion: Completion) -> Future[Verdict]:
+    def _verdict(self, problem: Problem, completion: Completion) -> Future[Verdict]:
         if problem.id not in self._prompt_ends:
             self._prompt_ends[problem.id] = prompt_end(self.prompt_text(problem))
         request = Request(
@@ -155,14 +160,14 @@ class RewardScorer:
             self._prompt_ends[problem.id],
             problem.row,
         )
-        return self.pool.submit(request)
-
-    def _take(self, problem: Problem, completion: Completion) -> Future[Verdict]:
-        return self._early.pop((problem.id, completion), None) or self._start(problem, completion)
+        future = self._under_way.get(request)
+        if future is None:
+            future = self._under_way[request] = self.pool.submit(request)
+        return future
 
     def _verdicts(self, groups: Sequence[Group]) -> list[list[Verdict]]:
-        futures = [[self._take(g.problem, c) for c in g.completions] for g in groups]
-        self._early.clear()
+        futures = [[self._verdict(g.problem, c) for c in g.completions] for g in groups]
+        self._under_way.clear()
         self._prompt_ends.clear()
         return [[future.result() for future in row] for row in futures]
 

@@ -15,12 +15,12 @@ from torch.nn import Parameter
 
 from mathrl.algorithms.losses import (
     AGGREGATIONS,
+    CLIPPED,
     KL_ESTIMATORS,
     RATIO_KNEE,
     RATIOS,
     SURROGATES,
     Totals,
-    clipped_tokens,
     exp_with_knee,
     kl_k3,
     truncated_weights,
@@ -178,11 +178,12 @@ def _token_sums(
     algorithm: Algorithm, batch: Batch, log_ratio: Tensor, current: Tensor, old: Tensor, mask: Tensor
 ) -> dict[str, Tensor]:
     assert batch.advantages is not None
-    clipped = clipped_tokens(log_ratio, batch.advantages, algorithm.clip_low, algorithm.clip_high)
+    bounds = (algorithm.clip_low, algorithm.clip_high)
+    clipped = CLIPPED[algorithm.surrogate](log_ratio, batch.advantages, *bounds)
     return {
         "tokens": mask.sum(),
-        "kl_old": kl_k3(current, old, algorithm.kl_knee).sum(),
-        "clip_frac": (clipped & mask).sum() if algorithm.surrogate != "none" else mask.new_zeros(()),
+        "kl_old": kl_k3(old, current, algorithm.kl_knee).sum(),  # KL(old || current): old sampled the tokens
+        "clip_frac": (clipped & mask).sum(),
         "ratio_max": exp_with_knee(log_ratio, RATIO_KNEE).max(),
     }
 

@@ -45,6 +45,12 @@ def short_collections() -> Iterator[None]:
         gc.unfreeze()
 
 
+def rollout_seed(run_seed: int, step: int, refill: int) -> int:
+    """The seed of a step's rollout, and others of its refills: they may ask the same problems again."""
+    again = ("refill", refill) if refill else ()
+    return derive_seed(run_seed, "rollout", step, *again)
+
+
 @dataclass(frozen=True)
 class Hooks:
     """Where something plugs into the loop; each is called after a step, with the number of steps done."""
@@ -101,6 +107,7 @@ class Trainer:
         metrics |= self.problems.observe(could_be_judged(groups))
         metrics["verify/bad_reference_frac"] = 1.0 - len(could_be_judged(groups)) / len(groups)
         if not selected:  # every group had equal rewards: nothing to learn from
+            self.update.skip()
             return metrics | {"update/skipped": 1.0} | self._speed(metrics, clock), groups
 
         batch = collate(selected, policy.pad_id).to(policy.device)
@@ -131,26 +138,26 @@ class Trainer:
         groups: list[Group] = []
         selected: list[Group] = []
         wanted = cfg.rollout.problems_per_step
-        for _ in range(1 + (cfg.algorithm.max_refills if self.algorithm.refills else 0)):
+        for refill in range(1 + (cfg.algorithm.max_refills if self.algorithm.refills else 0)):
             with clock("rollout"):
-                problems = self.problems.take(wanted)
+                problems = self.problems.take(wanted - len(selected))
                 sampled = self.engine.sample(
                     problems,
                     cfg.rollout.group_size,
-                    seed=derive_seed(cfg.run.seed, "rollout", index),
+                    seed=rollout_seed(cfg.run.seed, index, refill),
                     on_completion=partial(self._judge, problems),
                 )
             with clock("verify"):  # a hung answer costs one worker, not the run
                 scored = self.rewards.score(sampled)
             groups += scored
             selected += self.algorithm.select(could_be_judged(scored))
-            if len(selected) >= wanted:
+            if len(selected) == wanted:
                 break
         if not could_be_judged(groups):
             raise UserError(
                 f"step {index + 1}: no reference of this step's problems can be read by its verifier"
             )
-        return groups, selected[:wanted]
+        return groups, selected
 
     def _judge(self, problems: Sequence[Problem], index: int, _: int, completion: Completion) -> None:
         """Start judging a completion while others are still being sampled."""

@@ -78,7 +78,7 @@ class FirstOrder(Update):
     def move(self, policy: Policy, batch: Batch) -> dict[str, float]:
         """``num_epochs`` × ``num_minibatches`` optimiser steps; metrics are means over them."""
         cfg = self.config.update
-        rate = learning_rate(self.config, self.num_calls - 1)
+        rate = learning_rate(self.config, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         seed = derive_seed(self.config.run.seed, "minibatches", self.num_calls)

@@ -26,6 +26,7 @@ class Update(ABC):
         self.config, self.loss, self.critic = config, loss, critic
         self.parameters = list(policy.trainable_parameters())
         self.num_calls = 0
+        self.num_skipped = 0
 
     @property
     def kl_coef(self) -> float:
@@ -50,6 +51,15 @@ class Update(ABC):
             self.loss.kl.observe(metrics["policy/kl_ref"])
         return metrics
 
+    def skip(self) -> None:
+        """A step of the run without anything to learn from: the learning rate's schedule goes on."""
+        self.num_skipped += 1
+
+    @property
+    def step(self) -> int:
+        """0-based number of the run's step under way, skipped ones counted."""
+        return self.num_calls + self.num_skipped - 1
+
     @abstractmethod
     def move(self, policy: Policy, batch: Batch) -> dict[str, float]:
         """Move the policy's weights; policy/… metrics."""
@@ -58,6 +68,7 @@ class Update(ABC):
         """All that the next call depends on, besides the weights of the policy."""
         return {
             "num_calls": self.num_calls,
+            "num_skipped": self.num_skipped,
             "kl_coef": self.kl_coef,
             "critic": self.critic.state_dict() if self.critic else None,
         }
@@ -65,6 +76,7 @@ class Update(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from ``state_dict()``."""
         self.num_calls = state["num_calls"]
+        self.num_skipped = state.get("num_skipped", 0)  # states of before did not count them
         self.loss.kl.coef = state["kl_coef"]
         if self.critic:
             self.critic.load_state_dict(state["critic"])

@@ -13,11 +13,11 @@ from torch.testing import assert_close
 
 from mathrl.algorithms.losses import (
     AGGREGATIONS,
+    CLIPPED,
     KL_ESTIMATORS,
     RATIOS,
     SURROGATES,
     Totals,
-    clipped_tokens,
     exp_with_knee,
     kl_k3,
     truncated_weights,
@@ -57,6 +57,27 @@ def test_clip_by_hand(ratio, advantage, expected, slope):
     (got,) = torch.autograd.grad(value.sum(), log_ratio)
     assert_close(value.detach(), numbers(expected))
     assert_close(got, numbers(slope))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        # ratio       0.7 0.75 0.9 1.1 1.25 1.3  with advantage 1, then with -1
+        ("clip", ([0, 0, 0, 0, 0, 1], [1, 1, 0, 0, 0, 0])),
+        ("weighted_logprob", ([1, 1, 0, 0, 0, 1], [1, 1, 0, 0, 0, 1])),
+        ("none", ([0] * 6, [0] * 6)),
+    ],
+)
+def test_what_the_clip_changed_by_hand(name, expected):
+    """Bounds 0.8 and 1.28: clipped tokens are those where the surrogate differs from the unclipped one."""
+    log_ratio = numbers(0.7, 0.75, 0.9, 1.1, 1.25, 1.3).log()
+    wide = (1.0 - 1e-9, 1e9)
+    for advantage, wanted in zip((1.0, -1.0), expected, strict=True):
+        advantages = torch.full_like(log_ratio, advantage)
+        got = CLIPPED[name](log_ratio, advantages, 0.2, 0.28)
+        assert got.tolist() == [bool(w) for w in wanted]
+        values = [SURROGATES[name](log_ratio, -torch.ones(6), advantages, *b) for b in ((0.2, 0.28), wide)]
+        assert got.tolist() == (values[0] != values[1]).tolist()
 
 
 def test_clip_higher_lets_rare_tokens_grow_further():
@@ -382,6 +403,6 @@ def test_clipped_tokens_are_those_without_gradient():
     logprobs = old + 2 * (logprobs - old)
     row = replace(ALGORITHMS["grpo"], kl_coef=0.0)
     _, gradient = total_and_gradient(row, logprobs, batch_of(old, sampled, ref, advantages, mask))
-    clipped = clipped_tokens(logprobs - old, advantages, 0.2, 0.2) & mask
+    clipped = CLIPPED["clip"](logprobs - old, advantages, 0.2, 0.2) & mask
     assert clipped.any()
     assert torch.equal((gradient == 0) & mask, clipped)

@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 from double_policy import configured
-from policy.conftest import build_policy
+from policy.conftest import build_batch, build_policy
 
 from mathrl.data.stream import ProblemStream
 from mathrl.errors import UserError
-from mathrl.training.trainer import Hooks, Trainer
-from mathrl.training.update import make_update
-from mathrl.types import Completion, Group, Problem, Score
+from mathrl.training.trainer import Hooks, Trainer, rollout_seed
+from mathrl.training.update import learning_rate, make_update
+from mathrl.types import Completion, Group, Problem, Score, derive_seed
 
 PROBLEMS = [Problem(str(i), f"q{i}", str(i)) for i in range(12)]
 
@@ -20,10 +20,11 @@ class Engine:
     """Every completion is two tokens; remembers what was asked and loaded."""
 
     def __init__(self):
-        self.asked, self.loaded = [], []
+        self.asked, self.loaded, self.seeds = [], [], []
 
     def sample(self, problems, group_size, sampling=None, *, seed=0, on_completion=None):
         self.asked.append([p.id for p in problems])
+        self.seeds.append(seed)
         return [
             Group(p, (5, 6), tuple(Completion((7 + i, 1), "", "stop") for i in range(group_size)))
             for p in problems
@@ -65,16 +66,17 @@ def stepped(name, kinds, **settings):
         Hooks(on_batch=lambda index, batch: batches.append(batch)),
     )  # fmt: skip
     metrics, groups = trainer.step(0)
-    return metrics, groups, batches, engine, policy
+    return metrics, groups, batches, engine, trainer
 
 
 def test_dapo_refills_dropped_groups_within_its_budget():
     kinds = ["equal", "mixed", "equal", "equal", "mixed", "equal", "mixed", "mixed", *["equal"] * 4]
     metrics, groups, (batch,), engine, _ = stepped("dapo", kinds, algorithm__max_refills=3)
-    assert engine.asked == [["0", "1", "2"], ["3", "4", "5"], ["6", "7", "8"]]  # four mixed groups: enough
-    assert batch.num_completions == 3 * 2  # the first three of them
-    assert len(groups) == 9  # metrics and samples tell of all
-    assert metrics["reward/equal_frac"] == pytest.approx(5 / 9)
+    assert engine.asked == [["0", "1", "2"], ["3", "4"], ["5"], ["6"]]  # only what is missing is asked for
+    assert len(set(engine.seeds)) == 4  # a problem that comes again is not answered the same again
+    assert batch.num_completions == 3 * 2
+    assert len(groups) == 7  # metrics and samples tell of all
+    assert metrics["reward/equal_frac"] == pytest.approx(4 / 7)
     _, _, (batch,), engine, _ = stepped("dapo", kinds, algorithm__max_refills=1)
     assert len(engine.asked) == 2
     assert batch.num_completions == 2 * 2
@@ -83,12 +85,45 @@ def test_dapo_refills_dropped_groups_within_its_budget():
     assert batch.num_completions == 3 * 2
 
 
+def test_a_refill_of_the_same_problems_samples_other_completions():
+    """Two problems, asked again and again within a step; and the first rollout's seed is the step's own."""
+    seeds = {refill: rollout_seed(0, 4, refill) for refill in range(4)}
+    assert seeds[0] == derive_seed(0, "rollout", 4)
+    first = {derive_seed(seed, "p", i) for seed in seeds.values() for i in range(8)}
+    assert len(first) == 32
+    assert not {rollout_seed(0, step, refill) for step in (3, 5) for refill in range(4)} & set(seeds.values())
+
+
+def test_the_learning_rate_goes_by_the_runs_steps_whatever_was_skipped():
+    """Of six steps, linear from the second: two are skipped, and the last rate is that of the sixth."""
+    settings = {"update__warmup_steps": 1, "update__schedule": "linear", "train__num_steps": 6}
+    config, algorithm = configured("grpo", update__learning_rate=1.0, **settings)
+    policy = build_policy()
+    update = make_update(config, algorithm, policy)
+    batch = algorithm.advantages(
+        build_batch((2, 3)).add(rewards=torch.tensor([1.0, 0.0]), ref_logprobs=torch.zeros(2, 3))
+    )
+    rates = []
+    for skipped in (False, True, False, True, False, False):
+        if skipped:
+            update.skip()
+            state = update.state_dict()
+            update = make_update(config, algorithm, policy)
+            update.load_state_dict(state)
+        else:
+            rates.append(update(policy, batch)["policy/learning_rate"])
+    expected = [learning_rate(config, step) for step in (0, 2, 4, 5)]
+    assert rates == expected
+    assert expected[-1] == pytest.approx(0.2)
+
+
 def test_a_step_without_anything_to_learn_is_skipped_and_says_so():
     before = torch.cat([p.flatten() for p in build_policy().trainable_parameters()])
-    metrics, _, batches, engine, policy = stepped("dapo", ["equal"] * 12, algorithm__max_refills=2)
+    metrics, _, batches, engine, trainer = stepped("dapo", ["equal"] * 12, algorithm__max_refills=2)
     assert metrics["update/skipped"] == 1.0
+    assert trainer.update.step == 0  # it was a step all the same
     assert batches == engine.loaded == []
-    assert torch.equal(torch.cat([p.flatten() for p in policy.trainable_parameters()]), before)
+    assert torch.equal(torch.cat([p.flatten() for p in trainer.policy.trainable_parameters()]), before)
 
 
 def test_unreadable_references_never_train_and_are_counted():

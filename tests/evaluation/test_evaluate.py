@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import astuple, fields, replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from mathrl.evaluation.completions import read_evaluation
 from mathrl.evaluation.evaluate import EvaluationSettings, compare_evaluations, evaluate
 from mathrl.evaluation.result import Evaluation, Judged, Record
 from mathrl.evaluation.statistics import mcnemar_exact, wilson_interval
+from mathrl.rewards.votes import same_answers
 from mathrl.rollout.base import OnCompletion
 from mathrl.types import Completion, Group, Problem, Sampling, Score
 from verifiers import verify
@@ -66,6 +67,9 @@ class InProcessScorer:
 
     def submit(self, problem: Problem, completion: Completion) -> None:
         self.submitted += 1
+
+    def same_answers(self, asked: Sequence[tuple[Problem, Sequence[str]]]) -> list[list[int]]:
+        return same_answers(lambda requests: [verify(*astuple(request)) for request in requests], asked)
 
     def judge(self, groups: Sequence[Group]) -> list[Group]:
         out = []
@@ -203,6 +207,20 @@ def test_what_cannot_be_read_has_no_vote() -> None:
     result = run(ScriptedEngine(script), problems=[PROBLEMS[3]])
     assert result.sample_outcomes == {"unparsed": 3, "correct": 1}
     assert result.maj_at_k[4].value == 1.0
+
+
+def test_wrong_answers_are_merged_by_what_they_say(tmp_path: Path) -> None:
+    """Two right, and one half three times, written three ways: the majority is wrong."""
+    problem = Problem("p", "?", "3")
+    script = {"p": ["#### 3", "#### 3", "#### 3", "#### 1/2", "#### 0.5", "#### \\frac{1}{2}"]}
+    result = run(ScriptedEngine(script), tmp_path / "e.jsonl", problems=[problem], num_samples=5)
+    assert result.maj_at_k[5].value == 0.0
+    assert result.maj_at_k[1].value == pytest.approx(2 / 5)
+    assert len({s.vote for s in result.records[0].samples if not s.correct}) == 1
+    assert [s.extracted for s in result.records[0].samples[2:]] == ["1/2", "0.5", "\\frac{1}{2}"]
+    again = read_evaluation(tmp_path / "e.jsonl")
+    assert again.maj_at_k[5].value == 0.0
+    assert again.records == result.records
 
 
 def test_any_of_several_references_will_do() -> None:

@@ -69,6 +69,25 @@ def test_verdicts_started_early_are_the_same_and_not_made_twice(scorer, monkeypa
     assert [s.reward for s in early[0].scores] == [s.reward for s in late[0].scores]
 
 
+def test_equal_completions_are_judged_once(scorer, monkeypatch):
+    """Eight of one text, and the same text of another problem: sixteen tokens more or less do not matter."""
+    asked = []
+    submit = scorer.pool.submit
+    monkeypatch.setattr(scorer.pool, "submit", lambda request: asked.append(request) or submit(request))
+    same = tuple(completion("so\n#### 42", length) for length in range(1, 9))
+    groups = [Group(Problem(name, "q", answer), (1,), same) for name, answer in (("a", "42"), ("b", "43"))]
+    for early in (True, False):
+        asked.clear()
+        for group in groups if early else ():
+            for c in group.completions:
+                scorer.submit(group.problem, c)
+        scored = scorer.score(groups)
+        assert [r.answer for r in asked] == ["42", "43"]
+        assert [{s.outcome for s in g.scores} for g in scored] == [{"correct"}, {"wrong"}]
+        lengths = [s.parts["length"] for s in scored[0].scores]
+        assert lengths == pytest.approx([-0.01 * n for n in range(1, 9)])
+
+
 def test_a_reward_model_is_weighted_and_logged_apart():
     scorer = RewardScorer(
         RewardConfig(model_weight=0.5), "gsm8k", reward_model=lambda problems, cs: [len(c.text) for c in cs]

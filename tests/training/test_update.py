@@ -11,13 +11,14 @@ from policy.conftest import build_batch, build_policy
 from torch import tensor
 from torch.testing import assert_close
 
+from mathrl.algorithms.losses import Totals
 from mathrl.algorithms.trust_region import to_vector
 from mathrl.errors import NonFiniteError
 from mathrl.training.annotate import annotate
 from mathrl.training.micro_batching import MicroBatches
 from mathrl.training.objective import KlController, Meter, PolicyLoss
 from mathrl.training.update import FirstOrder, learning_rate, make_update
-from mathrl.types import derive_seed
+from mathrl.types import TokenOutputs, derive_seed
 
 F64 = torch.float64
 
@@ -150,6 +151,40 @@ def test_the_trainer_applies_the_sampling_temperature():
     meter = Meter()
     PolicyLoss(config, algorithm, correct=False).backward(policy, batch, meter)
     assert meter.metrics()["policy/ratio_max"] == 1.0
+
+
+@pytest.mark.parametrize(("name", "share"), [("dapo", 2 / 6), ("cispo", 4 / 6), ("reinforce", 0.0)])
+def test_clipped_share_and_the_kl_to_the_policy_before_by_hand(name, share):
+    """Ratios 1.25, 1.3, 1.3, 0.7, 0.7, 1 with advantages + + - + - -; bounds 0.8 and 1.28; a masked token."""
+    knobs = {} if name == "reinforce" else {"algorithm__clip_low": 0.2, "algorithm__clip_high": 0.28}
+    config, algorithm = configured(name, **knobs)
+    policy = double_policy()
+    batch = build_batch((7,), (2,))
+    batch.loss_mask[0, 3] = False
+    ratio = tensor([[1.25, 1.3, 1.3, 9.0, 0.7, 0.7, 1.0]], dtype=F64)
+    batch = batch.add(advantages=tensor([[1.0, 1.0, -1.0, 1.0, 1.0, -1.0, -1.0]], dtype=F64))
+    current = policy.logprobs(batch).logprobs.detach()
+    batch = batch.add(old_logprobs=current - ratio.log())
+    meter = Meter()
+    PolicyLoss(config, algorithm, correct=False).backward(policy, batch, meter)
+    metrics = meter.metrics()
+    assert metrics["policy/clip_frac"] == pytest.approx(share)
+    kept = ratio[batch.loss_mask]
+    assert metrics["policy/kl_old"] == pytest.approx((kept - kept.log() - 1).mean().item())
+    assert metrics["policy/ratio_max"] == pytest.approx(1.3)
+
+
+def test_the_kl_to_the_policy_before_is_that_of_the_policy_that_sampled():
+    """Over a distribution of three tokens, drawn by the old policy: KL(old || new), not the reverse."""
+    old, new = tensor([0.7, 0.2, 0.1], dtype=F64), tensor([0.3, 0.3, 0.4], dtype=F64)
+    config, algorithm = configured("grpo", algorithm__kl_coef=0.0)
+    loss = PolicyLoss(config, algorithm, correct=False)
+    batch = build_batch((3,), (2,)).add(old_logprobs=old.log()[None], advantages=torch.zeros(1, 3, dtype=F64))
+    means = []
+    for token in range(3):
+        one = batch.add(loss_mask=torch.arange(3)[None] == token)
+        means.append(loss.rows(one, TokenOutputs(new.log()[None]), Totals.of(one.loss_mask)).sums["kl_old"])
+    assert_close((old * torch.stack(means)).sum(), (old * (old / new).log()).sum())
 
 
 def test_share_beyond_the_knee_is_counted():
