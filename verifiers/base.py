@@ -67,6 +67,17 @@ class AnswerType(ABC):
     def parse(self, text: str) -> Any:
         """Read one answer. Raises `ParseError` when the text is not one; must be bounded in time and size."""
 
+    def parse_reference(self, text: str) -> Any:
+        """Read a reference, for types whose references have a form of their own; by default as an answer.
+
+        Raises `ParseError`.
+        """
+        return self.parse(text)
+
+    def as_answer(self, reference: str) -> str:
+        """An answer that meets a reference, for worked examples; by default the reference itself."""
+        return reference
+
     @abstractmethod
     def equal(self, reference: Any, given: Any) -> bool:
         """Whether two parsed answers are the same answer. `equal(x, x)` must hold for every parsed x."""

@@ -18,6 +18,8 @@ from verifiers.base import AnswerType
 ENTRY_POINT_GROUP = "mathrl.verifiers"
 
 _BUILT_IN = {
+    "all_of": "verifiers.answers.several:AllOf",
+    "any_of": "verifiers.answers.several:AnyOf",
     "auto": "verifiers.answers.auto:Auto",
     "boolean": "verifiers.answers.text:Boolean",
     "choice": "verifiers.answers.choice:Choice",

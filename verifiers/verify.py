@@ -9,8 +9,8 @@ from typing import Any
 
 from verifiers import registry
 from verifiers.answers.choice import option_letter
+from verifiers.answers.stated import parse_stated
 from verifiers.base import MAX_COMPLETION_CHARS, AnswerType, Outcome, ParseError, Verdict
-from verifiers.extraction.rules import auto, boxed, gsm8k
 from verifiers.extraction.rules import extract as extract_answer
 from verifiers.fastpath import try_fast
 
@@ -24,15 +24,10 @@ def parse_reference(answer: str, answer_type: str = "auto") -> Any:
     Raises `ParseError` when the reference cannot be read, `ValueError` for an unknown answer type.
     """
     kind = registry.get(answer_type)
+    if type(kind).parse_reference is not AnswerType.parse_reference:
+        return kind.parse_reference(answer)
     # Data sets hold bare answers; some hold the sentence or the whole solution that ends in one.
-    stated = boxed(answer) or (gsm8k(answer) if "####" in answer else None) or answer
-    try:
-        return kind.parse(stated)
-    except ParseError:
-        found = auto(stated)
-        if found is None or found == stated:
-            raise
-        return kind.parse(found)
+    return parse_stated(kind, answer)
 
 
 def verify(

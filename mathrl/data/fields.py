@@ -78,9 +78,11 @@ def read_answer(value: Any) -> str:
     """A reference as text; numbers lose a trailing .0 and any exponent, and keep all other digits.
 
     Raises:
-        UnusableRow: empty (null and NaN, too), or neither a number nor text.
+        UnusableRow: empty (null and NaN, too), or neither a number, text, nor true or false.
     """
-    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal | None):
+    if isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str | int | float | Decimal | None):
         raise UnusableRow(f"the answer is {_kind(value)}, not a number or text")
     if isinstance(value, float | Decimal) and math.isinf(value):
         raise UnusableRow(f"the answer is {value}")
@@ -88,6 +90,20 @@ def read_answer(value: Any) -> str:
     if not text:
         raise UnusableRow("empty answer")
     return text
+
+
+def read_answers(value: Sequence[Any]) -> list[Any]:
+    """References in a list, each as ``read_answer`` reads it; lists inside of it stay lists, true stays true.
+
+    Raises:
+        UnusableRow: the list is empty, or ``read_answer`` does.
+    """
+    if not value:
+        raise UnusableRow("empty answer")
+    return [
+        read_answers(v) if isinstance(v, list | tuple) else v if isinstance(v, bool) else read_answer(v)
+        for v in value
+    ]
 
 
 def read_options(value: Any) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from jinja2 import TemplateError
 from mathrl.config import Config
 from mathrl.data.problems import extract_rule
 from mathrl.errors import UserError
+from mathrl.rewards.scorer import as_answer
 from mathrl.types import Problem
 
 Kind = Literal["plain", "chat"]
@@ -122,7 +123,7 @@ class PromptTemplate:
 
     def _join(self, solution: str, problem: Problem) -> str:
         if _MARKERS.get(self.extract, "") not in solution or not solution:
-            final = _FINAL_ANSWERS.get(self.extract, "{answer}").format(answer=problem.answer)
+            final = _FINAL_ANSWERS.get(self.extract, "{answer}").format(answer=as_answer(problem))
             solution = f"{solution}\n{final}" if solution else final
         return solution if self.kind == "chat" else f" {solution}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +13,7 @@ from mathrl.data.fields import (
     join_questions,
     json_value,
     read_answer,
+    read_answers,
     read_options,
     read_question,
 )
@@ -41,6 +43,8 @@ class DatasetRow:
         ""  # extraction rule that finds the reference in a worked answer; empty: the field is the reference
     )
     answer_type: str = "auto"
+    lists: str = "any_of"  # answer type of a reference that is a list: any one is right, or "all_of" them
+    all_needed: str = ""  # field that says, where it is true, that all answers of a list are needed
     extract: str = "gsm8k"  # extraction rule for completions
     meta: tuple[str, ...] = ("level", "subject", "type", "num_steps", "template")  # kept where they are
     licence: str = ""
@@ -104,6 +108,48 @@ DATASETS: dict[str, DatasetRow] = {
             extract="boxed",
             licence="MIT",
         ),
+        # problem, answer, solution; its authors' reward accepts any one of an answer that is a list
+        # (deepscaler/rewards/math_reward.py and deepscaler/data/test/*.json of agentica-project/deepscaler)
+        DatasetRow(
+            "deepscaler",
+            hub="agentica-org/DeepScaleR-Preview-Dataset",
+            question=("problem",),
+            extract="boxed",
+            licence="MIT",
+        ),
+        # fields as in the README of OpenBMB/OlympiadBench; solution is a list of solutions
+        DatasetRow(
+            "olympiadbench",
+            hub="Hothan/OlympiadBench",
+            config="OE_TO_maths_en_COMP",
+            answer="final_answer",
+            all_needed="is_multiple_answer",
+            extract="boxed",
+            meta=("subfield", "unit"),
+            licence="Apache-2.0",
+        ),
+        # Question, Answer, Answer_type (bool, integer, float, option, list of integer, list of float); the
+        # hub's copy has all answers as text. The authors compare lists sorted (TIGER-AI-Lab/TheoremQA).
+        DatasetRow(
+            "theoremqa",
+            hub="TIGER-Lab/TheoremQA",
+            split="test",
+            question=("Question",),
+            answer="Answer",
+            answer_type="all_of",
+            lists="all_of",
+            extract="boxed",
+            meta=("Answer_type",),
+            licence="MIT",
+        ),
+        # question, answer (examples/data_preprocess of several trainers read these two)
+        DatasetRow(
+            "minerva_math",
+            hub="math-ai/minervamath",
+            split="test",
+            extract="boxed",
+            licence="CC-BY-NC-SA-4.0 (course pages)",
+        ),
     )
 }
 
@@ -151,8 +197,10 @@ def make_problem(row: DatasetRow, raw: Row, where: str, problem_id: str) -> Prob
     """
     asked = join_questions([read_question(get_field(raw, name, where)) for name in row.question])
     given = get_field(raw, row.answer, where)
-    answer = read_answer(given)
+    answer, answer_type = _reference(row, raw, given)
     solution = raw.get(row.solution)
+    if isinstance(solution, list | tuple):
+        solution = solution[0] if solution else None
     rule = row.rule or ("gsm8k" if isinstance(given, str) and "####" in given else "")
     if rule:
         solution, extracted = answer, extract_answer(answer, rule)
@@ -164,10 +212,21 @@ def make_problem(row: DatasetRow, raw: Row, where: str, problem_id: str) -> Prob
         id=problem_id,
         question=asked.question,
         answer=answer,
-        answer_type=row.answer_type,
-        solution=_CALCULATOR.sub("", solution).strip() if isinstance(solution, str) else None,
+        answer_type=answer_type,
+        solution=_CALCULATOR.sub("", solution).strip() if isinstance(solution, str) and solution else None,
         options=read_options(raw.get(row.options)),
         meta={key: value for key, value in meta.items() if value is not None},
         system_prompt=asked.system_prompt,
-        row={key: json_value(value) for key, value in raw.items()} if takes_row(row.answer_type) else {},
+        row={key: json_value(value) for key, value in raw.items()} if takes_row(answer_type) else {},
     )
+
+
+def _reference(row: DatasetRow, raw: Row, given: Any) -> tuple[str, str]:
+    """The reference and its answer type; a list of several is written as JSON, which its types read."""
+    if not isinstance(given, list | tuple):
+        return read_answer(given), row.answer_type
+    values = read_answers(given)
+    if len(values) == 1 and not isinstance(values[0], list):
+        return read_answer(values[0]), row.answer_type
+    all_needed = str(raw.get(row.all_needed)).lower() == "true"
+    return json.dumps(values, ensure_ascii=False), "all_of" if all_needed else row.lists

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -52,7 +52,9 @@ class Benchmark(_Row):
     split: str = Field("test", description="split on the hub")
     shots_split: str = Field("", description="split that few-shot examples come from; empty: none")
     question: tuple[str, ...] = Field(("question",), description="fields, joined by a space")
-    answer: str = Field("answer", description="field of the reference; a list means that any of them will do")
+    answer: str = Field("answer", description="field of the reference, or of a list of references")
+    lists: Literal["any_of", "all_of"] = Field("any_of", description="what a list means: any one, or all")
+    all_needed: str = Field("", description="field that says, where true, that all of a list are needed")
     local: LocalFields | None = None
     solution: str = Field("solution", description="field of the worked solution, where there is one")
     options: str = Field("", description="field of the option texts, where there is one")
@@ -76,6 +78,8 @@ class Benchmark(_Row):
             options=self.options,
             rule=self.rule,
             answer_type=self.answer_type,
+            lists=self.lists,
+            all_needed=self.all_needed,
             extract=self.extract,
             meta=tuple(self.meta),
         )
@@ -262,24 +266,24 @@ def to_problem(benchmark: Benchmark, row: Row, where: str, number: int) -> Probl
     raw: dict[str, Any] = dict(row)
     for kind, field in benchmark.meta.items():
         raw[kind] = row.get(field)
-    others: list[str] = []
-    *_, given = [get_field(raw, name, where) for name in (*benchmark.question, benchmark.answer)]
-    if isinstance(given, list | tuple):
-        if not given:
-            raise UnusableRow("empty answer")
-        raw[benchmark.answer], *others = map(read_answer, given)
+    for name in (*benchmark.question, benchmark.answer):
+        get_field(raw, name, where)  # before anything is read, so that the sentence names the field
     if benchmark.answer_pattern:
-        found = re.search(benchmark.answer_pattern, read_answer(raw[benchmark.answer]))
-        if found is None:
-            raise UnusableRow("the reference does not have the form of answer_pattern")
-        raw[benchmark.answer] = found[1]
+        given = get_field(raw, benchmark.answer, where)
+        several = [_by_pattern(benchmark, v) for v in (given if isinstance(given, list | tuple) else [given])]
+        raw[benchmark.answer] = several if len(several) != 1 else several[0]
     problem = make_problem(benchmark.dataset_row, raw, where, f"{benchmark.name}/{number}")
     meta: dict[str, Any] = dict(problem.meta)
-    if others:
-        meta["other_references"] = others
     if benchmark.rule == "gsm8k" and problem.solution and "num_steps" not in meta:
         meta["num_steps"] = _steps(str(row[benchmark.answer]))
     return replace(problem, meta=meta)
+
+
+def _by_pattern(benchmark: Benchmark, value: Any) -> str:
+    found = re.search(benchmark.answer_pattern, read_answer(value))
+    if found is None:
+        raise UnusableRow("the reference does not have the form of answer_pattern")
+    return str(found[1])
 
 
 def _steps(solution: str) -> int:

@@ -41,6 +41,8 @@ def to_row(problem: Problem, kind: str, index: int, completion: Completion) -> d
         row["system_prompt"] = problem.system_prompt
     if problem.meta:
         row["meta"] = dict(problem.meta)
+    if problem.row:
+        row["row"] = dict(problem.row)
     return row
 
 
@@ -239,6 +241,7 @@ def problem_of(row: Mapping[str, Any]) -> Problem:
         row.get("answer_type", "auto"),
         options=tuple(row.get("options", ())),
         meta=row.get("meta", {}),
+        row=row.get("row", {}),
         system_prompt=row.get("system_prompt", ""),
     )
 

@@ -73,8 +73,6 @@ def evaluate(
             from them. At the end it holds the verdicts, and ``<stem>.json`` beside it the numbers.
         replace_other: an evaluation of something else in ``out`` is replaced, not refused.
 
-    A problem whose meta has ``other_references`` counts as right where any of its references is met.
-
     Raises:
         UserError: no problem, two problems with one id, a prompt too long for the model's context, or
             ``out`` holds an evaluation of something else.
@@ -182,7 +180,7 @@ def judge_groups(scorer: Scorer, groups: Sequence[Group], name: str) -> tuple[tu
     Raises:
         UserError: none is left.
     """
-    records = [record_of(group) for group in score(scorer, groups)]
+    records = [record_of(group) for group in scorer.judge(groups)]
     kept = judged_records(records)
     if not kept:
         raise UserError(f"evaluation {name}: no verifier can read any of the {len(records)} references")
@@ -204,22 +202,6 @@ def with_votes(scorer: Scorer, records: Sequence[Record]) -> list[Record]:
         replace(r, samples=tuple(replace(s, vote=own.get(s.wrong_answer)) for s in r.samples)) if own else r
         for r, own in zip(records, votes, strict=True)
     ]
-
-
-def score(scorer: Scorer, groups: Sequence[Group]) -> list[Group]:
-    """Scored groups; what misses the reference is held against the problem's ``other_references`` in turn."""
-    scored = scorer.judge(groups)
-    depth = max((len(g.problem.meta.get("other_references", ())) for g in groups), default=0)
-    for turn in range(depth):
-        again = [
-            (at, replace(g, problem=replace(g.problem, answer=others[turn]), scores=()))
-            for at, g in enumerate(scored)
-            if len(others := g.problem.meta.get("other_references", ())) > turn
-        ]
-        for (at, _), second in zip(again, scorer.judge([g for _, g in again]), strict=True):
-            best = (b if b.correct else a for a, b in zip(scored[at].scores, second.scores, strict=True))
-            scored[at] = replace(scored[at], scores=tuple(best))
-    return scored
 
 
 def record_of(group: Group) -> Record:

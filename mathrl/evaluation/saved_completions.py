@@ -11,6 +11,7 @@ from mathrl.data.fields import UnusableRow
 from mathrl.errors import UserError
 from mathrl.evaluation.benchmark_sets import Benchmark, to_problem
 from mathrl.evaluation.completions import SAMPLE, problem_of, read_rows
+from mathrl.rewards.scorer import prompt_end
 from mathrl.types import Completion, Problem
 
 
@@ -45,7 +46,8 @@ class SavedFile:
 def read_saved(path: Path, benchmark: Benchmark | None = None) -> SavedFile:
     """Read completions.jsonl, ``samples_*.jsonl`` of lm-evaluation-harness, or plain lines.
 
-    A plain line has ``question``, ``answer``, ``completion`` (or a list ``completions``) and may have ``id``.
+    A plain line has ``question``, ``answer``, ``completion`` (or a list ``completions``) and may have ``id``
+    and ``prompt``: where that opened a thought, a completion that does not close it has no answer.
 
     Args:
         benchmark: says which fields hold question and reference in files that are not ours, and how they are
@@ -59,18 +61,21 @@ def read_saved(path: Path, benchmark: Benchmark | None = None) -> SavedFile:
         raise UserError(f"{path} is empty")
     first = rows[0][1]
     if first.get("kind") == "header":
-        return SavedFile(first.get("name", path.stem), tuple(_own(path, rows[1:])), first, "mathrl")
+        return SavedFile(first.get("name", path.stem), tuple(_own(path, rows[1:], first)), first, "mathrl")
     row = benchmark or Benchmark(name=path.stem)
     if "resps" in first and "doc" in first:
         return SavedFile(row.name, tuple(_harness(path, rows, row)), {}, "lm-evaluation-harness")
     return SavedFile(row.name, tuple(_plain(path, rows, row)), {}, "question, answer, completion")
 
 
-def _own(path: Path, rows: Sequence[tuple[int, dict[str, Any]]]) -> Iterator[Saved]:
+def _own(
+    path: Path, rows: Sequence[tuple[int, dict[str, Any]]], header: Mapping[str, Any]
+) -> Iterator[Saved]:
     found: dict[str, Saved] = {}
+    prompt = header.get("protocol", {}).get("prompt", {}).get("prompt")
     for number, row in rows:
         _need(path, number, row, "problem_id", "question", "answer", "completion", "kind", "num_tokens")
-        saved = found.setdefault(row["problem_id"], Saved(problem_of(row)))
+        saved = found.setdefault(row["problem_id"], Saved(_after(prompt, problem_of(row))))
         ids = (0,) * max(row["num_tokens"], 1)
         completion = Completion(ids, row["completion"], row.get("finish_reason", "stop"))
         saved.add(completion, row.get("outcome"), first=row["kind"] != SAMPLE)
@@ -96,7 +101,8 @@ def _harness(path: Path, rows: Sequence[tuple[int, dict[str, Any]]], benchmark: 
         document = row["doc"]
         if benchmark.answer not in document:  # tasks rename fields; the harness keeps the reference as target
             document = document | {benchmark.answer: row["target"]}
-        saved = Saved(_problem(path, number, document, benchmark, row["doc_id"]))
+        problem = _problem(path, number, document, benchmark, row["doc_id"])
+        saved = Saved(_after(_harness_prompt(row.get("arguments")), problem))
         for response in row["resps"]:
             for text in response if isinstance(response, list) else [response]:
                 if not isinstance(text, str):
@@ -120,10 +126,26 @@ def _plain(path: Path, rows: Sequence[tuple[int, dict[str, Any]]], benchmark: Be
             row = row | {benchmark.question[0]: f"(line {number})"}
         key = str(row.get("id", row.get("problem_id", row[benchmark.question[0]])))
         if key not in found:
-            found[key] = Saved(_problem(path, number, row, benchmark, row.get("id", number)))
+            problem = _problem(path, number, row, benchmark, row.get("id", number))
+            found[key] = Saved(_after(row.get("prompt"), problem))
         for text in texts:
             found[key].add(_completion(text))
     yield from found.values()
+
+
+def _harness_prompt(arguments: Any) -> Any:
+    """The prompt in {"gen_args_0": {"arg_0": prompt, …}} of today's files and [[prompt, …]] of older ones."""
+    if isinstance(arguments, Mapping):
+        first = next(iter(arguments.values()), None)
+        return first.get("arg_0") if isinstance(first, Mapping) else None
+    first = arguments[0] if isinstance(arguments, list) and arguments else None
+    return first[0] if isinstance(first, list) and first else None
+
+
+def _after(prompt: Any, problem: Problem) -> Problem:
+    """The problem with the end of the prompt that its completions followed, where judging needs it."""
+    end = prompt_end(prompt) if isinstance(prompt, str) else ""
+    return replace(problem, meta={**problem.meta, "prompt": end}) if end else problem
 
 
 def _problem(path: Path, number: int, row: Mapping[str, Any], benchmark: Benchmark, name: Any) -> Problem:

@@ -47,6 +47,11 @@ def takes_row(answer_type: str) -> bool:
     return verifiers.registry.get(answer_type).takes_row
 
 
+def as_answer(problem: Problem) -> str:
+    """The reference as a solution ends in it: the first of alternatives, all of several answers."""
+    return verifiers.registry.get(problem.answer_type).as_answer(problem.answer)
+
+
 def read_only_as_words(problem: Problem) -> bool:
     """Whether all that can be judged of an answer to the problem is that it repeats the reference."""
     return read_reference(problem.answer, problem.answer_type).reading is Reading.WORDS

@@ -113,6 +113,55 @@ def test_plain_lines_with_samples_of_one_problem(tmp_path: Path) -> None:
     ]
 
 
+OPENED = "<|im_start|>user\nHow many?<|im_end|>\n<|im_start|>assistant\n<think>\n"
+
+
+def outcomes_of(file: Path, *words: str) -> list[str]:
+    out = file.with_suffix("")
+    assert main(["judge", str(file), "--out", str(out), *words]) == 0
+    return [r.greedy.outcome for r in judged(out).records]
+
+
+@pytest.mark.parametrize(("prompt", "outcome"), [(OPENED, "no_answer"), ("How many?", "correct")])
+def test_files_of_every_form_say_what_opened_a_thought(tmp_path: Path, prompt: str, outcome: str) -> None:
+    plain = [{"question": "How many?", "answer": "2", "completion": "#### 2", "prompt": prompt}]
+    assert outcomes_of(write(tmp_path / "plain.jsonl", plain), "--extract", "gsm8k") == [outcome]
+    for name, arguments in (("new", {"gen_args_0": {"arg_0": prompt}}), ("old", [[prompt, {}]])):
+        document = {"question": "How many?", "answer": "#### 2"}
+        row = {"doc_id": 1, "doc": document, "target": "2", "resps": [["#### 2"]], "arguments": arguments}
+        assert outcomes_of(write(tmp_path / f"{name}.jsonl", [row]), "--benchmark", "gsm8k") == [outcome]
+    file = tmp_path / "completions.jsonl"
+    ours(file)
+    header, *rows = [json.loads(line) for line in file.read_text().splitlines()]
+    header["protocol"]["prompt"] = {"kind": "chat", "prompt": prompt.replace("How many?", "{question}")}
+    first = outcomes_of(write(tmp_path / "own.jsonl", [header, *rows]))
+    assert first == (["no_answer"] * 6 if outcome == "no_answer" else OUTCOMES)
+    again = tmp_path / "own" / "completions.jsonl"  # judged once more, it says the same
+    assert outcomes_of(again) == first
+
+
+def test_references_that_are_lists(tmp_path: Path) -> None:
+    rows = [
+        {"question": "a?", "answer": ["1/2", "0.5 cm"], "completion": r"\boxed{0.5}"},
+        {"question": "b?", "answer": ["1/2", "0.5 cm"], "completion": r"\boxed{2}"},
+        {
+            "question": "c?",
+            "final_answer": ["3", "5"],
+            "is_multiple_answer": True,
+            "completion": r"\boxed{5, 3}",
+        },
+        {
+            "question": "d?",
+            "final_answer": ["3", "5"],
+            "is_multiple_answer": True,
+            "completion": r"\boxed{5}",
+        },
+    ]
+    assert outcomes_of(write(tmp_path / "any.jsonl", rows[:2]), "--extract", "boxed") == ["correct", "wrong"]
+    every = write(tmp_path / "all.jsonl", rows[2:])
+    assert outcomes_of(every, "--benchmark", "olympiadbench") == ["correct", "wrong"]
+
+
 @pytest.mark.parametrize(
     ("text", "words", "message"),
     [

@@ -1,13 +1,20 @@
 """Data sets as problems: formats, fields, what is skipped, who is held out, the cursor, real files."""
 
 import csv
+import datetime
 import json
 from decimal import Decimal
 
 import pytest
 
 from mathrl.config import Config, DataConfig
-from mathrl.data.problems import load_demonstrations, load_problems
+from mathrl.data.problems import (
+    DATASETS,
+    DatasetRow,
+    load_demonstrations,
+    load_problems,
+    make_problem,
+)
 from mathrl.data.stream import ProblemStream
 from mathrl.data.wordproblems import is_drill
 from mathrl.errors import UserError
@@ -128,6 +135,48 @@ def test_references_that_are_only_words_are_counted_when_loaded(tmp_path):
         said = f"; {count} judged by their words alone, such as 'Tuesday evening'"
         assert (said in found.describe()) == (count > 0)
     assert "words" not in load(write(tmp_path / "sums.jsonl", ROWS)).describe()
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "answer", "answer_type"),
+    [
+        (
+            "deepscaler",
+            {"problem": "q?", "answer": ["1/2", "0.5"]},
+            '["1/2", "0.5"]',
+            "any_of",
+        ),
+        ("deepscaler", {"problem": "q?", "answer": ["1/2"]}, "1/2", "auto"),
+        ("deepscaler", {"problem": "q?", "answer": 12.0}, "12", "auto"),
+        (
+            "olympiadbench",
+            {"question": "q?", "final_answer": ["3", "5"], "is_multiple_answer": True, "solution": ["s"]},
+            '["3", "5"]',
+            "all_of",
+        ),
+        (
+            "olympiadbench",
+            {"question": "q?", "final_answer": ["3", "5"], "is_multiple_answer": "False"},
+            '["3", "5"]',
+            "any_of",
+        ),
+        ("theoremqa", {"Question": "q?", "Answer": True, "Answer_type": "bool"}, "True", "all_of"),
+        ("theoremqa", {"Question": "q?", "Answer": [1, 2.5]}, '["1", "2.5"]', "all_of"),
+        ("minerva_math", {"question": "q?", "answer": "x^2"}, "x^2", "auto"),
+    ],
+)
+def test_references_that_are_lists_become_the_type_that_the_row_says(name, raw, answer, answer_type):
+    problem = make_problem(DATASETS[name], raw, "row 1", "p")
+    assert (problem.answer, problem.answer_type) == (answer, answer_type)
+    assert problem.question == "q?"
+
+
+def test_a_type_that_asks_for_the_row_gets_it_into_the_problem(monkeypatch):
+    raw = {"question": "q?", "answer": "3", "modulus": 7, "when": datetime.date(2026, 1, 2), "level": 2}
+    monkeypatch.setattr("mathrl.data.rows.takes_row", lambda answer_type: answer_type == "number")
+    kept = make_problem(DatasetRow("mine", answer_type="number"), raw, "row 1", "p")
+    assert kept.row == raw | {"when": "2026-01-02"}
+    assert make_problem(DatasetRow("mine"), raw, "row 1", "p").row == {}
 
 
 def test_held_out_problems_are_the_same_for_every_seed_and_never_trained_on(tmp_path):

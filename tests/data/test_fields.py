@@ -13,6 +13,7 @@ from mathrl.data.fields import (
     json_value,
     questions_in,
     read_answer,
+    read_answers,
     read_options,
     read_question,
 )
@@ -66,7 +67,6 @@ def test_questions_are_text_or_messages(value: object, question: str, system: st
         ([USER, said("assistant", "2"), said("user", "And twice that?")], "several turns"),
         ([said("user", "Let x be 2."), said("user", "What is x?")], "several turns"),
         ("[{'role': 'user', 'content': 'What", "stored as text"),
-        (True, "a bool"),
     ],
 )
 def test_other_questions_make_the_row_unusable_with_a_reason(value: object, reason: str) -> None:
@@ -90,6 +90,8 @@ def test_all_that_a_user_asked_is_found_for_the_search_for_overlap() -> None:
         (" 4 ", "4"),
         (4, "4"),
         (4.0, "4"),
+        (True, "True"),
+        (False, "False"),
         (-0.0, "0"),
         (0.1, "0.1"),
         (1e-7, "0.0000001"),
@@ -115,7 +117,6 @@ def test_answers_are_text_or_numbers(value: object, text: str) -> None:
         (Decimal("NaN"), "empty answer"),
         (math.inf, "the answer is inf"),
         (Decimal("-Infinity"), "the answer is -Infinity"),
-        (True, "a bool"),
         (["4"], "a list"),
         ({"value": 4}, "a dictionary"),
         (datetime.date(2026, 1, 2), "a date"),
@@ -124,6 +125,13 @@ def test_answers_are_text_or_numbers(value: object, text: str) -> None:
 def test_other_answers_make_the_row_unusable_with_a_reason(value: object, reason: str) -> None:
     with pytest.raises(UnusableRow, match=reason):
         read_answer(value)
+
+
+def test_answers_in_a_list_keep_its_shape() -> None:
+    assert read_answers([" 4 ", 5.0, True, ["6", Decimal("1.50")]]) == ["4", "5", True, ["6", "1.5"]]
+    for bad in ([], ["4", None], ["4", []], [["4"], {"value": 2}]):
+        with pytest.raises(UnusableRow):
+            read_answers(bad)
 
 
 def test_options_of_every_form() -> None:

@@ -71,6 +71,53 @@ ROWS = [  # benchmark, row, reference, a completion that is right, one that is n
     ("math", {"problem": "q", "solution": r"so \boxed{x^2+1}."}, "x^2+1", r"\boxed{1+x^2}", r"\boxed{x^2}"),
     ("aime24", {"problem": "q", "answer": "073"}, "073", r"\boxed{73}", r"\boxed{703}"),
     ("amc23", {"question": "q", "answer": 27.0}, "27", r"\boxed{27}", r"\boxed{72}"),
+    (
+        "olympiadbench",
+        {"question": "q", "final_answer": ["$1,3$"], "is_multiple_answer": True},
+        "$1,3$",
+        r"\boxed{3, 1}",
+        r"\boxed{1}",
+    ),
+    (
+        "olympiadbench",
+        {"question": "q", "final_answer": ["$1$", "$3$"], "is_multiple_answer": True},
+        '["$1$", "$3$"]',
+        r"\boxed{3, 1}",
+        r"\boxed{1}",
+    ),
+    (
+        "olympiadbench",
+        {"question": "q", "final_answer": ["$n^2$", "$m$"], "is_multiple_answer": False},
+        '["$n^2$", "$m$"]',
+        r"\boxed{m}",
+        r"\boxed{m, n^2}",
+    ),
+    (
+        "minerva_math",
+        {"question": "q", "answer": ["2.5", "5/2 cm"]},
+        '["2.5", "5/2 cm"]',
+        r"\boxed{2.5}",
+        r"\boxed{25}",
+    ),
+    (
+        "minerva_math",
+        {"question": "q", "answer": True},
+        "True",
+        r"\boxed{\text{True}}",
+        r"\boxed{\text{False}}",
+    ),
+    ("theoremqa", {"Question": "q", "Answer": "[8, 4]"}, "[8, 4]", r"\boxed{4, 8}", r"\boxed{8}"),
+    (
+        "theoremqa",
+        {"Question": "q", "Answer": [0.333, 0.25]},
+        '["0.333", "0.25"]',
+        r"\boxed{\frac13, \frac14}",
+        r"\boxed{\frac13}",
+    ),
+    ("theoremqa", {"Question": "q", "Answer": "False"}, "False", r"\boxed{\text{No}}", r"\boxed{\text{Yes}}"),
+    ("theoremqa", {"Question": "q", "Answer": True}, "True", r"\boxed{\text{Yes}}", r"\boxed{\text{No}}"),
+    ("theoremqa", {"Question": "q", "Answer": "(b)"}, "(b)", r"\boxed{b}", r"\boxed{c}"),
+    ("theoremqa", {"Question": "q", "Answer": 1.5}, "1.5", r"\boxed{\frac32}", r"\boxed{3}"),
     ("multiarith", {"question": "q", "final_ans": "39"}, "39", "#### 39", "#### 93"),
 ]
 
@@ -81,6 +128,16 @@ def test_rows_of_every_form(name: str, row: dict, answer: str, correct: str, wro
     assert problem.answer == answer
     assert right(problem, correct, name)
     assert not right(problem, wrong, name)
+
+
+def test_files_of_another_form_load_by_their_own_fields(tmp_path: Path) -> None:
+    file = tmp_path / "olympiad_bench.json"
+    file.write_text(
+        json.dumps([{"problem": "p?", "answer": ["$n^2$", "$n*n$"]}, {"problem": "q?", "answer": "3"}])
+    )
+    first, second = load_benchmark(known_benchmarks()["olympiadbench"], str(file)).problems
+    assert (first.answer_type, second.answer_type) == ("any_of", "auto")
+    assert right(first, r"\boxed{n \cdot n}", "olympiadbench")
 
 
 def test_options_are_answered_by_their_letter() -> None:
@@ -94,7 +151,7 @@ def test_options_are_answered_by_their_letter() -> None:
 def test_several_references_and_kinds_of_problem() -> None:
     row = {"question": "q", "final_answer": ["$3$", "$5$"], "subfield": "Algebra"}
     problem = row_of("olympiadbench", row)
-    assert (problem.answer, problem.meta["other_references"]) == ("$3$", ["$5$"])
+    assert (problem.answer, problem.answer_type) == ('["$3$", "$5$"]', "any_of")
     assert problem.meta["subject"] == "Algebra"
     problem = row_of("gsm8k", {"question": "q", "answer": "a <<1+1=2>>\nb <<2*2=4>>\n#### 4"})
     assert problem.meta["num_steps"] == 2
@@ -143,8 +200,8 @@ def test_references_that_are_missing_are_counted_like_empty_ones(tmp_path: Path)
 
 def test_several_references_are_read_one_by_one() -> None:
     row = {"question": "q", "final_answer": [Decimal("1.50"), 2.0]}
-    assert row_of("olympiadbench", row).answer == "1.5"
-    assert row_of("olympiadbench", row).meta["other_references"] == ["2"]
+    assert row_of("olympiadbench", row).answer == '["1.5", "2"]'
+    assert row_of("olympiadbench", row | {"final_answer": [2.0]}).answer == "2"
     for bad in ([], [None], ["1", {"value": 2}]):
         with pytest.raises(UnusableRow):
             row_of("olympiadbench", {"question": "q", "final_answer": bad})
@@ -152,7 +209,7 @@ def test_several_references_are_read_one_by_one() -> None:
 
 def test_every_row_of_the_table_is_whole() -> None:
     rows = known_benchmarks()
-    assert len(rows) == 19
+    assert len(rows) == 20
     for row in rows.values():
         assert row.licence
         assert row.note

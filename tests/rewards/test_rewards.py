@@ -2,10 +2,12 @@
 
 import pytest
 
+import verifiers
 from mathrl.config import RewardConfig
 from mathrl.errors import UserError
 from mathrl.rewards.scorer import (
     RewardScorer,
+    as_answer,
     check_answer_type,
     check_reference,
     could_be_judged,
@@ -137,6 +139,15 @@ def test_a_saved_problem_brings_its_prompt():
     (scored,) = scorer.score([Group(saved, (), (completion("#### 42"), completion("</think>#### 42")))])
     scorer.close()
     assert [s.outcome for s in scored.scores] == ["no_answer", "correct"]
+
+
+def test_a_worked_solution_ends_in_one_alternative_or_in_all_that_is_needed():
+    said = [("42", "number"), ('["1/2", "0.5"]', "any_of"), ('["3", "5"]', "all_of")]
+    said += [('[["3", "5"], "none"]', "any_of"), ("[true, 7]", "all_of"), ("1/2", "any_of")]
+    answers = [as_answer(Problem("p", "q", answer, kind)) for answer, kind in said]
+    assert answers == ["42", "1/2", "3, 5", "3, 5", "yes, 7", "1/2"]
+    for (answer, kind), text in zip(said, answers, strict=True):
+        assert verifiers.verify(f"\\boxed{{{text}}}", answer, kind).correct
 
 
 def test_an_unknown_answer_type_suggests_near_names():

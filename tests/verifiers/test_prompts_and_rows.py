@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from typing import Any, ClassVar
+from unittest.mock import ANY
 
 import pytest
 
@@ -15,6 +16,7 @@ from verifiers.extraction.rules import extract
 from verifiers.extraction.thoughts import PROMPT_TAIL_CHARS, opens_thought
 from verifiers.pool.pool import Request, VerifierPool
 from verifiers.tools.conformance import check, read_examples
+from verifiers.tools.records import Record, read_records
 
 OPENED = "<|im_start|>user\nHow many?<|im_end|>\n<|im_start|>assistant\n<think>\n"
 
@@ -93,6 +95,15 @@ def test_judge_reads_prompt_and_row_from_each_line() -> None:
     assert done.returncode == 0, done.stderr
     said = [json.loads(line)["outcome"] for line in done.stdout.splitlines()]
     assert said == ["correct", "wrong", "no_answer", "correct", "error"]
+
+
+def test_a_reference_that_is_a_list_needs_a_type_that_reads_it() -> None:
+    def record(**fields: object) -> Record:
+        line = json.dumps({"answer": ["3", "5"], "completion": "\\boxed{5}"} | fields).encode()
+        return next(read_records([line]))
+
+    assert record(type="any_of").request == Request("\\boxed{5}", '["3", "5"]', "any_of", row=ANY)
+    assert "any_of or all_of" in record().problem
 
 
 def test_the_conformance_kit_hands_rows_on(tmp_path) -> None:

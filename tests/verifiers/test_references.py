@@ -39,6 +39,12 @@ def test_unread_references_of_one_kind_count_together() -> None:
     assert len({read.kind for read in found}) == 1
 
 
+def test_a_list_is_words_where_all_of_its_items_are() -> None:
+    assert read_reference('["Tuesday", "Friday"]', "any_of").reading is Reading.WORDS
+    assert read_reference('["Tuesday", "5"]', "all_of").reading is Reading.MATHEMATICS
+    assert read_reference('["5", "\\\\frac{1}{2"]', "any_of").reading is Reading.UNREAD
+
+
 def test_the_type_decides() -> None:
     assert read_reference("42", "text").reading is Reading.WORDS
     assert read_reference("Tuesday", "number").reading is Reading.UNREAD

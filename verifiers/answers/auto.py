@@ -8,6 +8,7 @@ from typing import ClassVar
 from verifiers.answers.choice import Choice, option_parts, several_letters
 from verifiers.answers.spelled import spelled_fraction, spelled_number
 from verifiers.answers.structured import Answer, answers_equal, is_word, read_answer
+from verifiers.answers.yes_or_no import asks_yes_or_no, says_yes
 from verifiers.base import AnswerType, ParseError
 from verifiers.extraction.lines import short_sentence
 from verifiers.extraction.prose import prose
@@ -44,6 +45,8 @@ class Auto(AnswerType):
             return Answer(cleaned, normal_words(cleaned), None, cleaned=cleaned)
 
     def equal(self, reference: Answer, given: Answer) -> bool:
+        if asks_yes_or_no(reference.cleaned):
+            return says_yes(given.cleaned) is says_yes(reference.cleaned)
         if answers_equal(reference, given):
             return True
         if (reference.node is not None and given.node is None) or is_word(given.node):

@@ -42,7 +42,7 @@ def _read(line: bytes, number: int, answer_type: str, extract: str) -> Record:
     try:
         request = Request(
             completion=_text(fields, "completion"),
-            answer=_text(fields, "answer"),
+            answer=_answer(fields, _text(fields, "type", answer_type)),
             answer_type=_text(fields, "type", answer_type),
             extract=_text(fields, "extract", extract),
             options=_options(fields),
@@ -64,6 +64,16 @@ def _text(fields: dict[str, Any], name: str, default: str | None = None) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{name!r} must be a string, got {type(value).__name__}")
     return value
+
+
+def _answer(fields: dict[str, Any], answer_type: str) -> str:
+    """The reference; a list is written as JSON for the types that read it."""
+    answer = fields.get("answer")
+    if not isinstance(answer, list):
+        return _text(fields, "answer")
+    if answer_type not in ("any_of", "all_of"):
+        raise ValueError("'answer' is a list: say with the type any_of or all_of what that means")
+    return json.dumps(answer)
 
 
 def _options(fields: dict[str, Any]) -> tuple[str, ...]:

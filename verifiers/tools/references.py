@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from verifiers import ParseError, parse_reference
 from verifiers.answers.auto import names_a_choice
+from verifiers.answers.several import Several
 from verifiers.answers.structured import Answer, is_word
+from verifiers.answers.yes_or_no import asks_yes_or_no
 
-_DECIDED_WORDS = re.compile(r"yes|no|true|false|does not exist|dne|undefined|not defined|is undefined")
+_NO_VALUE = frozenset({"does not exist", "dne", "undefined", "not defined", "is undefined"})
 _QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|(?<![\w\\])\d[\d,.]*|\\[A-Za-z]+")
 
 
@@ -42,13 +45,20 @@ def read_reference(answer: str, answer_type: str = "auto") -> ReadReference:
         return ReadReference(Reading.UNREAD, _QUOTED.sub("…", str(error)))
     if isinstance(parsed, str) and answer_type == "text":
         return ReadReference(Reading.WORDS, "words")
+    if isinstance(parsed, Several):  # words where all of its items are
+        read = [_of_answer(item) for item in parsed.items]
+        return next((r for r in read if r.reading is Reading.MATHEMATICS), read[0])
+    return _of_answer(parsed)
+
+
+def _of_answer(parsed: Any) -> ReadReference:
     if not isinstance(parsed, Answer):
         return ReadReference(Reading.MATHEMATICS)
     if parsed.contradicts:
         return ReadReference(Reading.WORDS, "statements that contradict each other")
     if parsed.node is not None and not is_word(parsed.node):
         return ReadReference(Reading.MATHEMATICS)
-    if _DECIDED_WORDS.fullmatch(parsed.words) or names_a_choice(parsed.cleaned):
+    if parsed.words in _NO_VALUE or asks_yes_or_no(parsed.cleaned) or names_a_choice(parsed.cleaned):
         return ReadReference(Reading.MATHEMATICS)
     with_formulas = re.search(r"[\d=<>^\\$]", parsed.cleaned.replace("\\text", "")) is not None
     return ReadReference(Reading.WORDS, "words with formulas or numbers" if with_formulas else "words")
