@@ -116,21 +116,16 @@ def load_adapter(policy: Policy, work: Work) -> None:
 
 def _give_lengths(engine: Any, work: Work) -> None:
     """Every completion ends at the workload's length: requests get their own limit."""
-    ask = engine._ask
+    send = engine.client._send
     known = {tuple(ids): lengths for ids, lengths in zip(work.prompts, work.lengths, strict=True)}
 
-    def asked(prompt: Any, parameters: Any, seeds: Any) -> list[str]:
-        lengths = known.get(tuple(prompt))
-        if lengths is None or parameters.max_tokens != work.workload.completion:
-            return ask(prompt, parameters, seeds)
-        keys = []
-        for seed, length in zip(seeds, lengths, strict=True):
-            own = parameters.clone()
-            own.max_tokens = length
-            keys += ask(prompt, own, [seed])
-        return keys
+    def sent(request: Any, index: int, parameters: Any, length: int | None = None) -> str:
+        lengths = known.get(tuple(request.prompt_token_ids))
+        if lengths is not None and request.sampling_params.max_tokens == work.workload.completion:
+            parameters = {**parameters, "max_tokens": lengths[index]}
+        return send(request, index, parameters, length)
 
-    engine._ask = asked
+    engine.client._send = sent
 
 
 def parity(work: Work, policy: Policy, config: Any, correct: bool) -> dict[str, float]:

@@ -73,6 +73,7 @@ def ours(folder: Path, repeats: int, compiled: bool) -> dict[str, Any]:
     from mathrl.memory.shapes import Shape
     from mathrl.policy.model import Policy
     from mathrl.rollout.vllm import VllmEngine
+    from mathrl.rollout.vllm_core import CoreClient
     from mathrl.training.sentinel import Sentinel
 
     config = recipe(folder)
@@ -90,6 +91,7 @@ def ours(folder: Path, repeats: int, compiled: bool) -> dict[str, Any]:
     used = memory - torch.cuda.mem_get_info()[0] if cuda else 0
     start = time.perf_counter()
     engine = VllmEngine(
+        CoreClient,
         str(folder),
         policy.tokenizer,
         (),

@@ -50,6 +50,22 @@ class Engine(Protocol):
         ...
 
 
+def check_lengths(
+    problems: Sequence[Problem], prompts: Sequence[Sequence[int]], limit: int, room: int
+) -> None:
+    """Raise UserError where a prompt is empty, or does not fit ``room`` tokens with ``limit`` more."""
+    for problem, prompt in zip(problems, prompts, strict=True):
+        if not prompt:
+            raise UserError(
+                f"problem {problem.id!r} has an empty prompt: check the question and the template"
+            )
+        if len(prompt) + limit > room:
+            raise UserError(
+                f"problem {problem.id!r}: a prompt of {len(prompt)} tokens and max_completion_tokens {limit} "
+                f"exceed the engine's {room} tokens; lower max_completion_tokens or drop the problem"
+            )
+
+
 def eos_ids(model: Any, tokenizer: Any) -> list[int]:
     """The tokenizer's EOS and those the model's generation settings add (chat models have several)."""
     extra = getattr(getattr(model, "generation_config", None), "eos_token_id", None)

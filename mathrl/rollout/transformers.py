@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mathrl.errors import UserError
 from mathrl.policy.cpu.folding import folded_adapter
-from mathrl.rollout.base import OnCompletion, PromptEncoder, eos_ids
+from mathrl.rollout.base import OnCompletion, PromptEncoder, check_lengths, eos_ids
 from mathrl.rollout.decoding import (
     Decoder,
     PlainDecoder,
@@ -77,7 +76,8 @@ class TransformersEngine:
         """
         sampling = sampling or self.sampling
         prompts = [tuple(self.encode(problem)) for problem in problems]
-        self._check_lengths(problems, prompts, sampling.max_completion_tokens)
+        context = getattr(self._model.config, "max_position_embeddings", None) or 2**31
+        check_lengths(problems, prompts, sampling.max_completion_tokens, context)
         done: dict[tuple[int, int], Completion] = {}
         with self._ready():
             for rows in self._batches(prompts, group_size, sampling.max_completion_tokens):
@@ -161,20 +161,6 @@ class TransformersEngine:
             if self._shares_prompts is None:
                 self._shares_prompts = can_share_prompts(self._model)
             yield
-
-    def _check_lengths(self, problems: Sequence[Problem], prompts: list[tuple[int, ...]], limit: int) -> None:
-        context = getattr(self._model.config, "max_position_embeddings", None)
-        for problem, prompt in zip(problems, prompts, strict=True):
-            if not prompt:
-                raise UserError(
-                    f"problem {problem.id!r} has an empty prompt: check the question and the template"
-                )
-            if context is not None and len(prompt) + limit > context:
-                raise UserError(
-                    f"problem {problem.id!r}: a prompt of {len(prompt)} tokens and max_completion_tokens "
-                    f"{limit} exceed the model's context of {context} tokens; lower max_completion_tokens "
-                    "or drop the problem"
-                )
 
     def _batches(self, prompts: list[tuple[int, ...]], group_size: int, limit: int) -> Iterator[range]:
         """Consecutive problems whose completions are sampled at once."""

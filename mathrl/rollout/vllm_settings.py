@@ -1,4 +1,4 @@
-"""How vLLM is started: its arguments and environment. The only file that imports vLLM is vllm.py."""
+"""How vLLM is started: its arguments and environment, and which versions fit which torch."""
 
 from __future__ import annotations
 
@@ -9,11 +9,24 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
 from mathrl.errors import UserError
 from mathrl.memory.plan import Limits
 
+FAST = ">=0.24,<0.33"  # whose core vllm_core.py knows; any other goes by vllm_public.py
+FITTING = {  # torch -> what pip should install beside it
+    "2.11": ">=0.24,<0.27",
+    "2.13": ">=0.28,<0.33",
+    "2.14": ">=0.33",
+}
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the adapter ranks that vLLM has kernels for
+
+
+def is_fast(version: str) -> bool:
+    """Whether this version of vLLM is driven by way of its core."""
+    return Version(version).base_version in SpecifierSet(FAST)
 
 
 def engine_arguments(

@@ -90,7 +90,7 @@ def engine(config, policy):
     assert "vLLM" in reason
     assert "CUDA" in reason
     yield engine
-    processes = [psutil.Process(process.pid) for process in engine._processes]
+    processes = [psutil.Process(process.pid) for process in engine.client.processes]
     assert processes
     engine.close()
     engine.close()
@@ -205,13 +205,14 @@ def test_the_sentinel_proves_and_refutes(engine, config):
 def test_merged_weights_are_served_and_their_loss_is_reported(config, policy):
     """A second engine: full-precision deltas against what bfloat16 keeps of them."""
     from mathrl.rollout.vllm import VllmEngine
+    from mathrl.rollout.vllm_core import CoreClient
 
     limits = Limits(
         max_model_len=256, max_num_seqs=64, lora_rank=0, kv_cache_bytes=1 << 30, memory_fraction=0.1
     )
     engine = VllmEngine(
-        config.model.path, policy.tokenizer, [policy.eos_id], encode, Sampling(max_completion_tokens=LIMIT),
-        limits, device="cuda", dtype=torch.bfloat16, compile=False,
+        CoreClient, config.model.path, policy.tokenizer, [policy.eos_id], encode,
+        Sampling(max_completion_tokens=LIMIT), limits, device="cuda", dtype=torch.bfloat16, compile=False,
     )  # fmt: skip
     try:
         engine.load(policy.adapter(), 1)
@@ -228,7 +229,7 @@ def test_replicas_sample_as_one_engine_and_are_proved_each(config, policy, synce
     three = config.model_copy(update={"rollout": config.rollout.model_copy(update={"num_replicas": 3})})
     replicas, reason = make_engine(three, policy, encode)
     assert reason.endswith("3 replicas")
-    processes = [psutil.Process(p.pid) for each in replicas.engines for p in each._processes]
+    processes = [psutil.Process(p.pid) for each in replicas.engines for p in each.client.processes]
     assert len({process.pid for process in processes}) == 3
     try:
         trainer = make_policy(config)

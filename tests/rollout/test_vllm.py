@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -79,16 +80,19 @@ def policy(model_folder):
     return make_policy(model_folder)
 
 
-def start_engine(model_folder, policy):
+def start_engine(model_folder, policy, *, public: bool = False):
     from mathrl.memory.plan import Limits
     from mathrl.rollout.vllm import VllmEngine
+    from mathrl.rollout.vllm_core import CoreClient
+    from mathrl.rollout.vllm_public import PublicClient
 
     limits = Limits(
         max_model_len=128, max_num_seqs=32, lora_rank=4, kv_cache_bytes=32 << 20, memory_fraction=0.05
     )
     eos = policy.tokenizer.eos_token_id
+    start = PublicClient if public else CoreClient
     return VllmEngine(
-        model_folder, policy.tokenizer, [eos], encode, Sampling(max_completion_tokens=LIMIT), limits,
+        start, model_folder, policy.tokenizer, [eos], encode, Sampling(max_completion_tokens=LIMIT), limits,
         device="cpu", dtype=torch.float32,
     )  # fmt: skip
 
@@ -97,7 +101,7 @@ def start_engine(model_folder, policy):
 def engine(model_folder, policy):
     engine = start_engine(model_folder, policy)
     yield engine
-    processes = [psutil.Process(process.pid) for process in engine._processes]
+    processes = [psutil.Process(process.pid) for process in engine.client.processes]
     assert processes
     engine.close()
     engine.close()  # twice is fine
@@ -110,6 +114,11 @@ def synced(engine, policy):
     """The engine with the policy's adapter."""
     engine.load(policy.adapter(), policy.version)
     return engine
+
+
+def kill(engine) -> None:
+    for process in engine.client.processes:
+        process.kill()
 
 
 def ids(groups):
@@ -131,7 +140,7 @@ def test_an_interrupt_from_the_terminal_does_not_end_the_rollout_under_way(synce
 
     def interrupt(*_):
         if not sent:  # while others are still being sampled
-            sent.extend(os.kill(process.pid, signal.SIGINT) for process in synced._processes)
+            sent.extend(os.kill(process.pid, signal.SIGINT) for process in synced.client.processes)
 
     groups = synced.sample(PROBLEMS, 4, seed=1, on_completion=interrupt)
     assert sent
@@ -219,8 +228,8 @@ def test_stops_at_eos_and_at_the_limit(synced):
 def test_finished_completions_come_while_others_are_sampled(synced, monkeypatch):
     """The first callback happens before the core has sent its last message."""
     events = []
-    receive = synced._core.get_output
-    monkeypatch.setattr(synced._core, "get_output", lambda: events.append("message") or receive())
+    receive = synced.client._core.get_output
+    monkeypatch.setattr(synced.client._core, "get_output", lambda: events.append("message") or receive())
     thirds = {c.token_ids[2] for c in synced.sample(PROBLEMS[:1], 8, seed=3)[0].completions}
     events.clear()
     monkeypatch.setattr(synced, "eos_ids", tuple(thirds))  # the first problem's completions end early
@@ -234,14 +243,14 @@ def test_finished_completions_come_while_others_are_sampled(synced, monkeypatch)
 
 def test_the_core_sends_one_message_a_completion(synced, monkeypatch):
     seen = []
-    receive = synced._core.get_output
+    receive = synced.client._core.get_output
 
     def watched():
         message = receive()
         seen.extend(message.outputs)
         return message
 
-    monkeypatch.setattr(synced._core, "get_output", watched)
+    monkeypatch.setattr(synced.client._core, "get_output", watched)
     groups = synced.sample(PROBLEMS, 4, seed=1)
     assert len(seen) == 12
     assert sorted(tuple(o.new_token_ids) for o in seen) == sorted(ids(groups))
@@ -267,7 +276,7 @@ def test_an_adapter_change_takes_effect_and_none_is_the_reference(engine, model_
 def test_adapters_do_not_pile_up(synced, policy):
     for version in range(20, 25):
         synced.load(policy.adapter(), version)
-    assert len(synced._core.list_loras()) == 1
+    assert len(synced.client._core.list_loras()) == 1
     assert len(list(synced._folder.iterdir())) == 1
     assert synced._folder.parent == RAM_DISK
 
@@ -345,13 +354,18 @@ class TestSentinelOnARealEngine:
         with pytest.raises(SyncError, match="differ by"):
             sentinel.check()
 
-    def test_a_stale_prefix_cache_is_caught(self, engine, trainer, monkeypatch):
-        """The cache is keyed by the adapter's name: with one name for all versions only emptying it helps."""
-        import mathrl.rollout.vllm as module
-
+    def test_a_stale_prefix_cache_is_caught(self, engine, trainer, monkeypatch, tmp_path):
+        """It is keyed by the adapter's name and path: with one for all versions only emptying it helps."""
         sentinel = Sentinel(engine, trainer, PROBLEMS, max_gap=0.25)
-        real = module.LoRARequest
-        monkeypatch.setattr(module, "LoRARequest", lambda name, number, path: real("one-name", number, path))
+        real = engine.client.set_adapter
+
+        def under_one_name(name, number, folder):
+            here.unlink(missing_ok=True)
+            here.symlink_to(folder)
+            real("one-name", number, here)
+
+        here = tmp_path / "adapter"
+        monkeypatch.setattr(engine.client, "set_adapter", under_one_name)
         engine.load(trainer.adapter(), trainer.version)
         sentinel.check()  # fills the cache
         move(trainer, 4, 0.1)
@@ -368,7 +382,7 @@ class TestSentinelOnARealEngine:
 
 def test_replicas_sample_what_one_engine_does_and_are_proved_each(synced, model_folder, policy):
     replicas = Replicas(lambda _: start_engine(model_folder, policy), 2)
-    processes = [psutil.Process(p.pid) for engine in replicas.engines for p in engine._processes]
+    processes = [psutil.Process(p.pid) for engine in replicas.engines for p in engine.client.processes]
     try:
         assert len({process.pid for process in processes}) == 2
         trainer = make_policy(model_folder)
@@ -396,7 +410,9 @@ def test_a_killed_core_is_told_of_at_once_and_never_waited_for(model_folder, pol
         engine.load(policy.adapter(), 1)
         prompts = [problem(f"x{i}", 20) for i in range(64)]
         with pytest.raises(UserError, match=r"process ended while sampling \(exit code -9;.*--resume"):
-            engine.sample(prompts, 4, seed=1, on_completion=lambda *_: [p.kill() for p in engine._processes])
+            engine.sample(
+                prompts, 4, seed=1, on_completion=lambda *_: [p.kill() for p in engine.client.processes]
+            )
         with pytest.raises(UserError, match="ended while loading weights"):
             engine.load(policy.adapter(), 2)
         with pytest.raises(UserError, match="ended while"):
@@ -404,3 +420,95 @@ def test_a_killed_core_is_told_of_at_once_and_never_waited_for(model_folder, pol
     finally:
         engine.close()
     assert not engine._folder.exists()
+
+
+@pytest.fixture(scope="module")
+def public(model_folder, policy):
+    engine = start_engine(model_folder, policy, public=True)
+    yield engine
+    processes = [psutil.Process(process.pid) for process in engine.client.processes]
+    assert processes
+    engine.close()
+    engine.close()
+    assert not any(process.is_running() for process in processes)
+    assert not engine._folder.exists()
+
+
+class TestThePublicInterface:
+    """What a version of vLLM gets that we have not tried: the same completions by way of ``LLM.generate``."""
+
+    @pytest.mark.parametrize(
+        "sampling",
+        [
+            Sampling(1.0, 1.0, 0, LIMIT),
+            Sampling(0.7, 0.9, 20, LIMIT),
+            Sampling(0.0, 1.0, 0, LIMIT),
+            Sampling(1.0, 1.0, 0, LIMIT, logprobs=False),
+        ],
+    )
+    def test_it_samples_what_the_core_does(self, public, synced, policy, sampling):
+        public.load(policy.adapter(), policy.version)
+        likely = synced.sample(PROBLEMS[:1], 8, sampling, seed=3)[0].completions[0].token_ids[2]
+        for engine in (public, synced):
+            engine.eos_ids = (*engine.eos_ids, likely)  # so that some stop and some do not
+        told: list[tuple[int, int]] = []
+        try:
+            expected = synced.sample(PROBLEMS, 8, sampling, seed=3)
+            got = public.sample(
+                PROBLEMS, 8, sampling, seed=3, on_completion=lambda p, i, _: told.append((p, i))
+            )
+        finally:
+            for engine in (public, synced):
+                engine.eos_ids = engine.eos_ids[:-1]
+        assert [replace(g, completions=()) for g in got] == [replace(g, completions=()) for g in expected]
+        assert sorted(told) == [(p, i) for p in range(3) for i in range(8)]
+        reasons = set()
+        for mine, theirs in zip(
+            (c for g in got for c in g.completions), (c for g in expected for c in g.completions), strict=True
+        ):
+            assert replace(mine, sampling_logprobs=None) == replace(theirs, sampling_logprobs=None)
+            reasons.add(mine.finish_reason)
+            if sampling.logprobs:
+                assert mine.sampling_logprobs == pytest.approx(theirs.sampling_logprobs, abs=1e-5)
+            else:
+                assert mine.sampling_logprobs is None
+        assert "stop" in reasons
+
+    def test_adapters_come_and_go_and_are_proved(self, public, model_folder, policy):
+        trainer = make_policy(model_folder, seed=3)
+        public.load(trainer.adapter(), trainer.version)
+        sentinel = Sentinel(public, trainer, PROBLEMS, max_gap=0.25)
+        assert sentinel.check()["sync/sentinel_gap"] < 1e-4
+        move(trainer, 4, 0.003)
+        public.load(trainer.adapter(), trainer.version)
+        metrics = sentinel.check()
+        assert metrics["sync/sentinel_gap"] < 1e-4
+        assert metrics["sync/arrived"] == pytest.approx(1.0, abs=0.01)
+        move(trainer, 5, 0.0005)  # vLLM is not told
+        with pytest.raises(SyncError, match="older weights"):
+            sentinel.check()
+        public.load(None, 0)
+        reference = public.sample(PROBLEMS, 4, seed=1)
+        assert largest_gap(policy, reference, reference=True) < 1e-4 < largest_gap(policy, reference)
+
+    def test_an_adapter_that_does_not_fit_is_refused(self, public, model_folder, policy):
+        config = Config.model_validate({"model": {"path": model_folder}, "lora": {"rank": 16, "alpha": 16.0}})
+        with pytest.raises(UserError, match="vLLM refuses the adapter"):
+            public.load(Policy.from_pretrained(model_folder, config).adapter(), 9)
+        public.load(policy.adapter(), policy.version)
+        assert largest_gap(policy, public.sample(PROBLEMS, 2, seed=1)) < 1e-4
+
+    def test_a_killed_core_is_told_of_and_never_waited_for(self, model_folder, policy):
+        engine = start_engine(model_folder, policy, public=True)
+        try:
+            engine.load(policy.adapter(), 1)
+            many = [problem(f"x{i}", 20) for i in range(2000)]
+            timer = threading.Timer(1.0, kill, [engine])
+            timer.start()
+            with pytest.raises(UserError, match=r"process ended while sampling \(exit code -9"):
+                engine.sample(many, 8, seed=1)
+            with pytest.raises(UserError, match="ended while loading weights"):
+                engine.load(policy.adapter(), 2)
+        finally:
+            engine.close()
+        assert not engine._folder.exists()

@@ -1,0 +1,221 @@
+"""The fast way to vLLM: requests straight to its core's process, finished completions back.
+
+Nothing here is per token on the trainer's side: the core's scheduler keeps the tokens of a completion until
+it is finished, and the trainer reads them from the core's own messages, without vLLM's output processor.
+
+That is not vLLM's public interface: the core client's ``add_request``/``get_output``, the input processor,
+``Scheduler.update_from_output``. They are the same in the versions that ``vllm_settings.FAST`` names; the
+tests drive them on a real engine.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import InvalidStateError
+from contextlib import contextmanager, suppress
+from copy import copy
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from vllm import SamplingParams
+from vllm.engine.arg_utils import EngineArgs
+from vllm.lora.request import LoRARequest
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import FinishReason as VllmFinishReason
+from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.engine.llm_engine import LLMEngine
+from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+from mathrl.rollout.finished_only import FinishedOnly
+from mathrl.rollout.vllm_client import AdapterRefused, Ask, CoreEnded, Output, end_processes, first_line
+from mathrl.types import FinishReason, Sampling
+
+_REASONS: dict[Any, FinishReason] = {VllmFinishReason.STOP: "stop", VllmFinishReason.LENGTH: "length"}
+
+
+class CoreClient:
+    """See ``mathrl.rollout.vllm_client.Client``.
+
+    Args:
+        arguments: vLLM's engine arguments.
+        device: "cuda" or "cpu".
+    """
+
+    def __init__(self, arguments: Mapping[str, Any], device: str) -> None:
+        self._llm = LLMEngine.from_engine_args(EngineArgs(**arguments, **_classes(device)))
+        self._core: Any = self._llm.engine_core
+        self._lora: LoRARequest | None = None
+        self._tasks = self._llm.get_supported_tasks()
+        self.closed = False
+        self.processes = list(self._core.resources.engine_manager.processes)
+        threading.Thread(target=_watch, args=(weakref.ref(self), self.processes), daemon=True).start()
+
+    def sample(
+        self,
+        asks: Sequence[Ask],
+        sampling: Sampling,
+        eos_ids: Sequence[int],
+        on_outputs: Callable[[list[Output]], None],
+    ) -> None:
+        parameters = SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=sampling.max_completion_tokens,
+            logprobs=0 if sampling.logprobs else None,
+            stop_token_ids=list(eos_ids),
+            detokenize=False,
+        )
+        with self._requests() as waiting:
+            for n, (prompt, seeds) in enumerate(asks):
+                request = self._request(prompt, parameters)
+                for i, seed in enumerate(seeds):
+                    waiting[self._send(request, i, {"seed": seed})] = (n, i)
+            for answers in self._answers(waiting):
+                on_outputs([_output(*waiting.pop(a.request_id), a, sampling.logprobs) for a in answers])
+
+    def score(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
+        """By the very path that samples: adapter, prefix cache, sampler.
+
+        Each token is a request that samples one token after all that stands before it and reports the given
+        token's log-probability. (``prompt_logprobs`` would pass by the prefix cache.)
+        """
+        scores = [[float("nan")] * len(tokens) for _, tokens in rows]
+        with self._requests() as waiting:
+            for n, (prompt, tokens) in enumerate(rows):
+                if not tokens:
+                    continue
+                request = self._request(
+                    (*prompt, *tokens[:-1]), SamplingParams(max_tokens=1, detokenize=False)
+                )
+                for t, token in enumerate(tokens):
+                    wanted = {"seed": t, "logprob_token_ids": [token]}
+                    waiting[self._send(request, t, wanted, len(prompt) + t)] = (n, t)
+            for answers in self._answers(waiting):
+                for answer in answers:
+                    n, t = waiting.pop(answer.request_id)
+                    ids, values = answer.new_logprobs.logprob_token_ids[0], answer.new_logprobs.logprobs[0]
+                    scores[n][t] = float(values[list(ids).index(rows[n][1][t])])
+        return scores
+
+    def set_adapter(self, name: str, number: int, folder: Path | None) -> None:
+        with self._core_at_work():
+            old, self._lora = self._lora, None
+            if old is not None:
+                self._core.remove_lora(old.lora_int_id)
+            if folder is None:
+                return
+            request = LoRARequest(name, number, str(folder))
+            try:
+                loaded = self._core.add_lora(request)
+            except EngineDeadError:
+                raise
+            except Exception as error:
+                raise AdapterRefused(first_line(error)) from error
+            if not loaded or set(self._core.list_loras()) != {number}:
+                raise RuntimeError(f"vLLM holds the adapters {self._core.list_loras()}, expected {number}")
+            self._lora = request
+
+    def reload_weights(self, folder: Path) -> None:
+        with self._core_at_work():
+            self._core.collective_rpc("reload_weights", None, (), {"weights_path": str(folder)})
+
+    def reset_prefix_cache(self) -> bool:
+        with self._core_at_work():
+            return bool(self._core.reset_prefix_cache())
+
+    def close(self) -> None:
+        self.closed = True
+        self._core.shutdown(timeout=10.0)
+        end_processes(self.processes)
+
+    def _request(self, prompt: Sequence[int], parameters: SamplingParams) -> Any:
+        """A checked request, from which ``_send`` makes those that are sent: checking takes the longest."""
+        inputs = {"type": "token", "prompt_token_ids": list(prompt)}
+        request = self._llm.input_processor.process_inputs(
+            "0", inputs, parameters, self._tasks, lora_request=self._lora
+        )
+        self._llm.input_processor.assign_request_id(request)  # vLLM adds random characters
+        return request
+
+    def _send(
+        self, request: Any, index: int, parameters: Mapping[str, Any], length: int | None = None
+    ) -> str:
+        """Send a copy with these sampling parameters, and the first ``length`` tokens of its prompt."""
+        child = copy(request)
+        child.request_id = f"{index}_{request.request_id}"
+        child.sampling_params = copy(request.sampling_params)
+        for name, value in parameters.items():
+            setattr(child.sampling_params, name, value)
+        if length is not None:
+            child.prompt_token_ids = request.prompt_token_ids[:length]
+        self._core.add_request(child)
+        return child.request_id
+
+    @contextmanager
+    def _requests(self) -> Iterator[dict[str, tuple[int, int]]]:
+        """Requests under way by id; those left when something goes wrong are cancelled."""
+        waiting: dict[str, tuple[int, int]] = {}
+        with self._core_at_work():
+            try:
+                yield waiting
+            except EngineDeadError:
+                raise
+            except BaseException:
+                self._core.abort_requests(list(waiting))
+                raise
+
+    @contextmanager
+    def _core_at_work(self) -> Iterator[None]:
+        try:
+            yield
+        except EngineDeadError as error:
+            raise CoreEnded from error
+
+    def _answers(self, waiting: Mapping[str, Any]) -> Iterator[list[Any]]:
+        """Finished outputs as they come, until ``waiting``, from which the caller takes them, is empty."""
+        while waiting:
+            answers = [a for a in self._core.get_output().outputs if a.request_id in waiting]
+            for answer in answers:
+                if answer.finish_reason not in _REASONS:
+                    raise RuntimeError(f"vLLM gave up a request: {answer.finish_reason!r}")
+            if answers:
+                yield answers
+
+
+class FinishedOnlyScheduler(FinishedOnly, Scheduler):
+    """vLLM's scheduler, for devices where steps are not prepared ahead."""
+
+
+class FinishedOnlyAsyncScheduler(FinishedOnly, AsyncScheduler):
+    """vLLM's scheduler that prepares a step while the one before it runs."""
+
+
+def _classes(device: str) -> dict[str, Any]:
+    if device == "cuda":
+        return {"scheduler_cls": FinishedOnlyAsyncScheduler}
+    # the executor: not a third process
+    return {"scheduler_cls": FinishedOnlyScheduler, "distributed_executor_backend": UniProcExecutor}
+
+
+def _output(ask: int, seed: int, answer: Any, logprobs: bool) -> Output:
+    values = tuple(answer.new_logprobs.logprobs[:, 0].tolist()) if logprobs else None
+    return Output(ask, seed, tuple(answer.new_token_ids), _REASONS[answer.finish_reason], values)
+
+
+def _watch(client: weakref.ref[CoreClient], processes: Sequence[Any]) -> None:
+    """Wake whoever waits for a core that has been killed; vLLM's client would wait for ever."""
+    wait([process.sentinel for process in processes])
+    alive = client()
+    if alive is None or alive.closed:
+        return
+    core = alive._core
+    core.resources.engine_dead = True  # for the calls to come
+    core.outputs_queue.put_nowait(EngineDeadError())
+    for future in list(core.utility_results.values()):
+        with suppress(InvalidStateError):  # answered already
+            future.set_exception(EngineDeadError())
