@@ -92,7 +92,9 @@ def measured(group: Group, what: str) -> Iterator[None]:
         yield
         if group.tensors is not None:
             torch.cuda.synchronize()
-    except RuntimeError as error:  # dist.DistError among them
+    except (torch.OutOfMemoryError, torch.AcceleratorError):  # this rank's own
+        raise
+    except RuntimeError as error:  # gloo's, or dist.DistError
         raise LostRankError(str(error)) from error
     finally:
         group.seconds[what] += time.perf_counter() - start

@@ -1,0 +1,98 @@
+"""Around all that a command does on its ranks: they begin together, and end together however it goes."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from mathrl.distributed import group
+from mathrl.distributed.agreement import agreed_rank, together
+from mathrl.distributed.collectives import LostRankError
+from mathrl.distributed.environment import Place
+from mathrl.distributed.lookout import EXIT_LOST, Lookout, Verdict, connect
+from mathrl.errors import UserError
+
+EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
+
+
+@contextmanager
+def ranks() -> Iterator[Session]:
+    """The ranks of this run. With one process: nothing but the place of the only one.
+
+    With several this process ends with the block: well where it does so on all ranks, and with one sentence,
+    told by one of them, where anything is raised on any.
+    """
+    own = group.start()
+    if own.world == 1:
+        yield Session(own, None)
+        return
+    session = Session(own, Lookout(own, connect(own)))
+    try:
+        yield session
+        with together("the end"):
+            pass
+    except BaseException as error:  # noqa: BLE001 - the process ends here
+        session.end_after(error)
+    session.leave()
+
+
+class Session:
+    """A run's ranks while it lasts."""
+
+    def __init__(self, place: Place, lookout: Lookout | None) -> None:
+        self.place, self._lookout = place, lookout
+
+    def keep_last_words(self, words: Callable[[], None] | None) -> None:
+        """``words`` is called at a bad end by the lowest rank that is left, in any of its threads."""
+        if self._lookout is not None:
+            self._lookout.last_words = words
+
+    def end_with(self, status: int) -> None:
+        """End all ranks with this status, without a word; does nothing for a single process."""
+        if self._lookout is not None:
+            self._lookout.end(self._lookout.settle("", status))
+
+    def leave(self) -> None:
+        """All ranks have come to their end."""
+        assert self._lookout is not None
+        self._lookout.stop()
+        group.stop()
+
+    def end_after(self, error: BaseException) -> None:
+        """End this process, and so the run, with one sentence; does not return."""
+        lookout = self._lookout
+        assert lookout is not None
+        lost = _lost_connection(error)
+        if lost is not None:
+            lookout.end(lookout.wait_for_verdict(lost))
+        if isinstance(error, KeyboardInterrupt):
+            lookout.end(lookout.settle("", EXIT_INTERRUPTED))
+        if isinstance(error, SystemExit):
+            lookout.end(lookout.settle("", error.code if isinstance(error.code, int) else 1))
+        status = getattr(error, "exit_status", EXIT_USER_ERROR) if isinstance(error, UserError) else EXIT_LOST
+        agreed = agreed_rank(error)
+        if not isinstance(error, UserError) and agreed in (None, self.place.rank):
+            traceback.print_exception(error, file=sys.stderr)
+        lookout.end(self._verdict(lookout, error, agreed, status))
+
+    def _verdict(self, lookout: Lookout, error: BaseException, agreed: int | None, status: int) -> Verdict:
+        own = self.place.rank
+        if isinstance(error, UserError):
+            sentence, speaker = str(error), 0  # rank 0 has the console
+        else:
+            sentence = (
+                str(error) if agreed not in (None, own) else f"rank {own}: {type(error).__name__}: {error}"
+            )
+            sentence, speaker = f"{sentence} (its traceback stands above)", agreed or 0
+        if agreed is None or own == speaker:
+            return lookout.settle(sentence, status)
+        return lookout.wait_for_verdict(error)
+
+
+def _lost_connection(error: BaseException | None) -> BaseException | None:
+    """The broken connection that an error comes from."""
+    while error is not None and not isinstance(error, LostRankError):
+        error = error.__cause__ or error.__context__
+    return error
