@@ -10,7 +10,7 @@ from cyclopts import App, Parameter
 from mathrl.commands.recipe_fields import Overrides, takes_fields
 from mathrl.config import Config
 from mathrl.errors import UserError
-from mathrl.memory.plan import GIB, MemoryPlan, make_plan
+from mathrl.memory.plan import GIB, MemoryPlan, make_plan, of_one_rank
 from mathrl.memory.shapes import load_shape
 from mathrl.recipes import load_recipe
 
@@ -31,10 +31,13 @@ def _plan(
     gpu_memory_gib: Annotated[
         float, Parameter(help="default: the memory of the CUDA device here", show_default=False)
     ] = 0.0,
+    gpus: Annotated[int, Parameter(help="GPUs that share a step; the table is of one", show_default=False)] = 1,
     overrides: Overrides,
 ) -> int:
     """Print the table; 0 if the recipe fits, 1 if not."""
-    config = load_recipe(recipe, overrides)
+    if gpus < 1:
+        raise UserError(f"--gpus must be at least 1, got {gpus}")
+    config = of_one_rank(load_recipe(recipe, overrides), gpus)
     size = gpu_memory_gib * GIB
     if size < 0:
         raise UserError(f"--gpu-memory-gib must be positive, got {gpu_memory_gib:g}")
@@ -48,7 +51,8 @@ def _plan(
         size = torch.cuda.mem_get_info()[1]
     shape = load_shape(config)
     plan = make_plan(config, shape, int(size), itemsize=4 if config.model.dtype == "float32" else 2)
-    print(f"{config.recipe}: {shape.num_parameters / 1e6:.1f} M parameters")
+    each = f", each of {gpus} GPUs: {config.rollout.problems_per_step} problems a step" if gpus > 1 else ""
+    print(f"{config.recipe}: {shape.num_parameters / 1e6:.1f} M parameters{each}")
     print("\n".join(lines(plan, config)))
     return 0 if plan.fits else 1
 

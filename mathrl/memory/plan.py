@@ -136,6 +136,13 @@ def make_plan(config: Config, shape: Shape, device_bytes: int, *, itemsize: int 
     return MemoryPlan(rows, device_bytes, pick, sequences, cache, wanted, engine_bytes)
 
 
+def of_one_rank(config: Config, num_ranks: int) -> Config:
+    """The recipe as one of several ranks sees it: its share of a step's problems, and all else."""
+    problems = math.ceil(config.rollout.problems_per_step / num_ranks)
+    rollout = config.rollout.model_copy(update={"problems_per_step": problems})
+    return config.model_copy(update={"rollout": rollout})
+
+
 def engine_limits(config: Config, shape: Shape, device_bytes: int, *, itemsize: int, context: int) -> Limits:
     """What to start each of vLLM's replicas with.
 

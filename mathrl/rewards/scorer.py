@@ -14,6 +14,7 @@ from statistics import fmean, pstdev
 
 import verifiers
 from mathrl.config import RewardConfig
+from mathrl.distributed.environment import workers_a_rank
 from mathrl.errors import UserError
 from mathrl.rewards.functions import RewardFunction, evaluate_function
 from mathrl.rewards.votes import same_answers
@@ -104,7 +105,7 @@ class RewardScorer:
         self.functions = tuple(functions)
         self.prompt_text: Callable[[Problem], str] = lambda problem: str(problem.meta.get("prompt") or "")
         self._prompt_ends: dict[str, str] = {}  # by problem id, as long as its completions come in
-        self.pool = VerifierPool(config.num_workers, config.timeout_s, config.memory_mb)
+        self.pool = VerifierPool(workers_a_rank(config.num_workers), config.timeout_s, config.memory_mb)
         self.pool.start()  # models and engines load meanwhile
         self._under_way: dict[Request, Future[Verdict]] = {}  # equal completions of a problem share one
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mathrl.config import Config
+from mathrl.distributed.collectives import world_size
 from mathrl.errors import UserError
-from mathrl.memory.plan import engine_limits
+from mathrl.memory.plan import engine_limits, of_one_rank
 from mathrl.memory.shapes import Shape
 from mathrl.rollout.base import Engine, PromptEncoder, eos_ids
 from mathrl.rollout.vllm_client import Client
@@ -118,7 +119,7 @@ def _vllm(config: Config, policy: Policy, encode: PromptEncoder) -> Engine:
     else:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limits = engine_limits(
-        config,
+        of_one_rank(config, world_size()),
         Shape.of(base.config),
         memory,
         itemsize=dtype.itemsize,

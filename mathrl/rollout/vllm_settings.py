@@ -12,6 +12,7 @@ import torch
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
+from mathrl.distributed.environment import hidden_from_children, place
 from mathrl.errors import UserError
 from mathrl.memory.plan import Limits
 
@@ -84,6 +85,15 @@ def graph_sizes(max_num_seqs: int) -> list[int]:
     return sorted(size for size in sizes if size <= max_num_seqs)
 
 
+def _own_cache() -> dict[str, str]:
+    """A folder for compiled layers that no other rank of this host writes to: vLLM's does not bear two."""
+    number = place().local_rank
+    if number == 0:
+        return {}
+    above = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return {"VLLM_CACHE_ROOT": os.path.join(above, "vllm", f"rank-{number}")}
+
+
 @contextmanager
 def engine_environment(device: str) -> Iterator[None]:
     """vLLM's settings for the processes it starts; what the caller has set stays as it is."""
@@ -102,12 +112,14 @@ def engine_environment(device: str) -> Iterator[None]:
     else:
         # nothing here is worth the half minute that compiling takes
         wanted |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCH_COMPILE_DISABLE": "1"}
+    wanted |= _own_cache()
     before = {name: os.environ.get(name) for name in wanted}
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
     logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
     try:
-        yield
+        with hidden_from_children():
+            yield
     finally:
         for name, was in before.items():
             if was is None:

@@ -20,6 +20,8 @@ from mathrl.data.prompts import PromptTemplate, make_template
 from mathrl.data.rows import GENERATED
 from mathrl.data.stream import ProblemStream
 from mathrl.data.wordproblems import is_drill
+from mathrl.distributed.agreement import any_rank, together
+from mathrl.distributed.collectives import own_share, rank, sum_gradients, sum_ranks
 from mathrl.errors import NonFiniteError, UserError
 from mathrl.policy.loading import (
     context_of,
@@ -108,6 +110,8 @@ def train_reference(
 ) -> SftResult:
     """Train the base on worked solutions and save it with its tokenizer in ``out_dir``, whole or not at all.
 
+    Several ranks share the examples of each step; rank 0 saves.
+
     The base is ``model.path``, or is built from scratch. Training ends after ``sft.max_train_steps``, or as
     soon as ``sft.target_accuracy`` of the held-out solutions would be reproduced by greedy decoding; the
     ``sft.direct_answer_steps`` come after that. Equal seeds give equal weights (but for ``sft.max_seconds``).
@@ -121,15 +125,18 @@ def train_reference(
         UserError: no worked solutions, or a base that cannot be loaded; nothing is written then.
     """
     start = time.monotonic()
-    if demonstrations is None:
-        demonstrations = load_examples(config)
-    tokenizer = demonstrations.tokenizer
-    model = _base(config, tokenizer)
-    stage = _Stage(config, model, demonstrations, progress, on_metrics)
+    with together("loading the base"):
+        if demonstrations is None:
+            demonstrations = load_examples(config)
+        tokenizer = demonstrations.tokenizer
+        model = _base(config, tokenizer)
+        stage = _Stage(config, model, demonstrations, progress, on_metrics)
     stage.run(start)
-    with atomic(out_dir) as folder, without_bars():
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    with together("saving the reference"):
+        if rank() == 0:
+            with atomic(out_dir) as folder, without_bars():
+                model.save_pretrained(folder)
+                tokenizer.save_pretrained(folder)
     return SftResult(
         stage.step,
         stage.tokens,
@@ -167,10 +174,9 @@ class _Stage:
 
     def run(self, start: float) -> None:
         sft = self.sft
-        deadline = start + sft.max_seconds if sft.max_seconds else math.inf
         most = sft.max_train_steps + sft.direct_answer_steps
         early = sft.direct_answer_fraction if not sft.direct_answer_steps else 0.0
-        while self.step < sft.max_train_steps and time.monotonic() < deadline and not self.reached_target:
+        while self.step < sft.max_train_steps and not self.reached_target and not self._is_late(start):
             self._train(early, sft.learning_rate * schedule(self.step, sft), most)
             if self.step % sft.eval_every_steps == 0 or self.step == sft.max_train_steps:
                 self._evaluate()
@@ -184,15 +190,22 @@ class _Stage:
         if self.progress:
             self.progress(most, most)
 
+    def _is_late(self, start: float) -> bool:
+        """Whether the stage's seconds are over, by the clock of any rank."""
+        limit = self.sft.max_seconds
+        return bool(limit) and any_rank(time.monotonic() - start >= limit)
+
     def _train(self, direct_fraction: float, learning_rate: float, most: int) -> None:
         examples = self._take(direct_fraction)
-        loss = self.loss(examples)
-        self.metrics["sft/loss"] = loss.item()
+        with together("a supervised step"):
+            loss = self.loss(own_share(examples), self.loss.weight(examples))
+            if loss.requires_grad:  # this rank has examples
+                loss.backward()
+        self.metrics["sft/loss"] = float(sum_ranks(loss.detach()))
         if not math.isfinite(self.metrics["sft/loss"]):
             raise NonFiniteError(
                 f"the SFT loss is not finite at step {self.step + 1}: lower sft.learning_rate"
             )
-        loss.backward()
         self.metrics["sft/grad_norm"] = self.optimizer.step(learning_rate)
         self.metrics["sft/learning_rate"] = learning_rate
         self.step += 1
@@ -249,10 +262,11 @@ class _Masters:
         )
 
     def step(self, learning_rate: float) -> float:
-        """Clip, step, clear the gradients; returns their norm before clipping."""
+        """Add the ranks' gradients, clip, step, clear them; returns their norm before clipping."""
         for weight, master in zip(self.weights, self.masters, strict=True):
             if master is not weight and weight.grad is not None:
                 master.grad, weight.grad = weight.grad.float(), None
+        sum_gradients(self.masters)
         norm = torch.nn.utils.clip_grad_norm_(self.masters, self.max_grad_norm)
         for group in self.adamw.param_groups:
             group["lr"] = learning_rate

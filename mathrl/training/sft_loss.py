@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from mathrl.data.prompts import PromptTemplate
+from mathrl.distributed.agreement import together
+from mathrl.distributed.collectives import own_share, sum_ranks
 from mathrl.policy.attention import IMPLEMENTATION
 from mathrl.policy.logprobs import chunk_rows
 from mathrl.policy.packing import why_not_packed
@@ -65,23 +67,36 @@ class SftLoss:
         self.head: Tensor = model.get_output_embeddings().weight
         self.prompt_weight = prompt_weight
 
-    def __call__(self, examples: Sequence[Example]) -> Tensor:
-        """The scalar loss, differentiable; its denominator is that of the whole step."""
+    def __call__(self, examples: Sequence[Example], weight: Tensor | None = None) -> Tensor:
+        """The scalar loss, differentiable.
+
+        Args:
+            examples: of this rank; none gives 0, without gradient.
+            weight: of the whole step, on all ranks, which divides the sum; None: of these examples.
+        """
+        if not examples:
+            return torch.zeros((), device=self.head.device)
         nll, weights, _ = self._tokens(examples, self.prompt_weight)
-        return (nll * weights).sum() / weights.sum()
+        return (nll * weights).sum() / (weights.sum() if weight is None else weight)
+
+    def weight(self, examples: Sequence[Example]) -> Tensor:
+        """The sum of the weights of all the examples' tokens that train, a float32 scalar."""
+        weights = _batch(examples, self.prompt_weight)[1]
+        return weights[weights > 0].sum().to(self.head.device)
 
     @torch.no_grad()
     def held_out(self, examples: Sequence[Example], batch_tokens: int) -> tuple[float, float]:
         """(nats a completion token, share of completions whose every token is the likeliest one).
 
-        A completion whose every token is the likeliest after its prefix is what greedy decoding writes.
+        A completion whose every token is the likeliest after its prefix is what greedy decoding writes. Each
+        rank computes its share of the examples.
         """
-        total, count, exact = 0.0, 0, 0
-        for part in _by_tokens(examples, batch_tokens):
-            nll, _, rows = self._tokens(part, 0.0)
-            total += nll.sum().item()
-            count += len(nll)
-            exact += rows
+        sums = torch.zeros(3, dtype=torch.float64)
+        with together("held-out solutions"):
+            for part in _by_tokens(own_share(examples), batch_tokens):
+                nll, _, rows = self._tokens(part, 0.0)
+                sums += torch.tensor([nll.sum().item(), len(nll), rows])
+        total, count, exact = sum_ranks(sums).tolist()
         return total / count, exact / len(examples)
 
     def _tokens(self, examples: Sequence[Example], prompt_weight: float) -> tuple[Tensor, Tensor, int]:
@@ -101,8 +116,9 @@ class SftLoss:
 
 
 def _nll(hidden: Tensor, head: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """(n,) float32 negative log-likelihood of ``target``, and (n,) bool whether it is the likeliest token."""
-    logits = (hidden @ head.t()).float()
+    """(n,) negative log-likelihood of ``target``, float32 or wider; (n,) bool whether it is the likeliest."""
+    logits = hidden @ head.t()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(logits, target, reduction="none"), logits.argmax(dim=1) == target
 
 
