@@ -31,7 +31,9 @@ def _plan(
     gpu_memory_gib: Annotated[
         float, Parameter(help="default: the memory of the CUDA device here", show_default=False)
     ] = 0.0,
-    gpus: Annotated[int, Parameter(help="GPUs that share a step; the table is of one", show_default=False)] = 1,
+    gpus: Annotated[
+        int, Parameter(help="GPUs that share a step; the table is of one", show_default=False)
+    ] = 1,
     overrides: Overrides,
 ) -> int:
     """Print the table; 0 if the recipe fits, 1 if not."""

@@ -9,11 +9,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any
 
 import torch
 
-from mathrl.distributed.collectives import gather, interleaved, own_share, rank, world_size
+from mathrl.distributed.collectives import gather, interleaved, rank, world_size
 from mathrl.errors import UserError
 from mathrl.training.batch import collate
 from mathrl.types import Adapter, Batch, Group, Problem
@@ -39,12 +38,6 @@ def all_groups(problems: Sequence[Problem], own: Sequence[Group]) -> list[Group]
     ]
     groups[rank()] = list(own)
     return interleaved(groups)
-
-
-def all_are_own(problems: Sequence[Problem]) -> list[bool]:
-    """Of each problem, whether it is in this rank's share."""
-    own = set(own_share(range(len(problems))))
-    return [n in own for n in range(len(problems))]
 
 
 def whole_batch(own: Batch, groups: Sequence[Group], pad_id: int) -> Batch:
@@ -110,15 +103,15 @@ def agree_on_adapter(adapter: Adapter, when: str) -> dict[str, float]:
     return {"ranks/adapter_hash": float(own & ((1 << _HASH_BITS) - 1))}
 
 
-def summed_up(metrics: Mapping[str, float], ranks: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """One rank's own metrics of a step as those of all: the worst of each.
+def worst(ranks: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What each rank measured of its own engine, as one: the highest of each.
 
-    ``sync/arrived`` is worst where it is lowest, and comes with its own standard error; all others where they
-    are highest.
+    Of ``sync/arrived`` it is the lowest, with the standard error that belongs to it.
     """
-    worst = {name: max(r[name] for r in ranks if name in r) for r in ranks for name in r}
+    names = dict.fromkeys(name for measured in ranks for name in measured)
+    metrics = {name: max(r[name] for r in ranks if name in r) for name in names}
     arrived = [r for r in ranks if "sync/arrived" in r]
     if arrived:
         lowest = min(arrived, key=lambda r: r["sync/arrived"])
-        worst |= {name: lowest[name] for name in ("sync/arrived", "sync/arrived_error")}
-    return {**metrics, **worst}
+        metrics |= {name: lowest[name] for name in ("sync/arrived", "sync/arrived_error")}
+    return metrics

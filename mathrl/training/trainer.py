@@ -16,15 +16,20 @@ from mathrl.algorithms.table import Algorithm
 from mathrl.clock import Clock
 from mathrl.config import Config
 from mathrl.data.stream import ProblemStream
+from mathrl.distributed.agreement import any_rank, together
+from mathrl.distributed.collectives import gather, own_share
+from mathrl.distributed.group import alone
+from mathrl.distributed.timing import forget_calls, seconds_away, seconds_by_rank, step_metrics
 from mathrl.errors import NonFiniteError, UserError
 from mathrl.policy.model import Policy
 from mathrl.rewards.scorer import RewardScorer, could_be_judged, rollout_metrics
 from mathrl.rollout.base import Engine
 from mathrl.training.annotate import annotate
-from mathrl.training.batch import collate
+from mathrl.training.batch import collate_share
 from mathrl.training.dry_run import dry_step
 from mathrl.training.micro_batching import MicroBatches
 from mathrl.training.sentinel import Sentinel
+from mathrl.training.sharing import all_groups, worst
 from mathrl.training.update import Update
 from mathrl.types import Batch, Completion, Group, Problem, derive_seed
 
@@ -75,6 +80,7 @@ class Trainer:
     sentinel: Sentinel | None = None  # proves that new weights have reached the engine
     steps_done: int = 0
     forward_parts: MicroBatches = field(init=False)  # cuts the forward passes before the update
+    rank_seconds: list[dict[str, float]] = field(default_factory=list)  # of the last step, by rank and phase
 
     def __post_init__(self) -> None:
         self.forward_parts = MicroBatches(self.config.update.micro_batch_tokens)
@@ -84,72 +90,74 @@ class Trainer:
 
         On a GPU the longest possible micro-batch comes first; what does not fit fails at once.
         """
-        if self.policy.device.type == "cuda" and self.steps_done < self.config.train.num_steps:
-            dry_step(self.config, self.algorithm, self.policy, self.update, self.forward_parts)
-        if self.sentinel:
-            self.sentinel.check()  # what later moves of the policy are measured from
+        with together("the first checks"), alone():
+            if self.policy.device.type == "cuda" and self.steps_done < self.config.train.num_steps:
+                dry_step(self.config, self.algorithm, self.policy, self.update, self.forward_parts)
+            if self.sentinel:
+                self.sentinel.check()  # what later moves of the policy are measured from
         deadline = time.monotonic() + (self.config.train.max_seconds or float("inf"))
         with short_collections():
-            while self.steps_done < self.config.train.num_steps and time.monotonic() < deadline:
+            while self.steps_done < self.config.train.num_steps and not any_rank(time.monotonic() > deadline):
                 metrics, groups = self.step(self.steps_done)
                 self.steps_done += 1
                 self.hooks.after_step(self.steps_done, metrics, groups)
-                if self.hooks.should_stop(self.steps_done):
+                if any_rank(self.hooks.should_stop(self.steps_done)):
                     break
 
     def step(self, index: int) -> tuple[Metrics, list[Group]]:
         """Sample, verify, weigh, update once. Afterwards the engine samples from the newest policy."""
         algorithm, policy = self.algorithm, self.policy
-        clock = Clock(synchronize=policy.device.type == "cuda")
+        clock = Clock(synchronize=policy.device.type == "cuda", away=seconds_away)
+        forget_calls()
 
-        groups, selected = self._rollout(index, clock)  # P problems -> P groups of G scored completions
+        # P problems -> P groups of G scored completions; those that train, and which of them are sampled here
+        groups, selected, own = self._rollout(index, clock)
         metrics = rollout_metrics(could_be_judged(groups))  # before any selection: what the policy did
         metrics |= self.problems.observe(could_be_judged(groups))
         metrics["verify/bad_reference_frac"] = 1.0 - len(could_be_judged(groups)) / len(groups)
         if not selected:  # every group had equal rewards: nothing to learn from
             self.update.skip()
-            return metrics | {"update/skipped": 1.0} | self._speed(metrics, clock), groups
+            return self._conclude(metrics | {"update/skipped": 1.0}, {}, clock), groups
 
-        batch = collate(selected, policy.pad_id).to(policy.device)
+        batch = collate_share(selected, own, policy.pad_id).to(policy.device)
         with clock("forward"), torch.no_grad():  # only what the algorithm asks for
-            batch = annotate(
-                policy,
-                batch,
-                self.forward_parts,
-                old=algorithm.needs_old,
-                reference=algorithm.needs_reference,
-                values=algorithm.needs_values,
-            )
+            with together("the forward passes"):
+                batch = annotate(
+                    policy,
+                    batch,
+                    self.forward_parts,
+                    old=algorithm.needs_old,
+                    reference=algorithm.needs_reference,
+                    values=algorithm.needs_values,
+                )
             batch = algorithm.advantages(batch, kl_coef=self.update.kl_coef)
         self.hooks.on_batch(index, batch)
         with clock("update"):  # first order, or trust region (TRPO)
             metrics |= self._update(batch, selected, index)
         policy.version = index + 1
-        with clock("sync"):
+        synced: Metrics = {}
+        with together("handing over the weights"), clock("sync"):
             self.engine.load(policy.adapter(), version=policy.version)
-            metrics |= getattr(self.engine, "sync_metrics", {})
+            synced |= getattr(self.engine, "sync_metrics", {})
             if self.sentinel:
-                metrics |= self.sentinel.check()
-        return metrics | self._speed(metrics, clock), groups
+                synced |= self.sentinel.check()
+        return self._conclude(metrics, synced, clock), groups
 
-    def _rollout(self, index: int, clock: Clock) -> tuple[list[Group], list[Group]]:
-        """All scored groups, and those that the algorithm selects; refilled within the recipe's budget."""
+    def _rollout(self, index: int, clock: Clock) -> tuple[list[Group], list[Group], list[bool]]:
+        """All scored groups, those that the algorithm selects, and of these whether they are this rank's own.
+
+        Dropped groups are refilled within the recipe's budget.
+        """
         cfg = self.config
         groups: list[Group] = []
         selected: list[Group] = []
+        own: set[int] = set()  # ids of this rank's groups
         wanted = cfg.rollout.problems_per_step
         for refill in range(1 + (cfg.algorithm.max_refills if self.algorithm.refills else 0)):
-            with clock("rollout"):
-                problems = self.problems.take(wanted - len(selected))
-                sampled = self.engine.sample(
-                    problems,
-                    cfg.rollout.group_size,
-                    seed=rollout_seed(cfg.run.seed, index, refill),
-                    on_completion=partial(self._judge, problems),
-                )
-            with clock("verify"):  # a hung answer costs one worker, not the run
-                scored = self.rewards.score(sampled)
+            problems = self.problems.take(wanted - len(selected))
+            scored = self._sample(problems, rollout_seed(cfg.run.seed, index, refill), clock)
             groups += scored
+            own |= {id(group) for group in own_share(scored)}
             selected += self.algorithm.select(could_be_judged(scored))
             if len(selected) == wanted:
                 break
@@ -157,7 +165,19 @@ class Trainer:
             raise UserError(
                 f"step {index + 1}: no reference of this step's problems can be read by its verifier"
             )
-        return groups, selected
+        return groups, selected, [id(group) in own for group in selected]
+
+    def _sample(self, problems: Sequence[Problem], seed: int, clock: Clock) -> list[Group]:
+        """Scored groups of the problems, in order; every rank samples and judges its share of them."""
+        own = own_share(problems)
+        with together("sampling"):
+            with clock("rollout"):
+                sampled = self.engine.sample(
+                    own, self.config.rollout.group_size, seed=seed, on_completion=partial(self._judge, own)
+                )
+            with clock("verify"):  # a hung answer costs one worker, not the run
+                scored = self.rewards.score(sampled)
+        return all_groups(problems, scored)
 
     def _judge(self, problems: Sequence[Problem], index: int, _: int, completion: Completion) -> None:
         """Start judging a completion while others are still being sampled."""
@@ -175,11 +195,12 @@ class Trainer:
                 error.rows,
             ) from error
 
-    @staticmethod
-    def _speed(metrics: Metrics, clock: Clock) -> Metrics:
-        seconds = clock.seconds()
-        total = sum(seconds.values())
-        return seconds | {"time/step_s": total, "tokens/per_s": metrics["tokens/sampled"] / max(total, 1e-9)}
+    def _conclude(self, metrics: Metrics, synced: Metrics, clock: Clock) -> Metrics:
+        """The step's metrics with the worst of what each rank measured of its engine, and with its times."""
+        self.rank_seconds = seconds_by_rank(clock.phases)
+        metrics = metrics | worst(gather(synced)) | step_metrics(self.rank_seconds)
+        metrics["tokens/per_s"] = metrics["tokens/sampled"] / max(metrics["time/step_s"], 1e-9)
+        return metrics
 
     def state(self) -> dict[str, Any]:
         """All that the next step depends on, besides the configuration."""
