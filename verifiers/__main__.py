@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from verifiers import registry
+from verifiers.policy import rule_book
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,6 +24,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # The reader has gone (`| head`); Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -40,6 +45,9 @@ def _parser() -> argparse.ArgumentParser:
 
     types = commands.add_parser("types", help="list the registered answer types")
     types.set_defaults(run=_types)
+
+    policy = commands.add_parser("policy", help="print the rule book: what counts as the same answer")
+    policy.set_defaults(run=_policy)
 
     new = commands.add_parser("new", help="write the file of a new answer type and its table of examples")
     new.add_argument("name", help="the name, in lower case")
@@ -97,6 +105,11 @@ def _types(options: argparse.Namespace) -> int:
         kind = type(registry.get(name))
         summary = (kind.__doc__ or "").strip().partition("\n")[0]
         print(f"{name:12} {kind.__module__}:{kind.__qualname__}  {summary}")
+    return 0
+
+
+def _policy(options: argparse.Namespace) -> int:
+    print(rule_book())
     return 0
 
 

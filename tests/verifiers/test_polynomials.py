@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from verifiers import Outcome, verify
-from verifiers.equality import polynomials, scalars
+from verifiers.equality import polynomials, values
 from verifiers.equality.polynomials import (
     MAX_PRODUCTS,
     Quotients,
@@ -109,20 +109,20 @@ def test_what_is_beyond_the_bounds_is_left_undecided_before_it_is_expanded(
 
 
 def test_a_function_that_vanishes_at_every_point_tried_is_no_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scalars.Points, "generator", lambda self, trial: random.Random(7))
+    monkeypatch.setattr(values.Points, "generator", lambda self, trial: random.Random(7))
     point = random.Random(7).randrange(2, 2**61)
     given, reference = parse(f"x^2+x-{point}"), parse("x^2")
-    assert not scalars.values_equal(reference, given)
+    assert not values.values_equal(reference, given)
     assert verify(f"\\boxed{{x(x-{point})=0}}", f"(2x-{point})(x-{point})=0").outcome is Outcome.WRONG
     # By points alone it would have been accepted.
     monkeypatch.setattr(polynomials, "equal_quotients", lambda left, right: None)
-    assert scalars.values_equal(reference, given)
+    assert values.values_equal(reference, given)
 
 
 def test_the_points_depend_on_both_expressions_but_not_on_their_order() -> None:
     a, b, c = map(parse, ("x+1", "1+x", "x+2"))
     draws = {
-        pair: scalars.Points(*nodes).generator(0).random()
+        pair: values.Points(*nodes).generator(0).random()
         for pair, nodes in {"ab": (a, b), "ba": (b, a), "ac": (a, c), "bc": (b, c)}.items()
     }
     assert draws["ab"] == draws["ba"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from verifiers import policy
 from verifiers.base import AnswerType, ParseError
 from verifiers.equality.exact import children
 from verifiers.equality.parameters import with_parameter_of, without_domain
@@ -20,24 +21,11 @@ _TEXT_COMMAND = re.compile(r"\\(?:text|mbox|mathrm|textbf|textit|operatorname)[a
 # Blanks mean something only between digits: 1 4/5 is not 14/5.
 _OPERATOR = re.compile(r"[-+*/=^<>|!]")
 _BLANKS = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
-# What people write for the empty set, the real line and a value that is not there.
-_PHRASES = {
-    "no solution": "emptyset", "no solutions": "emptyset", "no real solution": "emptyset",
-    "no real solutions": "emptyset", "there is no solution": "emptyset", "there are no solutions": "emptyset",
-    "none": "emptyset", "empty set": "emptyset", "the empty set": "emptyset", "no value": "emptyset",
-    "no values": "emptyset", "no such value": "emptyset",
-    "all real numbers": "set R", "all reals": "set R", "the real numbers": "set R", "real numbers": "set R",
-    "all real x": "set R", "all real numbers x": "set R",
-    "does not exist": '"undefined"', "dne": '"undefined"', "undefined": '"undefined"',
-    "not defined": '"undefined"', "is undefined": '"undefined"',
-}  # fmt: skip
 # n^2 for all n; "where n = 3" would change the value.
 _WITHOUT_QUANTIFIER = re.compile(
     r"(?:,|\s|\\q?quad)*\\(?:text|mbox|textrm|mathrm)\s*\{\s*,?\s*"
     r"(?:for (?:all|every|any|each)\b[^{}=]*\}[^=]*|where\s*\}[^=]*\\in\b[^=]*)$"
 )
-_ARTICLE = re.compile(r"^(?:an?|the) (?=\w{2})")
-_AND = re.compile(r" and ")
 # A reference of two numbers is a list, but 0,5 and 1000,99 are hardly one.
 _SURELY_DECIMAL_COMMA = re.compile(r"[-+]?(?:0,\d+|\d{3,},\d{1,2}|\d+,\d{4,})")
 _DECIMAL_COMMA = re.compile(r"[-+]?(?:0,\d+|\d+,(?:\d{1,2}|\d{4,}))")
@@ -62,7 +50,8 @@ def read_answer(text: str) -> Answer:
     contradicts = False
     node: Node | None = None
     try:
-        node = Sym(_PHRASES[words]) if words in _PHRASES else _tree(text)
+        meaning = policy.meaning_of(words)
+        node = Sym(meaning) if meaning else _tree(text)
         if node is None and (shorter := _WITHOUT_QUANTIFIER.sub("", cleaned)) and shorter != cleaned:
             return read_answer(shorter)
     except Inconsistent:
@@ -126,19 +115,12 @@ def _same_words(reference: Answer, given: Answer) -> bool:
     parts = [_named_parts(side.cleaned) for side in (reference, given)]
     if len(parts[0]) > 1 and parts[0] == parts[1]:
         return True
-    if reference.words in _YES_OR_NO and _YES_IT_IS.fullmatch(given.words):
-        return given.words.startswith(reference.words) and given.words.endswith("not") <= (
-            reference.words == "no"
-        )
-    ours, theirs = (_ARTICLE.sub("", _AND.sub(" ", side.words)) for side in (reference, given))
-    return ours == theirs or ours.replace(" ", "") == theirs.replace(" ", "")
+    if policy.says_yes_or_no(reference.words, given.words):
+        return True
+    return policy.same_words(reference.words, given.words)
 
 
 _SEPARATOR = re.compile(r",|;|\band\b|&")
-_YES_OR_NO = ("yes", "no")
-_YES_IT_IS = re.compile(
-    r"(?:yes|no) (?:it|they|he|she|there|we) (?:is|are|does|do|can|has|have|was|will)(?: not)?"
-)
 
 
 def _named_parts(cleaned: str) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any, TypeGuard
 
 from verifiers.equality.exact import TooLarge, Undefined, children, rational
 from verifiers.grammar.nodes import Big, Node, Num, Op, Quantity, Rel, Sym
+from verifiers.grammar.units import convert
 
 GUARD_BITS = 160
 MAX_PRECISION = 12_000
@@ -128,8 +129,13 @@ def measure(node: Node) -> Measure:
         return Measure(0.0, 0.0, {"i": 2}) if node.name == "i" else Measure(2.0, 0.0, {}, algebraic=False)
     if isinstance(node, Quantity):
         inner = measure(node.value)
+        if node.unit == "%":
+            inner.l += 8.0
+            return inner
+        factor, dimension = convert(node.unit)
+        inner.u += abs(math.log2(factor)) + sum(abs(power) for _, power in dimension)
         inner.l += 8.0
-        inner.algebraic = node.unit == "%"
+        inner.algebraic = False
         return inner
     if not isinstance(node, Op):
         return Measure(64.0, 64.0, {}, algebraic=False)
@@ -233,10 +239,7 @@ class Numeric:
         if isinstance(node, Sym):
             return self.symbol(node.name)
         if isinstance(node, Quantity):
-            value = self.value(node.value)
-            return (
-                value * mp.pi / 180 if node.unit == "degree" else value / 100 if node.unit == "%" else value
-            )
+            return self.value(node.value) * self.unit(node.unit)
         if isinstance(node, Op):
             try:
                 result = self.operation(node)
@@ -262,6 +265,23 @@ class Numeric:
         if name in self.env:
             return mp.mpf(self.env[name].numerator) / self.env[name].denominator
         raise Undefined(f"{name} has no value")
+
+    def unit(self, name: str) -> Any:
+        """A unit as its factor times a value that stands for each of its base units; an angle's is pi/180."""
+        mp = self.mp
+        if name == "%":
+            return mp.mpf(1) / 100
+        factor, dimension = convert(name)
+        value = mp.mpf(factor.numerator) / factor.denominator
+        for base, power in dimension:
+            value *= self.base_unit(base) ** power
+        return value
+
+    def base_unit(self, name: str) -> Any:
+        """An indeterminate, except that angles are numbers: 12 s is neither 12 min nor 12."""
+        if name == "radian":
+            return self.mp.mpf(1)
+        return self.mp.pi / 180 if name == "degree" else self.pseudo_random("unit " + name)
 
     def operation(self, node: Op) -> Any:
         mp = self.mp
@@ -325,16 +345,20 @@ class Numeric:
 
     def opaque(self, name: str, parts: tuple[object, ...]) -> Any:
         """A function we do not evaluate: a fixed pseudo-random number of its name and arguments."""
-        digest = hashlib.sha256(name.encode())
+        text = name
         for part in parts:
             if isinstance(part, Rel):
-                digest.update(" ".join(part.ops).encode())
+                text += " ".join(part.ops)
                 inner = [self.value(side) for side in part.sides]
             else:
                 inner = [self.value(part)]  # type: ignore[arg-type]
-            for value in inner:
-                digest.update(self.mp.nstr(value, 20).encode())
-        return self.mp.mpf(int.from_bytes(digest.digest()[:8])) / 2**64 + 1
+            text += "".join(self.mp.nstr(value, 20) for value in inner)
+        return self.pseudo_random(text)
+
+    def pseudo_random(self, text: str) -> Any:
+        """A number from 1 to 2 that is the same for the same text."""
+        digest = hashlib.sha256(text.encode()).digest()
+        return self.mp.mpf(int.from_bytes(digest[:8])) / 2**64 + 1
 
 
 def constants_equal(left: Node, right: Node) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from verifiers.equality.scalars import values_equal
+from verifiers.equality.values import values_equal
 from verifiers.grammar.nodes import Node, Num, Op, Ratio
 
 

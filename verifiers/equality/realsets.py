@@ -10,7 +10,8 @@ from typing import Any, TypeGuard
 from verifiers.base import ParseError
 from verifiers.equality.exact import free_symbols
 from verifiers.equality.numeric import Numeric
-from verifiers.equality.scalars import infinity_sign, scalars_equal, values_equal
+from verifiers.equality.scalars import scalars_equal
+from verifiers.equality.values import infinity_sign, values_equal
 from verifiers.grammar.nodes import Builder, Group, Node, Num, Op, Ratio, Rel, SetOp, Sym
 
 _BITS = 160

@@ -8,7 +8,8 @@ from verifiers.base import ParseError
 from verifiers.equality.exact import TooLarge, Undefined, free_symbols, rational
 from verifiers.equality.numeric import GUARD_BITS, Numeric
 from verifiers.equality.realsets import is_name
-from verifiers.equality.scalars import Points, scalars_equal, values_equal
+from verifiers.equality.scalars import scalars_equal
+from verifiers.equality.values import Points, values_equal
 from verifiers.grammar.nodes import Group, Node, Num, Op, Rel, Sym
 
 _FLIPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "=": "=", "!=": "!="}

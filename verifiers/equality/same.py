@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeGuard
 
+from verifiers import policy
 from verifiers.equality.exact import free_symbols
 from verifiers.equality.matrices import matrix_value, unit_vector_sum
 from verifiers.equality.numeric import has_unevaluated
 from verifiers.equality.ratios import same_ratios
 from verifiers.equality.realsets import is_name, is_set_like, real_set, sets_equal, substitute
 from verifiers.equality.relations import labelled, labels_agree, reduce_chain, relations_equal
-from verifiers.equality.scalars import scalars_equal, values_equal
+from verifiers.equality.scalars import scalars_equal
+from verifiers.equality.values import values_equal
 from verifiers.grammar.nodes import (
     Builder,
     Cases,
@@ -27,9 +29,7 @@ from verifiers.grammar.nodes import (
 )
 from verifiers.grammar.units import add_quantities
 
-_BARE = frozenset({"", "or", "and"})
 _SET = "\\{\\}"
-_TUPLE = frozenset({"()", "langlerangle"})
 _ROOTS = frozenset({"x_", "z_", "r_", "t_"})
 EMPTY = Sym("emptyset")
 MAX_MATCHES = 10_000
@@ -140,9 +140,10 @@ def same(reference: Node, given: Node) -> bool:
 def _said_once(given: Group) -> Node:
     """9/2 or 4.5: one value in several forms, where the reference is one value."""
     first = given.items[0] if given.items else given
-    if given.brackets not in _BARE or isinstance(first, Rel | Group):
+    if given.brackets not in policy.BARE or isinstance(first, Rel | Group):
         return given
-    return first if all(scalars_equal(first, item) for item in given.items[1:]) else given
+    num_different = 1 + sum(not scalars_equal(first, item) for item in given.items[1:])
+    return first if policy.one_value(num_different) else given
 
 
 def _same_sets(reference: Node, given: Node) -> bool:
@@ -174,7 +175,7 @@ def _are_intervals(node: Node) -> TypeGuard[Group]:
     """(1, 2), (3, 4) where a union is asked for."""
     return (
         isinstance(node, Group)
-        and node.brackets in _BARE
+        and node.brackets in policy.BARE
         and all(isinstance(item, Group) and len(item.items) == 2 for item in node.items)
     )
 
@@ -207,11 +208,15 @@ def _same_relations(reference: Node, given: Node) -> bool:
                 return False
         return relations_equal(reference, given)
     if ours is not None and not isinstance(given, Rel):
-        if isinstance(given, Group) and given.brackets in _BARE and isinstance(ours[0], Group):
+        if isinstance(given, Group) and given.brackets in policy.BARE and isinstance(ours[0], Group):
             return _same_labelled(_pairs(ours), [labelled(item) for item in given.items])
         return same(ours[1], given)
     if theirs is not None and not isinstance(reference, Rel):
-        if isinstance(reference, Group) and reference.brackets in _BARE and isinstance(theirs[0], Group):
+        if (
+            isinstance(reference, Group)
+            and reference.brackets in policy.BARE
+            and isinstance(theirs[0], Group)
+        ):
             return _same_labelled([labelled(item) for item in reference.items], _pairs(theirs))
         return same(reference, theirs[1])
     return False
@@ -277,7 +282,11 @@ def _letter(name: Node) -> str:
 def _same_groups(reference: Node, given: Node) -> bool:
     if not isinstance(reference, Group) or not isinstance(given, Group):
         group, other = (reference, given) if isinstance(reference, Group) else (given, reference)
-        if isinstance(group, Group) and isinstance(other, Matrix) and group.brackets in (*_TUPLE, "[]"):
+        if (
+            isinstance(group, Group)
+            and isinstance(other, Matrix)
+            and group.brackets in (*policy.POINTS, "[]")
+        ):
             flat = [cell for row in other.rows for cell in row]
             vector = len(other.rows) == 1 or len(other.rows[0]) == 1
             ours, theirs = (group.items, flat) if isinstance(reference, Group) else (flat, group.items)
@@ -295,22 +304,16 @@ def _same_groups(reference: Node, given: Node) -> bool:
         return _same_labelled(
             [labelled(item) for item in reference.items], [labelled(item) for item in given.items]
         )
-    kinds = (reference.brackets, given.brackets)
-    if kinds == (_SET, _SET):
+    if reference.brackets == given.brackets == _SET:
         return all(any(_same_member(a, b) for b in theirs) for a in ours) and all(
             any(_same_member(a, b) for a in ours) for b in theirs
         )
-    if all(kind in _BARE or kind == _SET for kind in kinds) and not ordered_ours and not ordered_theirs:
+    is_labelled = ordered_ours or ordered_theirs
+    ordered = policy.order_counts(reference.brackets, given.brackets, is_labelled, len(ours))
+    if ordered is None:
+        return False
+    if not ordered:
         return _same_unordered(ours, theirs)
-    if reference.brackets != given.brackets and not any(kind in _BARE for kind in kinds):
-        sizes = len(ours) == len(theirs) and len(ours) > 2
-        if not (sizes and _SET not in kinds) and not all(kind in _TUPLE for kind in kinds):
-            return False
-    if _SET in kinds:
-        return False
-    bare = ("", "and") if ordered_ours or ordered_theirs else ("",)
-    if any(kind in _BARE for kind in kinds) and not all(kind in _TUPLE or kind in bare for kind in kinds):
-        return False
     if any(_same_name_throughout(group) for group in (reference, given)):
         return False
     return len(ours) == len(theirs) and all(map(same, ours, theirs))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+from verifiers import policy
 from verifiers.base import ParseError
 from verifiers.grammar.cursor import Cursor
 from verifiers.grammar.lexer import END, Token
 from verifiers.grammar.nodes import Big, Group, Node, Num, Op, Quantity, Sym
-from verifiers.grammar.plain import stated_decimals
 from verifiers.grammar.tables import environment
 
 _BIG = frozenset({"sum", "prod", "int", "iint", "oint", "lim"})
@@ -31,7 +31,7 @@ def literal(text: str) -> Num:
         value *= Fraction(10) ** int(exponent)
         places = len(decimals) - int(exponent)
         return Num(value, places if decimals and places > 0 else None)
-    return Num(value, stated_decimals(decimals))
+    return Num(value, policy.stated_decimals(decimals))
 
 
 def _is_d(node: Node) -> bool:

@@ -59,6 +59,9 @@ _NOUNS = frozenset({"logs", "tanks", "dots", "costs", "sins", "tans", "logins"})
 _NOUN_ENDS = re.compile(r"\s*(?:$|[,;.)]|[a-z]{3})")
 _ORDINAL = re.compile(r"(?:st|nd|rd|th)(?![A-Za-z])")
 _NO_UNITS = frozenset("abcefijnopqrtuvwxyzMOPQRSTUXYZ")
+_WITHOUT_CONTENT = frozenset(
+    {"color", "textcolor", "phantom", "hphantom", "vphantom", "label", "hspace", "vspace", "cline"}
+)
 _NOON = re.compile(r"([AaPp])\.? ?[Mm]\b\.?")
 
 
@@ -173,7 +176,8 @@ class _Lexer:
         self.index = match.end()
         if name in FONT_COMMANDS:
             self.font(name)
-        elif name in ("color", "textcolor", "phantom", "hphantom", "vphantom", "label"):
+        elif name in _WITHOUT_CONTENT:
+            self.spaced = True
             if self.text[self.index : self.index + 1] == "{":
                 self.index = brace_content(self.text, self.index)[1]
         elif name in IGNORED_COMMANDS:

@@ -2,81 +2,122 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
 
+from verifiers import policy
 from verifiers.grammar.nodes import Node, Num, Quantity
-from verifiers.grammar.vocabulary import words
+from verifiers.policy import Unit
 
 _INCH = Fraction(254, 10000)
 _POUND = Fraction(45359237, 10**8)
 _GALLON = 231 * _INCH**3
+_ATMOSPHERE = Fraction(101325)
 
-# name: (dimension, factor to the base unit of that dimension, spellings)
-_TABLE: dict[str, tuple[str, Fraction, str]] = {
-    "mm": ("length", Fraction(1, 1000), "millimeter millimetre"),
-    "cm": ("length", Fraction(1, 100), "centimeter centimetre"),
-    "dm": ("length", Fraction(1, 10), "decimeter decimetre"),
-    "m": ("length", Fraction(1), "meter metre"),
-    "km": ("length", Fraction(1000), "kilometer kilometre"),
-    "in": ("length", _INCH, "inch inche"),
-    "ft": ("length", 12 * _INCH, "foot feet"),
-    "yd": ("length", 36 * _INCH, "yard"),
-    "mi": ("length", 63360 * _INCH, "mile"),
-    "mg": ("mass", Fraction(1, 10**6), "milligram"),
-    "g": ("mass", Fraction(1, 1000), "gram gm"),
-    "kg": ("mass", Fraction(1), "kilogram kilo"),
-    "tonne": ("mass", Fraction(1000), "metricton"),
-    "oz": ("mass", _POUND / 16, "ounce"),
-    "lb": ("mass", _POUND, "pound"),
-    "ton": ("mass", 2000 * _POUND, ""),
-    "ms": ("time", Fraction(1, 1000), "millisecond"),
-    "s": ("time", Fraction(1), "second sec"),
-    "min": ("time", Fraction(60), "minute"),
-    "h": ("time", Fraction(3600), "hour hr"),
-    "day": ("time", Fraction(86400), "d"),
-    "week": ("time", Fraction(604800), "wk"),
-    "month": ("month", Fraction(1), "mo"),
-    "year": ("month", Fraction(12), "yr"),
-    "ml": ("length^3", Fraction(1, 10**6), "milliliter millilitre cc"),
-    "l": ("length^3", Fraction(1, 1000), "liter litre"),
-    "gal": ("length^3", _GALLON, "gallon"),
-    "qt": ("length^3", _GALLON / 4, "quart"),
-    "pt": ("length^3", _GALLON / 8, "pint"),
-    "cup": ("length^3", _GALLON / 16, ""),
-    "dollar": ("dollar", Fraction(1), "usd buck"),
-    "cent": ("dollar", Fraction(1, 100), "penny pennies pennie"),
-    "euro": ("euro", Fraction(1), "eur"),
-    "pound_sterling": ("pound_sterling", Fraction(1), "gbp"),
-    "degree": ("angle", Fraction(1), "deg"),
-    "degreeC": ("celsius", Fraction(1), "celsius degreescelsius degreecelsius"),
-    "degreeF": ("fahrenheit", Fraction(1), "fahrenheit degreesfahrenheit degreefahrenheit"),
-    "radian": ("radian", Fraction(1), "rad"),
-    "nm": ("length", Fraction(1, 10**9), "nanometer nanometre"),
-    "um": ("length", Fraction(1, 10**6), "micrometer micrometre micron"),
-    "K": ("kelvin", Fraction(1), "kelvin"),
-    "N": ("newton", Fraction(1), "newton"),
-    "kN": ("newton", Fraction(1000), "kilonewton"),
-    "J": ("joule", Fraction(1), "joule"),
-    "kJ": ("joule", Fraction(1000), "kilojoule"),
-    "W": ("watt", Fraction(1), "watt"),
-    "kW": ("watt", Fraction(1000), "kilowatt"),
-    "V": ("volt", Fraction(1), "volt"),
-    "A": ("ampere", Fraction(1), "ampere amp"),
-    "Hz": ("hertz", Fraction(1), "hertz"),
-    "kHz": ("hertz", Fraction(1000), "kilohertz"),
-    "MHz": ("hertz", Fraction(10**6), "megahertz"),
-    "Pa": ("pascal", Fraction(1), "pascal"),
-    "kPa": ("pascal", Fraction(1000), "kilopascal"),
-    "dozen": ("dozen", Fraction(12), ""),
-    "%": ("percent", Fraction(1), "percent percentage pct"),
+# name: (factor to the base units, dimension, spellings). The SI units take prefixes.
+_SI: dict[str, tuple[Fraction, str, str]] = {
+    "m": (Fraction(1), "m", "meter metre"),
+    "g": (Fraction(1, 1000), "kg", "gram gramme"),
+    "s": (Fraction(1), "s", "second sec"),
+    "A": (Fraction(1), "A", "ampere amp"),
+    "K": (Fraction(1), "K", "kelvin"),
+    "mol": (Fraction(1), "mol", "mole"),
+    "N": (Fraction(1), "kg m s^-2", "newton"),
+    "J": (Fraction(1), "kg m^2 s^-2", "joule"),
+    "W": (Fraction(1), "kg m^2 s^-3", "watt"),
+    "Pa": (Fraction(1), "kg m^-1 s^-2", "pascal"),
+    "Hz": (Fraction(1), "s^-1", "hertz"),
+    "C": (Fraction(1), "A s", "coulomb"),
+    "V": (Fraction(1), "kg m^2 s^-3 A^-1", "volt"),
+    "F": (Fraction(1), "kg^-1 m^-2 s^4 A^2", "farad"),
+    "ohm": (Fraction(1), "kg m^2 s^-3 A^-2", "Omega"),
+    "T": (Fraction(1), "kg s^-2 A^-1", "tesla"),
+    "H": (Fraction(1), "kg m^2 s^-2 A^-2", "henry henrie"),
+    "Wb": (Fraction(1), "kg m^2 s^-2 A^-1", "weber"),
+    "eV": (Fraction(1602176634, 10**28), "kg m^2 s^-2", "electronvolt"),
+    "cal": (Fraction(4184, 1000), "kg m^2 s^-2", "calorie"),
+    "bar": (Fraction(10**5), "kg m^-1 s^-2", ""),
+    "l": (Fraction(1, 1000), "m^3", "L liter litre"),
 }
-_NAMES: dict[str, str] = {name: name for name in _TABLE} | {
-    spelling: name for name, (_, _, spellings) in _TABLE.items() for spelling in spellings.split()
-}
-_COMPOUND = {"mph": "mi/h", "kph": "km/h", "kmh": "km/h", "kmph": "km/h", "sqft": "ft^2"}
+_PREFIXES = {
+    "f": ("femto", -15), "p": ("pico", -12), "n": ("nano", -9), "u": ("micro", -6), "m": ("milli", -3),
+    "c": ("centi", -2), "d": ("deci", -1), "h": ("hecto", 2), "k": ("kilo", 3), "M": ("mega", 6),
+    "G": ("giga", 9), "T": ("tera", 12),
+}  # fmt: skip
+_OTHER: dict[str, tuple[Fraction, str, str]] = {
+    "in": (_INCH, "m", "inch inche"),
+    "ft": (12 * _INCH, "m", "foot feet"),
+    "yd": (36 * _INCH, "m", "yard"),
+    "mi": (63360 * _INCH, "m", "mile"),
+    "um": (Fraction(1, 10**6), "m", "micron"),
+    "acre": (43560 * (12 * _INCH) ** 2, "m^2", ""),
+    "ha": (Fraction(10**4), "m^2", "hectare"),
+    "ml": (Fraction(1, 10**6), "m^3", "cc"),
+    "gal": (_GALLON, "m^3", "gallon"),
+    "qt": (_GALLON / 4, "m^3", "quart"),
+    "pt": (_GALLON / 8, "m^3", "pint"),
+    "cup": (_GALLON / 16, "m^3", ""),
+    "gm": (Fraction(1, 1000), "kg", ""),
+    "kg": (Fraction(1), "kg", "kilo"),
+    "tonne": (Fraction(1000), "kg", "metricton"),
+    "oz": (_POUND / 16, "kg", "ounce"),
+    "lb": (_POUND, "kg", ""),
+    "pound": (_POUND, "kg", ""),
+    "ton": (2000 * _POUND, "kg", ""),
+    "min": (Fraction(60), "s", "minute"),
+    "h": (Fraction(3600), "s", "hour hr"),
+    "day": (Fraction(86400), "s", "d"),
+    "week": (Fraction(604800), "s", "wk"),
+    "month": (Fraction(1), "month", "mo"),
+    "year": (Fraction(12), "month", "yr"),
+    "atm": (_ATMOSPHERE, "kg m^-1 s^-2", "atmosphere"),
+    "torr": (_ATMOSPHERE / 760, "kg m^-1 s^-2", "Torr"),
+    "dollar": (Fraction(1), "dollar", "usd buck"),
+    "cent": (Fraction(1, 100), "dollar", "penny pennies pennie"),
+    "euro": (Fraction(1), "euro", "eur"),
+    "pound_sterling": (Fraction(1), "pound_sterling", "gbp"),
+    "rupee": (Fraction(1), "rupee", "inr rs"),
+    "degree": (Fraction(1), "degree", "deg"),
+    "arcminute": (Fraction(1, 60), "degree", ""),
+    "arcsecond": (Fraction(1, 3600), "degree", ""),
+    "degreeC": (Fraction(1), "degreeC", "celsius degreescelsius degreecelsius"),
+    "degreeF": (Fraction(1), "degreeF", "fahrenheit degreesfahrenheit degreefahrenheit"),
+    "radian": (Fraction(1), "radian", "rad"),
+    "dozen": (Fraction(12), "dozen", ""),
+    "%": (Fraction(1), "%", "percent percentage pct"),
+}  # fmt: skip
+
+
+def _table() -> tuple[dict[str, Unit], dict[str, str]]:
+    """Units by their normal name, and the normal name of every spelling."""
+    units: dict[str, Unit] = {}
+    names: dict[str, str] = {}
+
+    def add(name: str, factor: Fraction, dimension: str, spellings: list[str]) -> None:
+        units.setdefault(name, (factor, _dimension(dimension)))
+        for spelling in (name, *spellings):
+            names.setdefault(spelling, name)
+
+    for name, (factor, dimension, spellings) in (_OTHER | _SI).items():
+        add(name, factor, dimension, spellings.split())
+    for name, (factor, dimension, spellings) in _SI.items():
+        for letter, (word, power) in _PREFIXES.items():
+            spelled = [word + spelling for spelling in spellings.split() if spelling.islower()]
+            prefixed = [letter + spelling for spelling in spellings.split() if len(spelling) == 1]
+            add(letter + name, factor * Fraction(10) ** power, dimension, spelled + prefixed)
+    return units, names
+
+
+def _dimension(text: str) -> policy.Dimension:
+    powers = (part.partition("^") for part in text.split())
+    return tuple(sorted((base, int(power or 1)) for base, _, power in powers))
+
+
+_UNITS, _NAMES = _table()
+_COMPOUND = {"mph": "mi/h", "kph": "km/h", "kmh": "km/h", "kmph": "km/h", "sqft": "ft^2", "mps": "m/s"}
 _FILLER = frozenset(
     {"of", "the", "a", "an", "in", "total", "each", "approximately", "about", "unit", "units", "long"}
 )
@@ -101,7 +142,8 @@ def normal_unit(text: str) -> str:
     """The normal form of a unit: "square feet" -> "ft^2", "miles per hour" -> "mi/h"; "" for fillers only."""
     parts: list[str] = []
     prefix = ""
-    for word in _WORD.findall(text.replace("\\", " ").replace("per cent", "percent")[:200]):
+    words = _WORD.findall(text.replace("\\", " ").replace("per cent", "percent")[:200])
+    for word, following in itertools.pairwise([*words, ""]):
         lower = word.lower()
         if lower in ("square", "sq"):
             prefix = "^2"
@@ -119,7 +161,7 @@ def normal_unit(text: str) -> str:
                 parts[-1] += word
         elif lower in ("unit", "units") and not prefix and not parts:
             parts.append("unit")
-        elif lower in _FILLER and not (lower in ("in",) and not parts and text.strip() == "in"):
+        elif lower in _FILLER and not (lower == "in" and _ends_unit(following)):
             if prefix and lower in ("unit", "units"):
                 parts.append(f"unit{prefix}")
                 prefix = ""
@@ -130,31 +172,24 @@ def normal_unit(text: str) -> str:
     return joined
 
 
-_NO_UNITS = words(
-    """
-    tens tenth tenths hundredth hundredths thousandth thousandths third thirds halve half lakh crore gross
-    gros score mille squared cubed doubled tripled halved plus minus below base over divided choose through or
-    if otherwise wrong incorrect false not no none negative impossible undefined cannot least most
-    """
-)
-_COUNTS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
-_SPELLED = {word: number for number, word in enumerate(_COUNTS, start=1)}
+def _ends_unit(following: str) -> bool:
+    """Whether "in" is an inch: in^2, in/s, lb/in; "in the box" goes on in words."""
+    return following in ("", "^", "/", "per", "squared", "cubed") or following.lstrip("-").isdigit()
+
+
 _STRAY_DIGIT = re.compile(r"(?<![\^\d-])\d")
 
 
 def changes_value(value: Node, unit: str) -> bool:
-    """Whether words after a number are part of its value ("42 tenths", "42 plus one") or deny it."""
-    for part in unit.split():
-        if part in _SPELLED and value != Num(Fraction(_SPELLED[part])):
-            return True
-    return bool(_STRAY_DIGIT.search(unit)) or any(
-        part.partition("^")[0] in _NO_UNITS for part in unit.replace("/", " ").split()
-    )
+    """Whether what follows a number is part of its value or denies it: a number, or a word of `policy`'s."""
+    number = value.value if isinstance(value, Num) else None
+    words = [part.partition("^")[0] for part in unit.replace("/", " ").split()]
+    return bool(_STRAY_DIGIT.search(unit)) or policy.changes_value(number, words)
 
 
 @lru_cache(maxsize=1024)
-def convert(unit: str) -> tuple[Fraction, tuple[tuple[str, int], ...]]:
-    """The factor to base units and the dimension, as sorted (base, exponent) pairs without zeros."""
+def convert(unit: str) -> Unit:
+    """The factor to base units and the dimension of a unit in normal form."""
     factor = Fraction(1)
     dimension: dict[str, int] = {}
     sign = 1
@@ -166,10 +201,10 @@ def convert(unit: str) -> tuple[Fraction, tuple[tuple[str, int], ...]]:
             continue
         name, _, exponent = part.partition("^")
         power = sign * (int(exponent) if exponent.lstrip("-").isdigit() and len(exponent) < 4 else 1)
-        base, scale, _ = _TABLE.get(name, (name, Fraction(1), ""))
-        base, _, inner = base.partition("^")
+        scale, bases = _UNITS.get(name, (Fraction(1), ((name, 1),)))
         factor *= scale**power
-        dimension[base] = dimension.get(base, 0) + power * int(inner or 1)
+        for base, inner in bases:
+            dimension[base] = dimension.get(base, 0) + power * inner
     return factor, tuple(sorted((base, power) for base, power in dimension.items() if power))
 
 
@@ -190,7 +225,8 @@ def add_quantities(parts: Sequence[Node]) -> Quantity | None:
             first, first_dimension = convert(total.unit)
             if dimension != first_dimension or factor >= last or not isinstance(total.value, Num):
                 return None
-            total = Quantity(Num(total.value.value + part.value.value * factor / first), total.unit)
+            more = part.value.value * factor / first
+            total = Quantity(Num(total.value.value + (-more if total.value.value < 0 else more)), total.unit)
         last = factor
     return total
 
@@ -198,4 +234,4 @@ def add_quantities(parts: Sequence[Node]) -> Quantity | None:
 def known(text: str) -> bool:
     """Whether every word of a unit is in the table: "square feet" and "km/h" are, "apples" is not."""
     parts = [part.partition("^")[0] for part in re.split(r"[ /]", normal_unit(text)) if part]
-    return bool(parts) and all(part in _TABLE for part in parts)
+    return bool(parts) and all(part in _UNITS for part in parts)

@@ -60,7 +60,7 @@ FONT_COMMANDS = words(
 TEXT_COMMANDS = words("text textbf textit textrm textnormal textsf mbox hbox mathrm emph")
 IGNORED_COMMANDS = words(
     "checkmark blacksquare qed therefore because "
-    "hline cline vspace hspace quad qquad bigskip smallskip allowbreak hfil null kern normalsize small "
+    "hline quad qquad bigskip smallskip allowbreak hfil null kern normalsize small "
     "large Large footnotesize protect relax"
 )
 

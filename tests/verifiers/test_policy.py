@@ -1,0 +1,89 @@
+"""The rule book: each rule stands once, and what is changed there changes on every path."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from fractions import Fraction
+
+import pytest
+
+from verifiers import Outcome, policy, verify
+
+
+def accepts(reference: str, given: str) -> bool:
+    return verify(f"\\boxed{{{given}}}", reference).outcome is Outcome.CORRECT
+
+
+FORMS = ["25", "\\frac{50}{2}", "x = 25", "5^2"]
+"""One number by the fast path and by the full one."""
+
+
+def test_the_percent_rule_stands_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [accepts("25\\%", form) for form in FORMS] == [True] * 4
+
+    def strict(reference: bool, given: bool, share: bool) -> tuple[tuple[Fraction, Fraction, bool], ...]:
+        return ((Fraction(1), Fraction(1), True),) if reference == given else ()
+
+    monkeypatch.setattr(policy, "percent_readings", strict)
+    assert [accepts("25\\%", form) for form in FORMS] == [False] * 4
+    assert accepts("25\\%", "25\\%")
+
+
+def test_the_rounding_rule_stands_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    forms = ["3.1416", "\\frac{31416}{10000}", "3.1416 \\text{ cm}"]
+    assert [accepts("3.142", form) for form in forms] == [True] * 3
+    monkeypatch.setattr(policy, "within_own_digits", lambda ours, _d, theirs, _t: ours == theirs)
+    assert [accepts("3.142", form) for form in forms] == [False] * 3
+
+
+def test_the_unit_rule_stands_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [("4 \\text{ m}", "4"), ("(4 \\text{ m}, 1)", "(4, 1)"), ("x = 4 \\text{ m}", "4")]
+    assert [accepts(*pair) for pair in pairs] == [True] * 3
+    monkeypatch.setattr(policy, "unit_factor", lambda ours, theirs: Fraction(1) if ours == theirs else None)
+    assert [accepts(*pair) for pair in pairs] == [False] * 3
+
+
+@pytest.mark.parametrize(
+    ("reference", "given", "expected"),
+    [
+        ("33.3\\%", "33.33", True),  # a bare number as a percentage, rounded as any other
+        ("33.3\\%", "33.44", False),
+        ("33.3\\%", "\\frac{3333}{100}", True),
+        ("33.3\\%", "\\frac{3344}{100}", False),
+        ("33.3\\%", "0.333", True),
+        ("33.3\\%", "0.3333", False),  # the share is exact: 33.3% is no rounded 0.3333
+        ("0.5", "50\\%", True),
+        ("5", "500\\%", False),
+        ("5", "5\\%", False),
+        ("\\$5", "5\\%", False),
+        ("5\\%", "\\$5", False),
+    ],
+)
+def test_percentages(reference: str, given: str, expected: bool) -> None:
+    assert accepts(reference, given) is expected
+
+
+def test_every_rule_is_listed_and_says_one_sentence() -> None:
+    listed = [rule for rules in policy.RULES.values() for rule in rules]
+    public = [
+        function
+        for name, function in inspect.getmembers(policy, inspect.isfunction)
+        if not name.startswith("_") and function.__module__ == policy.__name__ and name != "rule_book"
+    ]
+    assert sorted(rule.__name__ for rule in listed) == sorted(function.__name__ for function in public)
+    for rule in listed:
+        assert (rule.__doc__ or "").partition("\n\n")[0].strip().endswith((".", ".\n")), rule.__name__
+        assert len(inspect.getsource(rule).splitlines()) <= 30, rule.__name__
+
+
+def test_the_command_prints_every_rule() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "verifiers", "policy"], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == policy.rule_book().strip()
+    for rules in policy.RULES.values():
+        for rule in rules:
+            assert rule.__name__ in done.stdout
+    assert "p% is the number p/100" in done.stdout
