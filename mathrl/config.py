@@ -89,14 +89,40 @@ class HistoryConfig(Section):
     min_tries: int = Field(16, ge=1, description="tries before a problem is passed over at all")
 
 
+class MixConfig(Section):
+    """A ``[[data.mix]]`` table: one of several data sets; what it leaves out is as ``[data]`` says."""
+
+    path: str = Field("", description="local file")
+    source: str = Field("", description="a data set row or a hub name; with a path: whose fields it has")
+    weight: float = Field(1.0, gt=0.0, description="its share of a step's problems, beside the others'")
+    name: str = Field("", description="in counts and metrics; empty: the file's or set's own")
+    split: str = Field("", description="as data.split")
+    question_field: str = Field("", description="as data.question_field")
+    answer_field: str = Field("", description="as data.answer_field")
+    solution_field: str = Field("", description="as data.solution_field")
+    options_field: str = Field("", description="as data.options_field")
+    answer_type: str = Field("", description="as data.answer_type")
+    where: str = Field("", description="as data.where")
+
+    @model_validator(mode="after")
+    def _origin(self) -> MixConfig:
+        if not self.path and not self.source:
+            raise ValueError("a [[data.mix]] table needs path or source")
+        return self
+
+
 class DataConfig(Section):
     source: str = Field(
         "wordproblems", description="a data set row (wordproblems, gsm8k, svamp, …) or a hub name"
     )
     path: str = Field("", description="local jsonl/json/parquet/csv instead of the hub")
     split: str = Field("", description="split to train on; empty: the row's own")
-    question_field: str = Field("", description="field of the question; empty: the row's own")
+    question_field: str = Field(
+        "", description="field of the question, reward.question a field of a field; empty: the row's own"
+    )
     answer_field: str = Field("", description="field of the reference answer; empty: the row's own")
+    solution_field: str = Field("", description="field of the worked solution; empty: the row's own")
+    options_field: str = Field("", description="field of the option texts; empty: the row's own")
     answer_type: str = Field("", description="verifier name; empty: the row's own")
     extract: str = Field("", description="extraction rule (gsm8k, boxed, …); empty: the row's own")
     where: str = Field("", description="keep rows whose field has this value, as field=value; empty: all")
@@ -115,11 +141,34 @@ class DataConfig(Section):
     sft_fraction: float = Field(
         0.0, ge=0.0, lt=1.0, description="share of the training problems kept for SFT alone; 0: none is"
     )
-    history: HistoryConfig = HistoryConfig()
+    mix: tuple[MixConfig, ...] = Field(
+        (), description="several sets, drawn from by weight: [[data.mix]] tables, or FILE=weight,NAME=weight"
+    )
     num_train_problems: int = Field(4000, ge=1, description="generated problems to train on (wordproblems)")
     min_steps: int = Field(1, ge=1, le=3, description="fewest steps of a generated problem (GRPO)")
     max_steps: int = Field(3, ge=1, le=3, description="most steps of a generated problem (GRPO)")
     max_operand: int = Field(10, ge=2, le=999, description="largest operand of a generated problem")
+    history: HistoryConfig = HistoryConfig()
+
+    @field_validator("mix", mode="before")
+    @classmethod
+    def _mix(cls, given: Any) -> Any:
+        """``FILE=weight,NAME=weight``, as the command line says it, as a list of tables."""
+        if not isinstance(given, str):
+            return given
+        tables: list[dict[str, Any]] = []
+        for part in filter(None, map(str.strip, given.split(","))):
+            name, sign, weight = part.rpartition("=")
+            where = name if sign else part
+            kind = "path" if where.endswith((".jsonl", ".json", ".parquet", ".csv")) else "source"
+            tables.append({kind: where} | ({"weight": weight} if sign else {}))
+        return tables
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> DataConfig:
+        if self.mix and self.path:
+            raise ValueError("data.path and data.mix exclude each other: make the file one of the mix")
+        return self
 
     @model_validator(mode="after")
     def _steps(self) -> DataConfig:

@@ -18,7 +18,7 @@ from mathrl.commands.prepare import HELD_OUT
 from mathrl.config import Config
 from mathrl.data.problems import extract_rule, load_problems
 from mathrl.data.prompts import make_template
-from mathrl.data.stream import ProblemStream
+from mathrl.data.stream import make_stream
 from mathrl.evaluation.evaluate import EvaluationSettings, evaluate
 from mathrl.policy.model import Policy
 from mathrl.rewards.scorer import RewardScorer
@@ -115,7 +115,7 @@ def run_trial(
     try:
         engine.load(policy.adapter(), version=0)
         hooks = Hooks(after_step=after_step, should_stop=lambda done: not left)
-        problems = ProblemStream(train.problems, config.run.seed)
+        problems = make_stream(train, config.run.seed)
         Trainer(config, algorithm, problems, engine, scorer, policy, update, hooks).run()
         for name in left:  # train.num_steps or max_seconds came first
             reached[name] = _account(ledger) | look()

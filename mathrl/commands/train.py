@@ -24,7 +24,7 @@ from mathrl.config import Config
 from mathrl.data.history import History
 from mathrl.data.problems import extract_rule
 from mathrl.data.prompts import make_template
-from mathrl.data.stream import ProblemStream
+from mathrl.data.stream import make_stream
 from mathrl.errors import NonFiniteError, UserError
 from mathrl.evaluation.evaluate import Evaluation
 from mathrl.policy.model import Policy
@@ -145,9 +145,7 @@ def _make_trainer(run: PreparedRun, policy: Policy, engine: Engine, scorer: Rewa
     return Trainer(
         cfg,
         run.algorithm,
-        ProblemStream(
-            problems, cfg.run.seed, History(cfg.data.history) if cfg.data.history.enabled else None
-        ),
+        make_stream(run.train, cfg.run.seed, History(cfg.data.history) if cfg.data.history.enabled else None),
         engine,
         scorer,
         policy,

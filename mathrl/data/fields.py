@@ -10,11 +10,13 @@ import ast
 import json
 import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any, NamedTuple
 
 _MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](?:role|content|from|value)['"]\s*:""")
+_LIST_AS_TEXT = re.compile(r"""\s*\[\s*(["']).*\1\s*\]\s*""", re.DOTALL)
 _OPTION_LABEL = re.compile(r"\s*\(?[A-J]\s*[).:]\s*")
 _ROLES = {"human": "user", "gpt": "assistant", "developer": "system"}  # as other tools write them
 
@@ -72,6 +74,20 @@ def questions_in(value: Any) -> list[str]:
         if not turns:
             raise
         return turns
+
+
+def list_in(value: Any) -> Any:
+    """The list of answers that was stored as text (``["72"]``); anything else as it is.
+
+    Raises:
+        UnusableRow: it looks like such a list and cannot be read.
+    """
+    if not isinstance(value, str) or not _LIST_AS_TEXT.fullmatch(value):
+        return value
+    found = _literal(value)
+    if len(found) == 1 and any(ord(c) < 32 for c in str(found[0])):
+        return [value.strip()[1:-1].strip()[1:-1]]  # \frac with one backslash is an escape of JSON
+    return found
 
 
 def read_answer(value: Any) -> str:
@@ -192,10 +208,12 @@ def _messages(value: Any) -> list[tuple[str, str]]:
 def _literal(text: str) -> Any:
     for read in (json.loads, ast.literal_eval):  # neither runs anything
         try:
-            return read(text)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of \sqrt, which is no escape of Python's
+                return read(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             continue
-    raise UnusableRow("a list of messages stored as text that cannot be read")
+    raise UnusableRow("a list stored as text that cannot be read")
 
 
 def _content(value: Any) -> str | None:

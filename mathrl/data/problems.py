@@ -7,23 +7,26 @@ is asked twice or is held out) is kept as a SkippedRow, to be counted and shown,
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Literal, overload
 
 from mathrl.config import Config, DataConfig
+from mathrl.data.datasets import DATASETS, GENERATED, DatasetRow
 from mathrl.data.fields import UnusableRow, field_text
-from mathrl.data.rows import (
-    DATASETS,
-    GENERATED,
-    DatasetRow,
-    dataset_row,
-    extract_rule,
-    make_problem,
+from mathrl.data.problem_set import (
+    ASKED_BEFORE,
+    ProblemSet,
+    SkippedRow,
+    mixed,
+    part_by_question,
+    question_key,
+    question_keys,
+    without,
 )
-from mathrl.data.source import Row, hub_splits, read_file, read_hub
+from mathrl.data.rows import LeftOut, dataset_row, extract_rule, make_problem, parts_of
+from mathrl.data.source import Row, field_names, find_field, hub_splits, read_file, read_hub
 from mathrl.data.wordproblems import Side, generate_drills, generate_problems
 from mathrl.errors import UserError, did_you_mean
 from mathrl.rewards.scorer import check_reference, read_only_as_words
@@ -40,6 +43,7 @@ __all__ = [
     "load_demonstrations",
     "load_problems",
     "make_problem",
+    "parts_of",
 ]
 
 Role = Literal["train", "held_out", "held_out_templates"]
@@ -47,45 +51,6 @@ Role = Literal["train", "held_out", "held_out_templates"]
 _NUM_HELD_OUT = 1000
 _HELD_OUT_TOO = "asked in the held-out problems too"
 _NUM_HELD_OUT_DEMONSTRATIONS = 300
-
-
-@dataclass(frozen=True, slots=True)
-class SkippedRow:
-    """A row that became no problem."""
-
-    row: int  # counted from 1
-    reason: str
-    text: str  # what the row held
-
-    def __str__(self) -> str:
-        return f"row {self.row}: {self.reason} ({self.text[:60]!r})"
-
-
-@dataclass(frozen=True, slots=True)
-class ProblemSet:
-    """The problems of a role, and what was left out of them."""
-
-    name: str
-    problems: tuple[Problem, ...]
-    skipped: tuple[SkippedRow, ...] = ()
-    demonstration: bool = False  # generated to demonstrate, no benchmark
-    words: frozenset[str] = frozenset()  # ids of problems whose reference is read only as words
-
-    def __len__(self) -> int:
-        return len(self.problems)
-
-    def describe(self) -> str:
-        """One line: how many problems, rows skipped for each reason, and references that are only words."""
-        line = f"{self.name}: {len(self.problems)} problems"
-        if self.demonstration:
-            line += " (generated, for demonstration only)"
-        for reason, count in Counter(s.reason for s in self.skipped).most_common():
-            first = next(s for s in self.skipped if s.reason == reason)
-            line += f"; {count} skipped, such as {first}"
-        worded = [p for p in self.problems if p.id in self.words]
-        if worded:
-            line += f"; {len(worded)} judged by their words alone, such as {worded[0].answer[:60]!r}"
-        return line
 
 
 @overload
@@ -102,17 +67,16 @@ def load_problems(data: DataConfig, role: Role, seed: int) -> ProblemSet | None:
     Raises:
         UserError: unreadable or missing input, most references unreadable, or no problem left.
     """
-    if data.source == GENERATED and not data.path:
+    if _is_generated(data):
         return _generated(data, role, seed)
-    row = dataset_row(data)
     if role == "held_out_templates":
         return None
-    train, held_out = _split(data, row)
+    train, held_out = _split(data)
     if role == "held_out":
         problems = list(held_out.problems)
         random.Random(0).shuffle(problems)
         return _not_empty(replace(held_out, problems=tuple(problems)), data)
-    train = _part(train, "sft", data.sft_fraction, inside=False)
+    train = part_by_question(train, "sft", data.sft_fraction, inside=False)
     problems = list(train.problems)
     if data.max_problems and len(problems) > data.max_problems:
         problems = random.Random(derive_seed(seed, "max_problems")).sample(problems, data.max_problems)
@@ -129,15 +93,14 @@ def load_demonstrations(config: Config) -> tuple[ProblemSet, ProblemSet]:
         UserError: as ``load_problems``; or no problem has a worked solution.
     """
     data, sft, seed = config.data, config.sft, config.run.seed
-    if data.source == GENERATED and not data.path and not sft.path:
+    if _is_generated(data) and not sft.path:
         return _generated_demonstrations(config, "train"), _generated_demonstrations(config, "held_out")
-    row = dataset_row(data)
-    own = data.model_copy(update={"path": sft.path, "eval_path": "", "where": ""}) if sft.path else data
-    train, held_out = _split(own, row)
-    if sft.path and (data.path or data.source != GENERATED):
-        train = _without(train, _keys(_split(data, row)[1]), _HELD_OUT_TOO)
+    changed = {"path": sft.path, "eval_path": "", "where": "", "mix": ()}
+    train, held_out = _split(data.model_copy(update=changed) if sft.path else data)
+    if sft.path and not _is_generated(data):
+        train = without(train, question_keys(_split(data)[1]), _HELD_OUT_TOO)
     elif data.sft_fraction and not sft.path:
-        train = _part(train, "sft", data.sft_fraction, inside=True)
+        train = part_by_question(train, "sft", data.sft_fraction, inside=True)
     train, held_out = (_solved(found, seed) for found in (train, held_out))
     if not train.problems:
         raise UserError(
@@ -154,8 +117,38 @@ def _solved(found: ProblemSet, seed: int) -> ProblemSet:
     return replace(found, problems=tuple(solved))
 
 
-def _split(data: DataConfig, row: DatasetRow) -> tuple[ProblemSet, ProblemSet]:
-    """(training, held-out) problems of files or the hub, disjoint by question."""
+def _is_generated(data: DataConfig) -> bool:
+    return data.source == GENERATED and not data.path and not data.mix
+
+
+def _split(data: DataConfig) -> tuple[ProblemSet, ProblemSet]:
+    """(training, held-out) problems of files or the hub, disjoint by question; of a mix as one set."""
+    if not data.mix:
+        return _split_one(data, dataset_row(data))
+    trains, held_outs, shares = [], [], {}
+    for name, part, weight in parts_of(data):
+        row = dataset_row(part)
+        train, held_out = (
+            (_read(part, row, part.path, row.split), None) if data.eval_path else _split_one(part, row)
+        )
+        trains.append(_labelled(train, name))
+        held_outs += [_labelled(held_out, name)] if held_out else []
+        shares[name] = weight
+    if data.eval_path:
+        held_outs = [_read(data, dataset_row(data), data.eval_path, "")]
+    held_out = mixed("mix held out", held_outs, {})
+    return without(mixed("mix", trains, shares), question_keys(held_out), _HELD_OUT_TOO), held_out
+
+
+def _labelled(found: ProblemSet, part: str) -> ProblemSet:
+    """The problems with their part's name among what is known of them, and ids of their own."""
+    ids = {p.id: f"{part}/{p.id.rsplit('/', 1)[1]}" for p in found.problems}
+    problems = tuple(replace(p, id=ids[p.id], meta={**p.meta, "part": part}) for p in found.problems)
+    return replace(found, problems=problems, words=frozenset(ids[i] for i in found.words))
+
+
+def _split_one(data: DataConfig, row: DatasetRow) -> tuple[ProblemSet, ProblemSet]:
+    """(training, held-out) problems of one file or set."""
     pool = _read(data, row, data.path, row.split)
     eval_split = row.eval_split
     if row.hub and not data.path and not data.eval_path and not eval_split:
@@ -164,9 +157,9 @@ def _split(data: DataConfig, row: DatasetRow) -> tuple[ProblemSet, ProblemSet]:
     if data.eval_path or (eval_split and not data.path):
         held_out = _read(data, row, data.eval_path, eval_split)
     else:
-        held_out = _part(pool, "held out", data.eval_fraction, inside=True)
-        pool = _part(pool, "held out", data.eval_fraction, inside=False)
-    return _without(pool, _keys(held_out), _HELD_OUT_TOO), held_out
+        held_out = part_by_question(pool, "held out", data.eval_fraction, inside=True)
+        pool = part_by_question(pool, "held out", data.eval_fraction, inside=False)
+    return without(pool, question_keys(held_out), _HELD_OUT_TOO), held_out
 
 
 def _read(data: DataConfig, row: DatasetRow, path: str, split: str) -> ProblemSet:
@@ -187,15 +180,18 @@ def _read(data: DataConfig, row: DatasetRow, path: str, split: str) -> ProblemSe
             problem = make_problem(
                 row, fields, f"{path or name}, row {number},", f"{row.name}/{name}/{number}"
             )
+        except LeftOut as error:
+            skipped.append(SkippedRow(number, str(error), ""))
+            continue
         except UnusableRow as error:
-            unread.append(SkippedRow(number, str(error), str(fields.get(row.answer))))
+            unread.append(SkippedRow(number, str(error), str(find_field(fields, row.answer))))
             continue
         if check_reference(problem) is not None:
             unread.append(SkippedRow(number, "no verifier reads the reference answer", problem.answer))
-        elif _key(problem) in seen:
-            skipped.append(SkippedRow(number, "question asked before", problem.question))
+        elif question_key(problem) in seen:
+            skipped.append(SkippedRow(number, ASKED_BEFORE, problem.question))
         else:
-            seen.add(_key(problem))
+            seen.add(question_key(problem))
             problems.append(problem)
             if read_only_as_words(problem):
                 words.add(problem.id)
@@ -217,10 +213,11 @@ def _where(condition: str, rows: Sequence[Row], name: str) -> Iterable[tuple[int
     key, sign, value = (part.strip() for part in condition.partition("="))
     if not sign or not key:
         raise UserError(f"data.where = {condition!r} must have the form field=value")
-    known = {field for row in rows for field in row}
-    if key not in known:
-        raise UserError(f"data.where: {name} has no field {key!r}: {did_you_mean(key, known)}")
-    return [(number, row) for number, row in enumerate(rows, 1) if field_text(row.get(key)) == value]
+    if all(find_field(row, key) is None for row in rows):
+        known = {field for row in rows for field in field_names(row)}
+        if key not in known:
+            raise UserError(f"data.where: {name} has no field {key!r}: {did_you_mean(key, known)}")
+    return [(number, row) for number, row in enumerate(rows, 1) if field_text(find_field(row, key)) == value]
 
 
 def _generated(data: DataConfig, role: Role, seed: int) -> ProblemSet:
@@ -250,32 +247,6 @@ def _generated_demonstrations(config: Config, side: Side) -> ProblemSet:
         problems += generate_drills(num_drills, seed, max_operand=config.data.max_operand)
     random.Random(seed).shuffle(problems)
     return ProblemSet(f"{GENERATED} demonstrations", tuple(problems), demonstration=True)
-
-
-def _key(problem: Problem) -> str:
-    """What makes two problems the same question: their text but for case and spacing."""
-    return " ".join("\n".join([problem.question, *problem.options]).casefold().split())
-
-
-def _keys(found: ProblemSet) -> set[str]:
-    return {_key(p) for p in found.problems}
-
-
-def _part(found: ProblemSet, purpose: str, fraction: float, *, inside: bool) -> ProblemSet:
-    """A share of the problems, or the rest; by the question alone, so it holds for every run and order."""
-    threshold = fraction * 2**63
-    kept = tuple(p for p in found.problems if (derive_seed(purpose, _key(p)) < threshold) == inside)
-    return replace(found, problems=kept)
-
-
-def _without(found: ProblemSet, asked: set[str], reason: str) -> ProblemSet:
-    """The problems whose question is not among ``asked``; the others as skipped."""
-    same = [p for p in found.problems if _key(p) in asked]
-    if not same:
-        return found
-    skipped = [SkippedRow(int(p.id.rsplit("/", 1)[1]), reason, p.question) for p in same]
-    kept = tuple(p for p in found.problems if _key(p) not in asked)
-    return replace(found, problems=kept, skipped=(*found.skipped, *skipped))
 
 
 def _not_empty(found: ProblemSet, data: DataConfig) -> ProblemSet:

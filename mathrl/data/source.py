@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +15,7 @@ from mathrl.errors import UserError, did_you_mean
 
 Row = Mapping[str, Any]
 
+_MISSING = object()
 _FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 
 
@@ -31,6 +34,9 @@ def read_file(path: str | Path) -> list[Row]:
         raise UserError(f"data file {path} does not exist{_near(path)}")
     if path.stat().st_size == 0:
         raise UserError(f"data file {path} is empty")
+    lists = _lists_in(path) if path.suffix.lower() == ".json" else None
+    if lists is not None:
+        return lists
     datasets = _datasets()
     # The cache lives as long as the call: a changed file must never be answered from an old copy.
     with tempfile.TemporaryDirectory(prefix="mathrl-data-") as cache, _quiet(datasets):
@@ -91,13 +97,57 @@ def hub_splits(name: str, config: str) -> list[str]:
 
 
 def get_field(row: Row, name: str, where: str) -> Any:
-    """The row's field, which may be null. Raises UserError, naming place and fields, where there is none."""
-    if name not in row:
-        there = list(row)
+    """The row's field, which may be null; ``reward_model.ground_truth`` is a field of a field.
+
+    Raises:
+        UserError: there is no such field; names the place and the fields that there are.
+    """
+    value = find_field(row, name, _MISSING)
+    if value is _MISSING:
+        there = field_names(row)
         raise UserError(
             f"{where} has no field {name!r}: {did_you_mean(name, there)} (fields: {', '.join(there)})"
         )
-    return row[name]
+    return value
+
+
+def find_field(row: Row, name: str, default: Any = None) -> Any:
+    """The row's field by its name or dotted path (a number takes an item of a list); else ``default``."""
+    if name in row:
+        return row[name]
+    value: Any = row
+    for part in name.split("."):
+        if isinstance(value, Mapping) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            # a field of a field that is null in this row is null, not missing
+            return None if value is None else default
+    return value
+
+
+def field_names(row: Row, prefix: str = "") -> list[str]:
+    """The names of a row's fields, those of fields of fields with dots."""
+    names = []
+    for key, value in row.items():
+        inner = field_names(value, f"{prefix}{key}.") if isinstance(value, Mapping) else []
+        names += inner or [f"{prefix}{key}"]
+    return names
+
+
+def _lists_in(path: Path) -> list[Row] | None:
+    """The rows of a JSON array of arrays, their items named "0", "1", …; None for a file of another form."""
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        if not re.match(r"\s*\[\s*\[", file.read(1000)):
+            return None
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise UserError(f"data file {path} is not a valid .json file: {error}") from None
+    if not all(isinstance(row, list) for row in rows):
+        raise UserError(f"data file {path} mixes lists with other rows")
+    return [{str(index): item for index, item in enumerate(row)} for row in rows]
 
 
 def _near(path: Path) -> str:

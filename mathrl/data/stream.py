@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mathrl.data.history import History
+from mathrl.data.problem_set import ProblemSet, part_of
 from mathrl.errors import UserError
 from mathrl.types import Group, Problem, derive_seed
 
@@ -79,3 +81,78 @@ class ProblemStream:
         order = list(range(len(self.problems)))
         random.Random(derive_seed(self.seed, "order", self.epoch)).shuffle(order)
         return order
+
+
+class MixedStream(ProblemStream):
+    """Several parts, each in an order and with epochs of its own, drawn from in proportion to their weights.
+
+    Of n problems a part gives n · weight / sum of weights. What does not come out even is carried over, so
+    that after every step each part has given its share of all problems so far up to one problem.
+    """
+
+    def __init__(
+        self,
+        problems: Sequence[Problem],
+        seed: int,
+        shares: Mapping[str, float],
+        history: History | None = None,
+    ) -> None:
+        """Raises UserError: a part has no problem left."""
+        self.problems, self.seed, self.history = list(problems), seed, history
+        total = sum(shares.values())
+        self.shares = {name: weight / total for name, weight in shares.items()}
+        self._owed = dict.fromkeys(shares, 0.0)  # problems a part is behind its share
+        self._parts = {}
+        for name in shares:
+            own = [p for p in self.problems if part_of(p) == name]
+            if not own:
+                raise UserError(f"no problem is left of {name!r} in data.mix: take it out of the mix")
+            self._parts[name] = ProblemStream(own, derive_seed(seed, "part", name), history)
+
+    def take(self, n: int) -> list[Problem]:
+        """The next ``n`` problems, all different.
+
+        Raises:
+            UserError: a part has fewer problems than its share of ``n``.
+        """
+        for name, share in self.shares.items():
+            self._owed[name] += n * share
+        taken: list[Problem] = []
+        counts = self._counts(n)
+        for name, count in counts.items():
+            self._owed[name] -= count
+            if count > len(self._parts[name].problems):
+                raise UserError(
+                    f"{name!r} gives {count} of a step's {n} problems and has "
+                    f"{len(self._parts[name].problems)}: lower its weight or rollout.problems_per_step"
+                )
+            taken += self._parts[name].take(count)
+        return taken
+
+    def state(self) -> dict[str, Any]:
+        """The cursors of all parts, and the history where there is one, for ``restore``."""
+        parts = {name: {"epoch": p.epoch, "position": p.position} for name, p in self._parts.items()}
+        state: dict[str, Any] = {"parts": parts, "owed": dict(self._owed)}
+        return state | ({"history": self.history.state()} if self.history is not None else {})
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where ``state`` was taken from a stream of the same problems, shares and seed."""
+        history = state.get("history", {})
+        for name, part in self._parts.items():
+            part.restore(state["parts"][name] | {"history": history})
+        self._owed = dict(state["owed"])
+
+    def _counts(self, n: int) -> dict[str, int]:
+        """Problems of each part: what it is owed, rounded so that they are n (largest remainders first)."""
+        whole = {name: math.floor(owed + 1e-9) for name, owed in self._owed.items()}
+        behind = sorted(self._owed, key=lambda name: whole[name] - self._owed[name])
+        for name in behind[: n - sum(whole.values())]:
+            whole[name] += 1
+        return whole
+
+
+def make_stream(found: ProblemSet, seed: int, history: History | None = None) -> ProblemStream:
+    """The stream of a run's training problems: by the weights of their mix, where they are one."""
+    if found.shares:
+        return MixedStream(found.problems, seed, found.shares, history)
+    return ProblemStream(found.problems, seed, history)

@@ -15,9 +15,9 @@ import torch
 
 from mathrl.config import Config, SftConfig
 from mathrl.data import wordproblems
+from mathrl.data.datasets import GENERATED
 from mathrl.data.problems import ProblemSet, SkippedRow, load_demonstrations
 from mathrl.data.prompts import PromptTemplate, make_template
-from mathrl.data.rows import GENERATED
 from mathrl.data.stream import ProblemStream
 from mathrl.data.wordproblems import is_drill
 from mathrl.distributed.agreement import any_rank, together

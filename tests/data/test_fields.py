@@ -11,6 +11,7 @@ from mathrl.data.fields import (
     UnusableRow,
     field_text,
     json_value,
+    list_in,
     questions_in,
     read_answer,
     read_answers,
@@ -106,6 +107,23 @@ def test_all_that_a_user_asked_is_found_for_the_search_for_overlap() -> None:
 )
 def test_answers_are_text_or_numbers(value: object, text: str) -> None:
     assert read_answer(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ('["4"]', ["4"]),
+        ('["4", "5"]', ["4", "5"]),
+        (r'["\\frac{1}{2}"]', [r"\frac{1}{2}"]),
+        (r'["\frac{1}{2}"]', [r"\frac{1}{2}"]),  # one backslash: an escape of JSON, and meant all the same
+        (r"['\sqrt{2}']", [r"\sqrt{2}"]),
+        ("[1, 2]", "[1, 2]"),  # an interval or a list of numbers: the verifiers read it
+        ("[a]", "[a]"),
+        (7, 7),
+    ],
+)
+def test_lists_that_were_stored_as_text_are_lists(value: object, found: object) -> None:
+    assert list_in(value) == found
 
 
 @pytest.mark.parametrize(
