@@ -40,6 +40,17 @@ class ModelConfig(Section):
     system_prompt: str = Field(
         "", description="system message of the chat template; a problem's own takes its place; empty: none"
     )
+    instruction: str = Field(
+        "",
+        description="how a problem is asked, with {question} and, apart from it, {options}; empty: asks for "
+        "steps and the form of answer that is read",
+    )
+    chat_template_kwargs: dict[str, bool | int | float | str] = Field(
+        {}, description="given to the chat template, such as enable_thinking = false"
+    )
+    stop_tokens: tuple[int | str, ...] = Field(
+        (), description="ids or texts of tokens that end a completion besides the model's own"
+    )
     hidden_size: int = Field(128, ge=16, description="width of a model built from scratch")
     num_layers: int = Field(3, ge=1, description="layers of a model built from scratch")
     num_heads: int = Field(4, ge=1, description="attention heads of a model built from scratch")
@@ -47,6 +58,30 @@ class ModelConfig(Section):
     intermediate_size: int = Field(384, ge=16, description="MLP width of a model built from scratch")
     vocab_size: int = Field(1024, ge=300, description="most tokens of a tokenizer built from scratch (BPE)")
     context_length: int = Field(512, ge=32, description="positions of a model built from scratch, tokens")
+
+    @field_validator("instruction")
+    @classmethod
+    def _asks(cls, text: str) -> str:
+        if text and text.count("{question}") != 1:
+            raise ValueError("the text must have {question} once, where the question is to stand")
+        return text
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _of_the_template(cls, given: dict[str, Any]) -> dict[str, Any]:
+        ours = {"messages", "conversation", "tokenize", "add_generation_prompt", "continue_final_message"}
+        if ours & given.keys():
+            raise ValueError(f"{', '.join(sorted(ours & given.keys()))} is set by mathrl: leave it out")
+        return given
+
+    @field_validator("stop_tokens", mode="before")
+    @classmethod
+    def _stop_tokens(cls, given: Any) -> Any:
+        """``151643,<|eot_id|>``, as the command line says it, as a list."""
+        if not isinstance(given, str):
+            return given
+        parts = [part.strip() for part in given.split(",") if part.strip()]
+        return [int(part) if part.isdecimal() else part for part in parts]
 
     @model_validator(mode="after")
     def _heads(self) -> ModelConfig:

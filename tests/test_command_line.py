@@ -59,6 +59,10 @@ def test_words_switches_and_fields_come_apart(given):
         (["--sft.skip=off", "--sft.compile"], {"sft.skip": "false", "sft.compile": "true"}),
         (["--model.system_prompt", "two words, -- and = signs"], None),
         (["--model.system_prompt="], {"model.system_prompt": ""}),
+        (
+            ["--model.chat_template_kwargs.enable_thinking", "false", "--model.chat_template_kwargs.n=2"],
+            {"model.chat_template_kwargs.enable_thinking": "false", "model.chat_template_kwargs.n": "2"},
+        ),
         (["--run.name", "true"], {"run.name": "true"}),
         (["--run.name", "on", "--sft.skip", "On"], {"run.name": "on", "sft.skip": "true"}),
     ],

@@ -12,7 +12,7 @@ from rich.console import Console
 from mathrl.commands.evaluation_options import EvaluationOptions
 from mathrl.commands.model_source import ModelSource
 from mathrl.data.few_shot import STOP, FewShotTemplate
-from mathrl.data.prompts import PromptTemplate
+from mathrl.data.prompts import PromptTemplate, template_for
 from mathrl.errors import UserError
 from mathrl.evaluation.benchmark_sets import BenchmarkProblems
 from mathrl.evaluation.completions import refuse_other
@@ -158,12 +158,7 @@ def _template(found: BenchmarkProblems, policy: Policy, request: EvaluationReque
     examples = request.examples[benchmark.name]
     if examples:
         return FewShotTemplate(tokenizer, examples, extract=benchmark.extract)
-    kind = config.model.prompt
-    if kind == "auto":
-        kind = "chat" if getattr(tokenizer, "chat_template", None) else "plain"
-    return PromptTemplate(
-        tokenizer, kind, extract=benchmark.extract, system_prompt=config.model.system_prompt
-    )
+    return template_for(config.model, tokenizer, benchmark.extract)
 
 
 def _result(task: Task, evaluation: Evaluation, trained_on: Sequence[str]) -> Result:

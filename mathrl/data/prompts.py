@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from jinja2 import TemplateError
 
-from mathrl.config import Config
+from mathrl.config import Config, ModelConfig
 from mathrl.data.problems import extract_rule
 from mathrl.errors import UserError
 from mathrl.rewards.scorer import as_answer
@@ -32,9 +33,23 @@ class PromptTemplate:
     """
 
     def __init__(
-        self, tokenizer: Any, kind: Kind, *, extract: str = "gsm8k", system_prompt: str = ""
+        self,
+        tokenizer: Any,
+        kind: Kind,
+        *,
+        extract: str = "gsm8k",
+        system_prompt: str = "",
+        instruction: str = "",
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        """Raises UserError: ``kind`` is "chat" and the tokenizer has no chat template."""
+        """Args:
+            instruction: the user's message (chat) or the whole prompt (plain), with ``{question}`` where the
+                question stands and, if the options do not stand below it, ``{options}``; empty: as above.
+            chat_template_kwargs: what the chat template is given besides the messages.
+
+        Raises:
+            UserError: ``kind`` is "chat" and the tokenizer has no chat template.
+        """
         if kind == "chat" and not getattr(tokenizer, "chat_template", None):
             raise UserError(
                 f"model.prompt is 'chat' but the tokenizer of {tokenizer.name_or_path or 'the model'} has no "
@@ -44,6 +59,14 @@ class PromptTemplate:
         self.kind = kind
         self.extract = extract
         self.system_prompt = system_prompt
+        self.instruction = instruction or self._usual()
+        self.chat_template_kwargs = dict(chat_template_kwargs or {})
+
+    def _usual(self) -> str:
+        if self.kind == "plain":
+            return "Question: {question}\nAnswer:"
+        told = _INSTRUCTIONS.get(self.extract)
+        return f"{{question}}\n{told}" if told else "{question}"
 
     def describe(self) -> dict[str, str]:
         """What an evaluation's protocol says of the prompt."""
@@ -52,21 +75,30 @@ class PromptTemplate:
 
     def text(self, problem: Problem) -> str:
         """The prompt as text."""
-        question = "\n".join([problem.question, *problem.options])
+        asked = self.asked(problem)
         if self.kind == "plain":
-            before = f"{problem.system_prompt}\n\n" if problem.system_prompt else ""
-            return f"{before}Question: {question}\nAnswer:"
-        instruction = _INSTRUCTIONS.get(self.extract)
-        messages = [{"role": "user", "content": f"{question}\n{instruction}" if instruction else question}]
+            return f"{problem.system_prompt}\n\n{asked}" if problem.system_prompt else asked
+        messages = [{"role": "user", "content": asked}]
         system = problem.system_prompt or self.system_prompt
         if system:
             messages.insert(0, {"role": "system", "content": system})
         return self._chat(messages)
 
+    def asked(self, problem: Problem) -> str:
+        """The question with its options and what is said of the answer's form, before any chat template."""
+        options = "\n".join(problem.options)
+        question = problem.question
+        if options and "{options}" not in self.instruction:
+            question = f"{question}\n{options}"
+        stands_for = {"{question}": question, "{options}": options}
+        return re.sub(r"\{(?:question|options)\}", lambda found: stands_for[found[0]], self.instruction)
+
     def _chat(self, messages: Sequence[Mapping[str, str]]) -> str:
         try:
             return str(
-                self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+                self.tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=True, **self.chat_template_kwargs
+                )
             )
         except (TemplateError, TypeError, ValueError) as error:  # whatever a template of others may meet
             which = f"the chat template of {self.tokenizer.name_or_path or 'the model'}"
@@ -130,9 +162,19 @@ class PromptTemplate:
 
 def make_template(config: Config, tokenizer: Any) -> PromptTemplate:
     """The template of a recipe. Raises UserError where it asks for chat and the tokenizer has no template."""
-    kind = config.model.prompt
+    return template_for(config.model, tokenizer, extract_rule(config.data))
+
+
+def template_for(model: ModelConfig, tokenizer: Any, extract: str) -> PromptTemplate:
+    """The template that a model is asked with where answers are read by ``extract``. Raises as above."""
+    kind = model.prompt
     if kind == "auto":
         kind = "chat" if getattr(tokenizer, "chat_template", None) else "plain"
     return PromptTemplate(
-        tokenizer, kind, extract=extract_rule(config.data), system_prompt=config.model.system_prompt
+        tokenizer,
+        kind,
+        extract=extract,
+        system_prompt=model.system_prompt,
+        instruction=model.instruction,
+        chat_template_kwargs=model.chat_template_kwargs,
     )

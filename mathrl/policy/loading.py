@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -191,7 +191,27 @@ def load_policy_parts(path: str, config: Config) -> tuple[PeftModel, Any]:
         raise UserError(
             f"the tokenizer of {path!r} has {len(tokenizer)} tokens but the model embeds {rows}: no pair"
         )
+    add_stop_tokens(base, tokenizer, config.model.stop_tokens)
     return add_adapter(base, config.lora, config.run.seed), tokenizer
+
+
+def add_stop_tokens(base: Any, tokenizer: Any, tokens: Sequence[int | str]) -> None:
+    """Let these tokens, too, end a completion: every engine reads the model's generation settings.
+
+    Raises:
+        UserError: the tokenizer has no such token.
+    """
+    if not tokens:
+        return
+    ids = []
+    for token in tokens:
+        index = tokenizer.convert_tokens_to_ids(token) if isinstance(token, str) else token
+        if index is None or not 0 <= index < len(tokenizer) or index == tokenizer.unk_token_id:
+            raise UserError(f"model.stop_tokens: the tokenizer has no token {token!r}")
+        ids.append(index)
+    own = base.generation_config.eos_token_id
+    own = list(own) if isinstance(own, (list, tuple)) else [own]
+    base.generation_config.eos_token_id = sorted({*own, *ids} - {None})
 
 
 def _first_line(error: Exception) -> str:

@@ -20,6 +20,7 @@ from mathrl.recipes.fields import (
     all_fields,
     differences,
     find_field,
+    is_table,
     kinds_of,
     range_of,
     section_of,
@@ -35,6 +36,7 @@ __all__ = [
     "differences",
     "dump",
     "find_field",
+    "is_table",
     "kinds_of",
     "load_config",
     "load_recipe",
@@ -138,6 +140,8 @@ def _set(table: dict[str, Any], dotted: str, text: str) -> None:
     inner = table
     for section in sections:
         inner = inner.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise UserError(f"--{dotted}: {section!r} is {inner!r} in the recipe, not a table")
     inner[key] = value_of(text, field)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, get_args
+from contextlib import suppress
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -28,12 +29,20 @@ def section_of(field: FieldInfo) -> type[BaseModel] | None:
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
+def is_table(field: FieldInfo) -> bool:
+    """Whether the field is a table of names of the user's own, such as model.chat_template_kwargs."""
+    return get_origin(field.annotation) is dict
+
+
 def find_field(dotted: str) -> FieldInfo:
     """The field that ``section.key`` names; UserError with near names where there is none."""
     model: type[BaseModel] = Config
     *sections, key = dotted.split(".")
     for part in sections:
-        inner = section_of(model.model_fields[part]) if part in model.model_fields else None
+        field = model.model_fields.get(part)
+        inner = section_of(field) if field else None
+        if field is not None and is_table(field) and key:
+            return field
         if inner is None:
             raise unknown_field(f"unknown option --{dotted}", dotted)
         model = inner
@@ -54,13 +63,15 @@ def unknown_field(what: str, dotted: str) -> UserError:
 
 def values_by_name(config: Config) -> dict[str, Any]:
     """Dotted name -> value."""
-    flat: dict[str, Any] = {}
-    for name, value in config:
+    return dict(_values(config, ""))
+
+
+def _values(section: BaseModel, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in section:
         if isinstance(value, BaseModel):
-            flat |= {f"{name}.{key}": item for key, item in value}
+            yield from _values(value, f"{prefix}{name}.")
         else:
-            flat[name] = value
-    return flat
+            yield prefix + name, value
 
 
 def differences(config: Config, base: Config) -> dict[str, tuple[Any, Any]]:
@@ -71,8 +82,19 @@ def differences(config: Config, base: Config) -> dict[str, tuple[Any, Any]]:
 
 def value_of(text: str, field: FieldInfo) -> Any:
     """Text of the command line as the field's kind of value; pydantic has the last word on it."""
+    if is_table(field):
+        return _plain_value(text)
     if bool in kinds_of(field) and text.lower() in ("true", "false", "yes", "no", "on", "off"):
         return text.lower() in ("true", "yes", "on")
+    return text
+
+
+def _plain_value(text: str) -> bool | int | float | str:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
     return text
 
 

@@ -21,8 +21,11 @@ def dump(config: Config, comments: bool = False) -> str:
 
 
 def _section(section: BaseModel, comments: bool) -> Table:
-    table = tomlkit.table()
+    table, inner = tomlkit.table(), []
     for key, field in type(section).model_fields.items():
+        if isinstance(getattr(section, key), BaseModel):
+            inner.append(key)  # tables end a table: they come after its values
+            continue
         value, told = getattr(section, key), f"{field.description}{range_of(field)}"
         if value is not None:
             written = _item(value)
@@ -32,6 +35,8 @@ def _section(section: BaseModel, comments: bool) -> Table:
         elif comments:  # TOML has no word for none
             table.add(tomlkit.comment(f"{key} =  # {told}"))
     table.add(tomlkit.nl())
+    for key in inner:
+        table.add(key, _section(getattr(section, key), comments))
     return table
 
 
@@ -40,6 +45,10 @@ def _item(value: Any) -> Item:
     if isinstance(value, BaseModel):
         table = tomlkit.inline_table()
         table.update(value.model_dump(exclude_none=True))
+        return table
+    if isinstance(value, dict):
+        table = tomlkit.inline_table()
+        table.update(value)
         return table
     if isinstance(value, tuple):
         array = tomlkit.array()

@@ -1,12 +1,17 @@
 """Prompts: a problem's own system prompt, and chat templates that cannot take it or cannot be used."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from mathrl.data.few_shot import FewShotTemplate
-from mathrl.data.prompts import PromptTemplate
+from mathrl.data.prompts import PromptTemplate, make_template
 from mathrl.data.wordproblems import corpus
 from mathrl.errors import UserError
+from mathrl.policy.loading import add_stop_tokens
 from mathrl.policy.scratch import build_tokenizer
+from mathrl.recipes import dump, load_config, load_recipe
+from mathrl.rollout.base import eos_ids
 from mathrl.types import Problem
 
 CHAT = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<assistant>"
@@ -56,3 +61,87 @@ def test_a_broken_template_is_told_in_one_sentence(tokenizer, broken: str) -> No
     with pytest.raises(UserError, match="chat template of .* cannot be used .*to 'plain'") as told:
         chat(tokenizer, broken).text(ONE)
     assert "\n" not in str(told.value)
+
+
+# --- how it is asked ----------------------------------------------------------------------------------------
+
+CHOICE = Problem("3", "Which {options} is \\frac{4}{2}?", "B", options=("A) 1", "B) 2"))
+
+
+@pytest.mark.parametrize(
+    ("instruction", "asked"),
+    [
+        ("", "Which {options} is \\frac{4}{2}?\nA) 1\nB) 2"),
+        (
+            "Q: {question}\nBox it: \\boxed{}",
+            "Q: Which {options} is \\frac{4}{2}?\nA) 1\nB) 2\nBox it: \\boxed{}",
+        ),
+        ("{options}\n{question}", "A) 1\nB) 2\nWhich {options} is \\frac{4}{2}?"),
+    ],
+)
+def test_the_instruction_says_how_a_problem_is_asked(tokenizer, instruction, asked) -> None:
+    assert chat(tokenizer, CHAT, instruction=instruction).text(CHOICE) == f"<user>{asked}<assistant>"
+
+
+def test_a_plain_prompt_has_an_instruction_too(tokenizer) -> None:
+    plain = PromptTemplate(tokenizer, "plain", instruction="Task: {question} =")
+    assert plain.text(ONE) == "Task: What is 1? ="
+    assert plain.describe()["prompt"] == "Task: {question} ="
+
+
+def test_the_chat_template_is_given_its_own_settings(tokenizer) -> None:
+    thinking = CHAT + "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
+    assert chat(tokenizer, thinking).text(ONE) == "<user>What is 1?<assistant>"
+    told = chat(tokenizer, thinking, chat_template_kwargs={"enable_thinking": False})
+    assert told.text(ONE) == "<user>What is 1?<assistant><think></think>"
+    assert told.describe() != chat(tokenizer, thinking).describe()
+
+
+def test_a_recipe_sets_all_of_it(tokenizer, tmp_path) -> None:
+    (tmp_path / "mine.toml").write_text("")
+    settings = {
+        "model.instruction": "{question} Box it.",
+        "model.chat_template_kwargs.enable_thinking": "false",
+        "model.chat_template_kwargs.effort": "low",
+        "model.chat_template_kwargs.depth": "3",
+        "model.stop_tokens": "2, <|eot|>",
+    }
+    config = load_recipe(str(tmp_path / "mine.toml"), list(settings.items()))
+    assert config.model.chat_template_kwargs == {"enable_thinking": False, "effort": "low", "depth": 3}
+    assert config.model.stop_tokens == (2, "<|eot|>")
+    (tmp_path / "saved.toml").write_text(dump(config))
+    assert load_config(tmp_path / "saved.toml") == config
+    tokenizer.chat_template = CHAT + "{{ effort }}"
+    assert make_template(config, tokenizer).text(ONE) == "<user>What is 1? Box it.<assistant>low"
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "words"),
+    [
+        ("model.instruction", "Solve it.", "must have {question} once"),
+        ("model.instruction", "{question} {question}", "must have {question} once"),
+        ("model.chat_template_kwargs.tokenize", "true", "tokenize is set by mathrl"),
+        ("model.chat_template_kwarg.x", "1", "unknown option --model.chat_template_kwarg.x"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(field, text, words, tmp_path) -> None:
+    (tmp_path / "mine.toml").write_text("")
+    with pytest.raises(UserError, match=words):
+        load_recipe(str(tmp_path / "mine.toml"), [(field, text)])
+
+
+def test_more_tokens_can_end_a_completion(tokenizer) -> None:
+    def base(own):
+        return SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=own))
+
+    word = tokenizer.convert_ids_to_tokens(20)
+    for own, ends in ((None, {30, 20}), (5, {5, 20, 30}), ([5, 6], {5, 6, 20, 30})):
+        model = base(own)
+        add_stop_tokens(model, tokenizer, (30, word))
+        assert set(eos_ids(model, tokenizer)) == ends | {tokenizer.eos_token_id}
+    model = base(5)
+    add_stop_tokens(model, tokenizer, ())
+    assert eos_ids(model, tokenizer) == sorted({5, tokenizer.eos_token_id})
+    for unknown in ("<|nowhere|>", 10**6, -1):
+        with pytest.raises(UserError, match=r"model.stop_tokens: the tokenizer has no token"):
+            add_stop_tokens(base(5), tokenizer, (unknown,))
