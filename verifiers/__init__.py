@@ -5,7 +5,17 @@ from typing import Any
 from verifiers.base import AnswerType, Outcome, ParseError, Verdict
 from verifiers.verify import parse_reference, verify
 
-__all__ = ["AnswerType", "Outcome", "ParseError", "Verdict", "parse_reference", "read", "verify"]
+__all__ = [
+    "AnswerType",
+    "Outcome",
+    "ParseError",
+    "Verdict",
+    "as_trl_reward",
+    "compute_score",
+    "parse_reference",
+    "read",
+    "verify",
+]
 
 
 def read(text: str) -> Any:
@@ -17,3 +27,19 @@ def read(text: str) -> Any:
     from verifiers.sympy_objects.objects import read as read_symbolic
 
     return read_symbolic(text)
+
+
+def as_trl_reward(column: str = "solution", **settings: Any) -> Any:
+    """A function for TRL's `reward_funcs`; see `verifiers.tools.trainers.as_trl_reward` for the settings."""
+    from verifiers.tools import trainers
+
+    return trainers.as_trl_reward(column, **settings)
+
+
+def compute_score(
+    data_source: str, solution_str: str, ground_truth: Any, extra_info: Any = None, **settings: Any
+) -> float:
+    """1.0 or 0.0, as verl's custom reward function; see `verifiers.tools.verl_reward.compute_score`."""
+    from verifiers.tools import verl_reward
+
+    return verl_reward.compute_score(data_source, solution_str, ground_truth, extra_info, **settings)
