@@ -367,9 +367,7 @@ class RewardConfig(Section):
         None, description="of a completion cut at the token limit that is not correct; unset: as its outcome"
     )
     format: float = Field(0.0, description="added where an answer could be extracted")
-    length: float = Field(
-        0.0, description="added per completion token over the limit (negative: prefer short)"
-    )
+    length: float = Field(0.0, description="added for every token of a completion (negative: prefer short)")
     functions: tuple[RewardFunctionConfig, ...] = Field(
         (), description="Python functions beside the verifier: module:function=weight, joined by commas"
     )

@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.console import Console
 
-from mathrl.report.doctor import RULES, diagnose, tell
+from mathrl.report.doctor import diagnose, last_word, tell
 from mathrl.report.run_record import read_run
 
 EXIT_WRONG = 1
@@ -21,12 +21,6 @@ def command(run_dir: Annotated[Path, Parameter(name="RUN", help="a run's folder"
     findings = diagnose(record.rows, record.config)
     for finding in findings:
         tell(console, finding)
-    wrong = [f for f in findings if f.severity != "note"]
-    steps = f"{len(record.rows)} steps of {run_dir}"
-    console.print(
-        f"{len(wrong)} of {len(RULES)} rules found something wrong in {steps}."
-        if wrong
-        else f"{len(RULES)} rules found nothing wrong in {steps}.",
-        soft_wrap=True,
-    )
+    wrong = sum(f.severity != "note" for f in findings)
+    console.print(last_word(wrong, len(record.rows), str(run_dir)), soft_wrap=True)
     return EXIT_WRONG if wrong else 0

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from mathrl.algorithms.table import Algorithm, resolve_algorithm
 from mathrl.config import Config
 from mathrl.data.hub import check_model
-from mathrl.data.problems import ProblemSet, Role, SkippedRow, load_problems
+from mathrl.data.problem_set import ProblemSet, check_enough, keep_fitting
+from mathrl.data.problems import Role, load_problems
 from mathrl.data.prompts import PromptTemplate, make_template
 from mathrl.errors import UserError
 from mathrl.policy.loading import context_of, load_tokenizer
@@ -17,7 +18,6 @@ from mathrl.rewards.functions import RewardFunction, load_functions
 from mathrl.rewards.scorer import check_answer_type
 from mathrl.run.folder import RunFolder
 from mathrl.training.sft import Demonstrations, load_examples
-from mathrl.types import Problem
 
 HELD_OUT: Role = "held_out"
 SECOND_SET: Role = "held_out_templates"  # problems told in templates that were never trained on
@@ -70,11 +70,7 @@ def prepare(config: Config, *, resume: bool, overwrite: bool) -> PreparedRun:
         name: _fitting(config, template, problems, most=config.evaluate.num_problems)
         for name, problems in held_out.items()
     }
-    if len(train) < config.rollout.problems_per_step:
-        raise UserError(
-            f"a step needs {config.rollout.problems_per_step} different problems and {train.name} has "
-            f"{len(train)}: lower rollout.problems_per_step or load more problems"
-        )
+    check_enough(config.rollout.problems_per_step, len(train), train.name)
     return PreparedRun(config, algorithm, train, held_out, demonstrations, folder, functions)
 
 
@@ -89,29 +85,18 @@ def _fitting(
     """
     limit, completion = config.rollout.max_prompt_tokens, config.rollout.max_completion_tokens
     context = context_of(config.model)
-    kept: list[Problem] = []
-    skipped: list[SkippedRow] = []
-    encoded = template.encode_all(found.problems)
-    for row, (problem, ids) in enumerate(zip(found.problems, encoded, strict=True), 1):
-        if most is not None and len(kept) == most:
-            break
-        length = len(ids)
-        if length <= limit and length + completion <= context:
-            kept.append(problem)
-            continue
+
+    def against(length: int) -> str:
         if length > limit:
-            reason = f"its prompt has {length} tokens, more than rollout.max_prompt_tokens {limit}"
-        else:
-            reason = (
+            return f"its prompt has {length} tokens, more than rollout.max_prompt_tokens {limit}"
+        if length + completion > context:
+            return (
                 f"its prompt of {length} tokens and rollout.max_completion_tokens {completion} do not fit "
                 f"the model's context of {context} tokens"
             )
-        if not config.data.skip_long_prompts:
-            raise UserError(
-                f"{found.name}, problem {problem.id}: {reason}: change the limit, or leave such problems out "
-                "with --data.skip_long_prompts"
-            )
-        skipped.append(SkippedRow(row, "prompt too long", problem.question))
-    if not kept:
-        raise UserError(f"no problem is left of {found.name}: every prompt is too long ({reason})")
-    return replace(found, problems=tuple(kept), skipped=(*found.skipped, *skipped))
+        return ""
+
+    reasons = (against(len(ids)) for ids in template.encode_all(found.problems))
+    return keep_fitting(
+        found, reasons, called="prompt too long", skip=config.data.skip_long_prompts, most=most
+    )

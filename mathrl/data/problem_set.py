@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from mathrl.errors import UserError
 from mathrl.types import Problem, derive_seed
 
 ASKED_BEFORE = "question asked before"
@@ -36,6 +37,11 @@ class ProblemSet:
 
     def __len__(self) -> int:
         return len(self.problems)
+
+    def numbered(self) -> Iterator[tuple[int, Problem]]:
+        """Each problem with the number of its row, counted from 1; with its place where none was read."""
+        for place, problem in enumerate(self.problems, 1):
+            yield place if self.demonstration else row_of(problem), problem
 
     def describe(self) -> str:
         """One line: how many problems, rows skipped for each reason, and references that are only words."""
@@ -106,3 +112,46 @@ def without(found: ProblemSet, asked: set[str], reason: str) -> ProblemSet:
     skipped = [SkippedRow(row_of(p), reason, p.question) for p in same]
     kept = tuple(p for p in found.problems if question_key(p) not in asked)
     return replace(found, problems=kept, skipped=(*found.skipped, *skipped))
+
+
+def keep_fitting(
+    found: ProblemSet, reasons: Iterable[str], *, called: str, skip: bool, most: int | None = None
+) -> ProblemSet:
+    """The first ``most`` problems (all: None) that nothing stands against; the others as skipped rows.
+
+    Args:
+        reasons: one a problem, in order: what is too long for what; "" where it fits.
+        called: what rows are skipped for, in the count of them.
+        skip: data.skip_long_prompts; else the first that does not fit is refused.
+
+    Raises:
+        UserError: a problem does not fit and ``skip`` is false, or none does.
+    """
+    kept: list[Problem] = []
+    skipped: list[SkippedRow] = []
+    reason = ""
+    for (row, problem), against in zip(found.numbered(), reasons, strict=True):
+        if most is not None and len(kept) == most:
+            break
+        if not against:
+            kept.append(problem)
+            continue
+        reason = against
+        if not skip:
+            raise UserError(
+                f"{found.name}, problem {problem.id}: {reason}: change the limit, or leave such problems out "
+                "with --data.skip_long_prompts"
+            )
+        skipped.append(SkippedRow(row, called, problem.question))
+    if not kept:
+        raise UserError(f"no problem is left of {found.name}: all are too long ({reason})")
+    return replace(found, problems=tuple(kept), skipped=(*found.skipped, *skipped))
+
+
+def check_enough(needed: int, there: int, where: str = "") -> None:
+    """Refuse a step that needs more different problems than there are."""
+    if there < needed:
+        raise UserError(
+            f"a step needs {needed} different problems and there are {there}{where and f' in {where}'}: "
+            "lower rollout.problems_per_step or load more problems"
+        )

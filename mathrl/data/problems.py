@@ -197,8 +197,9 @@ def _read(data: DataConfig, row: DatasetRow, path: str, split: str) -> ProblemSe
                 words.add(problem.id)
     if len(unread) > len(problems):
         first, total = unread[0], len(problems) + len(skipped) + len(unread)
+        rows = ", ".join(str(s.row) for s in unread[:5]) + " …" * (len(unread) > 5)
         raise UserError(
-            f"{path or name}: {len(unread)} of {total} rows make no problem (row {first.row}: "
+            f"{path or name}: {len(unread)} of {total} rows make no problem (rows {rows}; row {first.row}: "
             f"{first.reason}, {first.text[:40]!r}; answers are the field {row.answer!r}, read as "
             f"{row.answer_type!r}): set --data.question_field, --data.answer_field or --data.answer_type"
         )

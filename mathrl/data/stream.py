@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mathrl.data.history import History
-from mathrl.data.problem_set import ProblemSet, part_of
+from mathrl.data.problem_set import ProblemSet, check_enough, part_of
 from mathrl.errors import UserError
 from mathrl.types import Group, Problem, derive_seed
 
@@ -33,11 +33,7 @@ class ProblemStream:
         Raises:
             UserError: there are fewer than ``n`` problems.
         """
-        if n > len(self.problems):
-            raise UserError(
-                f"a step needs {n} different problems and there are {len(self.problems)}: lower "
-                "rollout.problems_per_step or load more problems"
-            )
+        check_enough(n, len(self.problems))
         if self.history is not None:
             return self._take_by_history(n, self.history)
         if self.position + n > len(self.problems):

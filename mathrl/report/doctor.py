@@ -15,9 +15,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from mathrl.config import Config
-
-WINDOW = 5
-"""Steps whose mean a rule judges: one bad step is chance."""
+from mathrl.report.steps_so_far import WINDOW, StepsSoFar
 
 Severity = Literal["note", "warning", "error"]
 
@@ -36,11 +34,11 @@ def diagnose(rows: Sequence[Mapping[str, Any]], config: Config) -> list[Finding]
     """All findings about steps (rows of metrics.jsonl, by step), the gravest first."""
     if not rows:
         return []
-    history = History(rows, config)
+    steps = StepsSoFar(rows, config)
     found = []
     for title, rule in RULES.items():
-        for severity, text in rule(history):
-            found.append(Finding(severity, title, text, 1 if rule is first_loss else history.step))
+        for severity, text in rule(steps):
+            found.append(Finding(severity, title, text, 1 if rule is first_loss else steps.step))
     return sorted(found, key=lambda f: ("error", "warning", "note").index(f.severity))
 
 
@@ -60,51 +58,24 @@ class Doctor:
         return new
 
 
-class History:
-    """The steps so far, as the rules ask about them."""
-
-    def __init__(self, rows: Sequence[Mapping[str, Any]], config: Config) -> None:
-        self.rows, self.config = rows, config
-        self.step = int(rows[-1]["step"])
-
-    def values(self, metric: str) -> list[float]:
-        """The metric's finite values, of the steps that have it."""
-        found = (row.get(metric) for row in self.rows)
-        return [float(v) for v in found if isinstance(v, int | float) and math.isfinite(v)]
-
-    def recent(self, metric: str, default: float = 0.0) -> float:
-        """Mean over the last WINDOW steps that have the metric."""
-        values = self.values(metric)[-WINDOW:]
-        return fmean(values) if values else default
-
-    def first(self) -> Mapping[str, Any] | None:
-        """The row of the run's first step, where it is among these."""
-        return self.rows[0] if self.rows[0]["step"] == 1 else None
-
-    @property
-    def full(self) -> bool:
-        """Whether there are enough steps for a mean."""
-        return len(self.rows) >= WINDOW
-
-
 Said = Iterator[tuple[Severity, str]]
 
 
-def truncated(h: History) -> Said:
+def truncated(h: StepsSoFar) -> Said:
     share = h.recent("rollout/truncated_frac")
-    if h.full and share > 0.2:
+    if h.plain("rollout/truncated_frac") and share > 0.2:
         limit = h.config.rollout.max_completion_tokens
         yield (
             "error" if share > 0.5 else "warning",
-            f"{share:.0%} of the completions are cut off at rollout.max_completion_tokens = {limit}, most of "
-            "them before an answer: raise the limit, or let a shorter style pay (algorithm.overlong_buffer, "
-            "reward.length).",
+            f"{share:.0%} of the completions{h.so_far} are cut off at rollout.max_completion_tokens = "
+            f"{limit}, most of them before an answer: raise the limit, or let a shorter style pay "
+            "(algorithm.overlong_buffer, reward.length).",
         )
 
 
-def equal_rewards(h: History) -> Said:
+def equal_rewards(h: StepsSoFar) -> Said:
     share = h.recent("reward/equal_frac")
-    if not h.full or share <= 0.8:
+    if not h.plain("reward/equal_frac") or share <= 0.8:
         return
     right = h.recent("reward/correct_frac")
     if right > 0.9:
@@ -118,12 +89,12 @@ def equal_rewards(h: History) -> Said:
         )
     yield (
         "error" if share > 0.98 else "warning",
-        f"In {share:.0%} of the groups all completions earned the same, so nothing can be learned from "
-        f"them; {why}.",
+        f"In {share:.0%} of the groups{h.so_far} all completions earned the same, so nothing can be learned "
+        f"from them; {why}.",
     )
 
 
-def first_loss(h: History) -> Said:
+def first_loss(h: StepsSoFar) -> Said:
     row = h.first()
     if row is None or row.get("policy/loss") is None or row.get("policy/grad_norm") is None:
         return
@@ -146,7 +117,7 @@ def first_loss(h: History) -> Said:
         )
 
 
-def sampler_mismatch(h: History) -> Said:
+def sampler_mismatch(h: StepsSoFar) -> Said:
     gap, ess = h.recent("sync/gap_mean"), h.recent("sync/ess", 1.0)
     row = h.first()
     if row is not None and len(h.rows) < WINDOW:  # the very first update already tells
@@ -164,7 +135,7 @@ def sampler_mismatch(h: History) -> Said:
     )
 
 
-def kl_below_noise(h: History) -> Said:
+def kl_below_noise(h: StepsSoFar) -> Said:
     values = h.values("policy/kl_ref")
     if len(values) < 2 * WINDOW:
         return
@@ -181,7 +152,7 @@ def kl_below_noise(h: History) -> Said:
         )
 
 
-def kl_running_away(h: History) -> Said:
+def kl_running_away(h: StepsSoFar) -> Said:
     values = h.values("policy/kl_ref")
     if len(values) < WINDOW:
         return
@@ -199,7 +170,7 @@ def kl_running_away(h: History) -> Said:
         )
 
 
-def entropy_collapse(h: History) -> Said:
+def entropy_collapse(h: StepsSoFar) -> Said:
     values = h.values("policy/entropy")
     if len(values) < 2 * WINDOW:
         return
@@ -213,7 +184,7 @@ def entropy_collapse(h: History) -> Said:
         )
 
 
-def held_out_falls(h: History) -> Said:
+def held_out_falls(h: StepsSoFar) -> Said:
     rows = [r for r in h.rows if isinstance(r.get("held_out/accuracy"), int | float)]
     if len(rows) < 2:
         return
@@ -240,7 +211,7 @@ def _window(rows: Sequence[Mapping[str, Any]], step: float) -> list[float]:
     ]
 
 
-def verifier_trouble(h: History) -> Said:
+def verifier_trouble(h: StepsSoFar) -> Said:
     late, broken = h.recent("verify/timeout_frac"), h.recent("verify/error_frac")
     if late + broken > 0.01:
         yield (
@@ -251,7 +222,7 @@ def verifier_trouble(h: History) -> Said:
         )
 
 
-def bad_references(h: History) -> Said:
+def bad_references(h: StepsSoFar) -> Said:
     values = h.values("verify/bad_reference_frac")
     share = fmean(values) if values else 0.0
     if share > 0:
@@ -262,17 +233,17 @@ def bad_references(h: History) -> Said:
         )
 
 
-def unparsed_answers(h: History) -> Said:
+def unparsed_answers(h: StepsSoFar) -> Said:
     share = h.recent("verify/unparsed_frac")
-    if h.full and share > 0.05:
+    if h.plain("verify/unparsed_frac") and share > 0.05:
         yield (
             "error" if share > 0.3 else "warning",
-            f"{share:.0%} of the answers were found but could not be read (UNPARSED) and count as wrong: is "
-            f"data.answer_type right? Some of them are in samples.jsonl.",
+            f"{share:.0%} of the answers{h.so_far} were found but could not be read (UNPARSED) and count as "
+            f"wrong: is data.answer_type right? Some of them are in samples.jsonl.",
         )
 
 
-def refused_steps(h: History) -> Said:
+def refused_steps(h: StepsSoFar) -> Said:
     values = h.values("trust_region/accepted")
     if len(values) >= WINDOW and not any(values[-WINDOW:]):
         yield (
@@ -288,7 +259,7 @@ def refused_steps(h: History) -> Said:
         )
 
 
-def useless_critic(h: History) -> Said:
+def useless_critic(h: StepsSoFar) -> Said:
     values = h.values("value/explained_variance")
     if len(values) >= 2 * WINDOW and h.recent("value/explained_variance") < -0.1:
         yield (
@@ -299,13 +270,13 @@ def useless_critic(h: History) -> Said:
         )
 
 
-def not_finite(h: History) -> Said:
+def not_finite(h: StepsSoFar) -> Said:
     names = sorted({n for row in h.rows for n, v in row.items() if v is None or v != v or abs(v) == math.inf})
     if names:
         yield "error", f"These metrics were not finite at some step: {', '.join(names[:6])}."
 
 
-RULES: dict[str, Callable[[History], Said]] = {
+RULES: dict[str, Callable[[StepsSoFar], Said]] = {
     "Numbers that are not finite": not_finite,
     "Truncated completions": truncated,
     "Groups with equal rewards": equal_rewards,
@@ -321,6 +292,17 @@ RULES: dict[str, Callable[[History], Said]] = {
     "Refused trust-region steps": refused_steps,
     "Value model without use": useless_critic,
 }
+
+
+def last_word(wrong: int, steps: int, where: str) -> str:
+    """How many rules found something wrong, and whether there was enough to look at."""
+    seen = f"{steps} step{'s' * (steps != 1)} of {where}"
+    if wrong:
+        few = "; the others have too few steps to judge" if steps < WINDOW else ""
+        return f"{wrong} of {len(RULES)} rules found something wrong in {seen}{few}."
+    if steps < WINDOW:
+        return f"Too few steps to judge: nothing shows at once in {seen}, and most rules look at {WINDOW}."
+    return f"{len(RULES)} rules found nothing wrong in {seen}."
 
 
 def tell(console: Console, finding: Finding) -> None:

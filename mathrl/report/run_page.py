@@ -19,6 +19,7 @@ from mathrl.report.charts import IntervalRow, Point, interval_rows
 from mathrl.report.doctor import diagnose
 from mathrl.report.pages import duration, percent, shown
 from mathrl.report.run_record import MAIN_SET, RunRecord, read_run
+from mathrl.report.steps_so_far import WINDOW
 from mathrl.report.titles import KINDS, kind_title, set_title, set_words
 from mathrl.report.training_charts import (
     LEARNING,
@@ -75,6 +76,7 @@ def render(run: RunRecord) -> str:
         unfinished=None if summary.get("finished") else _progress(run),
         result=_result(run) if summary else None,
         findings=diagnose(run.rows, config) if run.rows else None,
+        few_steps=len(run.rows) < WINDOW,
         learned=[_learned(run, name) for name in _paired_sets(run)],
         learning=[held_out_chart(run), *(chart_of(c, run) for c in LEARNING), outcome_chart(run)],
         watched=_watched(run),

@@ -28,7 +28,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mathrl.errors import UserError
+from mathrl.errors import NonFiniteError, UserError
 from mathrl.rollout.base import Engine
 from mathrl.types import Batch, Problem, Sampling, TokenOutputs
 
@@ -130,6 +130,7 @@ class Sentinel:
 
         Raises:
             SyncError: the gap is above the bound or no number, or the policy's move did not arrive.
+            NonFiniteError: the trainer's own numbers are not finite.
         """
         if self._score is None:
             return {}
@@ -140,6 +141,12 @@ class Sentinel:
         engine = torch.zeros_like(logprobs)
         engine[mask] = torch.tensor([value for row in scores for value in row], dtype=torch.float64)
         gaps = (engine - logprobs).abs().sum(dim=1) / mask.sum(dim=1)
+        if not bool(logprobs.isfinite().all()):
+            raise NonFiniteError(
+                f"after the update to version {self.policy.version} the trainer's log-probabilities are "
+                "not finite: the weights have overflowed, no engine is to blame; go back to a checkpoint, "
+                "with a lower update.learning_rate"
+            )
         worst = int(gaps.nan_to_num(nan=math.inf).argmax())
         gap = float(gaps[worst])
         if not gap <= self.max_gap:

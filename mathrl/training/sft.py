@@ -7,7 +7,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,14 @@ import torch
 from mathrl.config import Config, SftConfig
 from mathrl.data import wordproblems
 from mathrl.data.datasets import GENERATED
-from mathrl.data.problems import ProblemSet, SkippedRow, load_demonstrations
+from mathrl.data.problem_set import ProblemSet, keep_fitting
+from mathrl.data.problems import load_demonstrations
 from mathrl.data.prompts import PromptTemplate, make_template
 from mathrl.data.stream import ProblemStream
 from mathrl.data.wordproblems import is_drill
 from mathrl.distributed.agreement import any_rank, together
 from mathrl.distributed.collectives import own_share, rank, sum_gradients, sum_ranks
-from mathrl.errors import NonFiniteError, UserError
+from mathrl.errors import NonFiniteError
 from mathrl.policy.loading import (
     context_of,
     keep_freed_memory,
@@ -76,28 +77,21 @@ def load_examples(config: Config) -> Demonstrations:
     train, held_out = load_demonstrations(config)
     tokenizer = base_tokenizer(config, train.problems)
     template, context = make_template(config, tokenizer), context_of(config.model)
-    examples: dict[str, Example] = {}
-    kept: list[Problem] = []
-    skipped: list[SkippedRow] = []
     encoded = encode_examples(template, train.problems)
-    for row, (problem, example) in enumerate(zip(train.problems, encoded, strict=True), 1):
-        if example.num_tokens <= context:
-            examples[problem.id] = example
-            kept.append(problem)
-        elif config.data.skip_long_prompts:
-            skipped.append(SkippedRow(row, "prompt and worked solution too long", problem.question))
-        else:
-            raise UserError(
-                f"{train.name}, problem {problem.id}: {example.num_tokens} tokens with its worked solution "
-                f"do not fit the model's context of {context} tokens: leave such problems out with "
-                "--data.skip_long_prompts"
-            )
-    if not kept:
-        raise UserError(f"no demonstration is left of {train.name}: all are longer than {context} tokens")
+    examples = {p.id: example for p, example in zip(train.problems, encoded, strict=True)}
+
+    def against(length: int) -> str:
+        if length <= context:
+            return ""
+        return f"{length} tokens with its worked solution do not fit the model's context of {context} tokens"
+
+    reasons = (against(example.num_tokens) for example in encoded)
+    called = "prompt and worked solution too long"
+    train = keep_fitting(train, reasons, called=called, skip=config.data.skip_long_prompts)
     unseen = encode_examples(template, held_out.problems)
     fitting = itertools.islice((e for e in unseen if e.num_tokens <= context), _MAX_HELD_OUT)
-    train = replace(train, problems=tuple(kept), skipped=(*train.skipped, *skipped))
-    return Demonstrations(tokenizer, template, train, examples, tuple(fitting))
+    kept = {p.id: examples[p.id] for p in train.problems}
+    return Demonstrations(tokenizer, template, train, kept, tuple(fitting))
 
 
 def train_reference(

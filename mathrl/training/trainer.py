@@ -26,6 +26,7 @@ from mathrl.rewards.scorer import RewardScorer, could_be_judged, rollout_metrics
 from mathrl.rollout.base import Engine
 from mathrl.training.annotate import annotate
 from mathrl.training.batch import collate_share
+from mathrl.training.blame import explain
 from mathrl.training.dry_run import dry_step
 from mathrl.training.micro_batching import MicroBatches
 from mathrl.training.sentinel import Sentinel
@@ -187,13 +188,7 @@ class Trainer:
         try:
             return self.update(self.policy, batch)
         except NonFiniteError as error:
-            ids = [f"{g.problem.id}#{i}" for g in groups for i in range(len(g.completions))]
-            named = ", ".join(ids[row] for row in list(error.rows)[:8])
-            raise NonFiniteError(
-                f"step {index + 1}: {error} (completions {named}), so that optimiser step was not made: look "
-                "at these completions, or train anew with a lower update.learning_rate",
-                error.rows,
-            ) from error
+            raise explain(error, self.policy, self.update, groups, index + 1) from error
 
     def _conclude(self, metrics: Metrics, synced: Metrics, clock: Clock) -> Metrics:
         """The step's metrics with the worst of what each rank measured of its engine, and with its times."""

@@ -201,7 +201,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_all_that_is_needed_to_find
     told = capsys.readouterr().err
     run = tmp_path / "tiny"
     assert "step 4: the loss is not finite (completions " in told
-    assert "#1)" in told  # row 5 is the second completion of the second problem
+    assert "#2)" in told  # row 5 is the second completion of the second problem
     assert str(run / "checkpoints" / "step-00000002") in told
     assert CheckpointStore(run / "checkpoints", 2).steps() == [2]
     assert [row["step"] for row in rows(run)] == [1, 2, 3]

@@ -298,8 +298,57 @@ def test_live_each_finding_is_told_once_and_again_where_it_is_graver(run):
     assert 11 < told[1][1] <= 15
 
 
+def shortened(run: Path, steps: int, **metrics) -> None:
+    rewrite(run, after(1, **metrics))
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(lines[:steps]))
+
+
+ALL_WRONG = {"reward__mean": 0.0, "reward__equal_frac": 1.0, "rollout__truncated_frac": 1.0}
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_what_shows_at_once_is_said_at_once(run, steps, capsys):
+    """All rewards 0, all groups equal, all completions cut off: no five steps are needed to see that."""
+    shortened(run, steps, **ALL_WRONG, reward__correct_frac=0.0, verify__unparsed_frac=1.0)
+    found = findings(run)
+    assert {"Truncated completions", "Groups with equal rewards", "Unreadable answers"} <= set(found)
+    assert "of the first" in found["Truncated completions"][1]
+    assert "easier problems" in found["Groups with equal rewards"][1]
+    assert main(["doctor", str(run)]) == 1
+    told = capsys.readouterr().out
+    assert f"rules found something wrong in {steps} step" in told
+    assert "the others have too few steps to judge" in told
+    doctor = Doctor(load_config(run / "config.toml"))
+    row = {name.replace("__", "/"): value for name, value in ALL_WRONG.items()}
+    assert {f.rule for f in doctor.observe(1, row)} >= {"Truncated completions", "Groups with equal rewards"}
+
+
+def test_a_few_steps_are_too_few_to_judge(run, capsys):
+    shortened(run, 4, rollout__truncated_frac=0.9, reward__equal_frac=0.95)
+    assert not {s for s, _ in findings(run).values()} & {"warning", "error"}
+    assert main(["doctor", str(run)]) == 0
+    told = capsys.readouterr().out
+    assert "Too few steps to judge" in told
+    assert "nothing wrong" not in told
+    page = write_report(run).read_text()
+    assert "too few steps to judge" in page
+    assert "saw nothing wrong" not in page
+
+
+def test_two_groups_alike_are_chance(run):
+    config = load_config(run / "config.toml")
+    few = config.model_copy(update={"rollout": config.rollout.model_copy(update={"problems_per_step": 3})})
+    rows = [{"step": step, "reward/equal_frac": 1.0, "reward/correct_frac": 0.5} for step in (1, 2, 3, 4)]
+    assert not diagnose(rows, few)
+    assert [f.rule for f in diagnose(rows, config)] == ["Groups with equal rewards"]
+    rows[1]["reward/equal_frac"] = 0.9
+    assert not diagnose(rows, config)
+
+
 def test_a_run_without_steps_has_no_findings(run, capsys):
     (run / "metrics.jsonl").write_text("")
     assert main(["doctor", str(run)]) == 0
+    assert "Too few steps to judge" in capsys.readouterr().out
     assert main(["doctor", str(run / "nothing")]) == 2
     assert "not a run folder" in capsys.readouterr().err
