@@ -159,6 +159,9 @@ class DataConfig(Section):
     solution_field: str = Field("", description="field of the worked solution; empty: the row's own")
     options_field: str = Field("", description="field of the option texts; empty: the row's own")
     answer_type: str = Field("", description="verifier name; empty: the row's own")
+    answer_type_field: str = Field(
+        "", description="field of each row's own verifier name; empty: answer_type is that of all rows"
+    )
     extract: str = Field("", description="extraction rule (gsm8k, boxed, …); empty: the row's own")
     where: str = Field("", description="keep rows whose field has this value, as field=value; empty: all")
     max_problems: int = Field(0, ge=0, description="use at most this many problems; 0: all")

@@ -126,7 +126,11 @@ def _completion_files(folder: Path) -> list[Path]:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
+    """As much of each path's end as tells it from the others."""
     parts, depth = [path.resolve().parts for path in paths], 1
+    for path, own in zip(paths, parts, strict=True):
+        if parts.count(own) > 1:
+            raise UserError(f"{path} is named twice, if by other words: name different folders")
     while len({p[-depth:] for p in parts}) < len(parts):
         depth += 1
     return ["/".join(p[-depth:]) for p in parts]

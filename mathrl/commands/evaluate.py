@@ -27,7 +27,7 @@ from mathrl.evaluation.benchmark_sets import (
 )
 from mathrl.evaluation.completions import read_evaluation
 from mathrl.recipes import load_config
-from mathrl.report.evaluation_page import print_results, write_results
+from mathrl.report.evaluation_page import Result, print_results, write_results
 from mathrl.report.summary import versions
 from mathrl.run.progress import make_console
 from mathrl.types import Problem
@@ -62,12 +62,31 @@ def _evaluate(
     overrides: Overrides,
 ) -> int:
     """Evaluate; everything that can be wrong is told before anything is generated."""
-    console = make_console()
     if options.list:
+        console = make_console()
         for row in table_of(known_benchmarks()):
             line = "  ".join([f"{row[0]:<15}", f"{row[1]:<36}", f"{row[2]:<8}", row[3]])
             console.print(line, soft_wrap=True)
         return 0
+    console = make_console()
+    source, out, results = evaluate_model(model, options, overrides, console)
+    if results is None:
+        console.print(f"Interrupted; what was finished is in {out}. The same command goes on from there.")
+        return EXIT_INTERRUPTED
+    page = write_results(out, source.name, results, versions())
+    print_results(console, results)
+    console.print(f"completions, numbers and page: {page}")
+    return 0
+
+
+def evaluate_model(
+    model: str, options: EvaluationOptions, overrides: Overrides, console: Console
+) -> tuple[ModelSource, Path, list[Result] | None]:
+    """What was evaluated, the folder of its completions, and the results; None where it was interrupted.
+
+    Raises:
+        UserError: what is wrong with the request, before anything is generated.
+    """
     if not model:
         raise UserError(
             "name what to evaluate: mathrl eval MODEL --benchmark gsm8k (a run, a folder or a hub name)"
@@ -91,17 +110,11 @@ def _evaluate(
         evaluate_benchmarks,
     )
 
+    request = EvaluationRequest(source, found, examples, before, trained_on, out, options)
     try:
-        results = evaluate_benchmarks(
-            EvaluationRequest(source, found, examples, before, trained_on, out, options), console
-        )
+        return source, out, evaluate_benchmarks(request, console)
     except KeyboardInterrupt:
-        console.print(f"Interrupted; what was finished is in {out}. The same command goes on from there.")
-        return EXIT_INTERRUPTED
-    page = write_results(out, source.name, results, versions())
-    print_results(console, results)
-    console.print(f"completions, numbers and page: {page}")
-    return 0
+        return source, out, None
 
 
 command = App(name="eval", help_epilogue=_EPILOGUE, default_command=_evaluate)

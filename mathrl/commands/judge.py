@@ -47,17 +47,9 @@ def command(
 ) -> int:
     """Judge a file, write the results beside it, print them."""
     console = make_console()
-    known = find_benchmarks([benchmark])[0] if benchmark else None
-    if answer_type:
-        check_answer_type(answer_type)
-    if extract:
-        check_extract_rule(extract)
-    if not 1 <= jobs <= 64:
-        raise UserError(f"--jobs must lie between 1 and 64, got {jobs}")
-    if not timeout_s > 0:
-        raise UserError(f"--timeout-s must be > 0, got {timeout_s}")
-    saved = read_saved(file, known)
-    extract = extract or saved.protocol.get("extract") or (known.extract if known else "auto")
+    saved, extract = read_request(
+        file, benchmark, answer_type=answer_type, extract=extract, jobs=jobs, timeout_s=timeout_s
+    )
     start = time.perf_counter()
     evaluation = judge(saved, extract, answer_type, jobs=jobs, timeout_s=timeout_s)
     seconds = time.perf_counter() - start
@@ -75,6 +67,27 @@ def command(
     for change, count in changes(saved, evaluation).most_common():
         console.print(f"  {change}: {count}")
     return 0
+
+
+def read_request(
+    file: Path, benchmark: str, *, answer_type: str, extract: str, jobs: int, timeout_s: float
+) -> tuple[SavedFile, str]:
+    """The completions of a file and the rule that reads them.
+
+    Raises:
+        UserError: what is wrong with the file or with an option, before anything is judged.
+    """
+    known = find_benchmarks([benchmark])[0] if benchmark else None
+    if answer_type:
+        check_answer_type(answer_type)
+    if extract:
+        check_extract_rule(extract)
+    if not 1 <= jobs <= 64:
+        raise UserError(f"--jobs must lie between 1 and 64, got {jobs}")
+    if not timeout_s > 0:
+        raise UserError(f"--timeout-s must be > 0, got {timeout_s}")
+    saved = read_saved(file, known)
+    return saved, extract or saved.protocol.get("extract") or (known.extract if known else "auto")
 
 
 def judge(

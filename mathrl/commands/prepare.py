@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -14,13 +16,26 @@ from mathrl.data.problems import Role, load_problems
 from mathrl.data.prompts import PromptTemplate, make_template
 from mathrl.errors import UserError
 from mathrl.policy.loading import context_of, load_tokenizer
-from mathrl.rewards.functions import RewardFunction, load_functions
+from mathrl.rewards.functions import RewardFunction, checked, load_functions
 from mathrl.rewards.scorer import check_answer_type
 from mathrl.run.folder import RunFolder
 from mathrl.training.sft import Demonstrations, load_examples
+from mathrl.types import Group
 
 HELD_OUT: Role = "held_out"
 SECOND_SET: Role = "held_out_templates"  # problems told in templates that were never trained on
+
+
+AfterStep = Callable[[int, Mapping[str, float], Sequence[Group]], bool | None]
+"""Called as (steps done, metrics, scored groups) after every step; False ends the run there."""
+
+
+@dataclass(frozen=True)
+class Additions:
+    """What Python adds to a recipe: objects that no TOML file can hold."""
+
+    reward_functions: Sequence[RewardFunction | Callable[..., Any]] = ()
+    after_step: AfterStep | None = None
 
 
 @dataclass(frozen=True)
@@ -34,9 +49,12 @@ class PreparedRun:
     demonstrations: Demonstrations | None  # None: the reference is made already
     folder: RunFolder
     reward_functions: tuple[RewardFunction, ...] = ()
+    after_step: AfterStep | None = None
 
 
-def prepare(config: Config, *, resume: bool, overwrite: bool) -> PreparedRun:
+def prepare(
+    config: Config, *, resume: bool, overwrite: bool, additions: Additions | None = None
+) -> PreparedRun:
     """Check everything that can be wrong; nothing is written.
 
     Raises:
@@ -47,7 +65,8 @@ def prepare(config: Config, *, resume: bool, overwrite: bool) -> PreparedRun:
     folder.check(config, resume=resume, overwrite=overwrite)
     if config.run.device == "cuda" and not torch.cuda.is_available():
         raise UserError("run.device is 'cuda' and there is no CUDA device here: use auto or cpu")
-    functions = load_functions(config.reward)
+    additions = additions or Additions()
+    functions = checked([*load_functions(config.reward), *additions.reward_functions])
     if config.data.answer_type:
         check_answer_type(config.data.answer_type)
     train = load_problems(config.data, "train", config.run.seed)
@@ -71,7 +90,9 @@ def prepare(config: Config, *, resume: bool, overwrite: bool) -> PreparedRun:
         for name, problems in held_out.items()
     }
     check_enough(config.rollout.problems_per_step, len(train), train.name)
-    return PreparedRun(config, algorithm, train, held_out, demonstrations, folder, functions)
+    return PreparedRun(
+        config, algorithm, train, held_out, demonstrations, folder, functions, additions.after_step
+    )
 
 
 def _fitting(

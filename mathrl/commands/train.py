@@ -18,7 +18,7 @@ from rich.console import Console
 
 from mathrl.commands.export import export_adapter
 from mathrl.commands.held_out import HeldOut
-from mathrl.commands.prepare import PreparedRun, prepare
+from mathrl.commands.prepare import Additions, PreparedRun, prepare
 from mathrl.commands.watch import Watch
 from mathrl.config import Config
 from mathrl.data.history import History
@@ -48,10 +48,12 @@ from mathrl.training.update import make_update
 EXIT_INTERRUPTED = 130
 
 
-def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> int:
+def train(
+    config: Config, *, resume: bool = False, overwrite: bool = False, additions: Additions | None = None
+) -> int:
     """Run the whole job; returns the exit status."""
     console = make_console()
-    run = prepare(config, resume=resume, overwrite=overwrite)
+    run = prepare(config, resume=resume, overwrite=overwrite, additions=additions)
     summary = run.folder.read_summary()
     if summary and summary["finished"] and summary["num_steps"] == config.train.num_steps and not overwrite:
         console.print(f"The run in {run.folder.path} is finished; --overwrite trains it anew.")

@@ -54,6 +54,7 @@ class Watch:
         self.saved_step = trainer.steps_done if store.latest() else None
         self.batch: tuple[int, Batch] | None = None  # number of the step under way, and its batch
         self.saved_batch: Path | None = None  # of the step under way
+        self.told_to_stop = False  # by the caller's own after_step
 
     def close(self) -> None:
         """Close what metrics go to; safe to call twice."""
@@ -76,10 +77,12 @@ class Watch:
         self._log(done, metrics, groups)
         if improved or (cfg.checkpoint.every_steps and done % cfg.checkpoint.every_steps == 0):
             self.save(best=improved)
+        if self.run.after_step is not None:
+            self.told_to_stop = self.run.after_step(done, metrics, groups) is False
 
     def should_stop(self, done: int) -> bool:
         patience = self.run.config.evaluate.early_stop_patience
-        return self.interrupts.asked or bool(patience and self.tally.worse >= patience)
+        return self.interrupts.asked or self.told_to_stop or bool(patience and self.tally.worse >= patience)
 
     # --- log, look, save, evidence --------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ class DatasetRow:
     )
     keep: tuple[tuple[str, tuple[str, ...]], ...] = ()  # (field, values): rows with another one are left out
     answer_type: str = "auto"
+    answer_type_field: str = ""  # field of each row's own answer type; empty: one type for all
     lists: str = "any_of"  # answer type of a reference that is a list: any one is right, or "all_of" them
     all_needed: str = ""  # field that says, where it is true, that all answers of a list are needed
     extract: str = "gsm8k"  # extraction rule for completions

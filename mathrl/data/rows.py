@@ -23,7 +23,7 @@ from mathrl.data.fields import (
 )
 from mathrl.data.source import Row, find_field, get_field
 from mathrl.errors import UserError, did_you_mean
-from mathrl.rewards.scorer import check_answer_type, extract_answer, takes_row
+from mathrl.rewards.scorer import check_answer_type, extract_answer
 from mathrl.types import Problem
 
 _IN_MIX = tuple(name for name in MixConfig.model_fields if name not in ("name", "weight"))
@@ -54,6 +54,7 @@ def dataset_row(data: DataConfig) -> DatasetRow:
         "solution": data.solution_field,
         "options": data.options_field,
         "answer_type": data.answer_type,
+        "answer_type_field": data.answer_type_field,
         "extract": data.extract,
         "split": data.split,
         "eval_split": data.eval_split,
@@ -101,7 +102,7 @@ def make_problem(row: DatasetRow, raw: Row, where: str, problem_id: str) -> Prob
             raise LeftOut(f"{name} is {value!r}")
     asked = join_questions([read_question(get_field(raw, name, where)) for name in row.question])
     given = list_in(get_field(raw, row.answer, where))
-    answer, answer_type = _reference(row, raw, given)
+    answer, answer_type = _reference(_own_type(row, raw, where), raw, given)
     solution = find_field(raw, row.solution) if row.solution else None
     if isinstance(solution, list | tuple):
         solution = solution[0] if solution else None
@@ -121,7 +122,7 @@ def make_problem(row: DatasetRow, raw: Row, where: str, problem_id: str) -> Prob
         options=read_options(find_field(raw, row.options)),
         meta={key: value for key, value in meta.items() if value is not None},
         system_prompt=asked.system_prompt,
-        row={key: json_value(value) for key, value in raw.items()} if takes_row(answer_type) else {},
+        row={key: json_value(value) for key, value in raw.items()},
     )
 
 
@@ -134,6 +135,27 @@ def _reference(row: DatasetRow, raw: Row, given: Any) -> tuple[str, str]:
         return read_answer(values[0]), row.answer_type
     all_needed = str(find_field(raw, row.all_needed)).lower() == "true"
     return json.dumps(values, ensure_ascii=False), "all_of" if all_needed else row.lists
+
+
+def _own_type(row: DatasetRow, raw: Row, where: str) -> DatasetRow:
+    """The row with the answer type that this very line of data names, where it may.
+
+    Raises:
+        UserError: it is no registered name: data may not name a module, for importing one runs its code.
+    """
+    if not row.answer_type_field:
+        return row
+    own = str(get_field(raw, row.answer_type_field, where))
+    if ":" in own:
+        raise UserError(
+            f"{where} {row.answer_type_field} {own!r} names a module, and data may name registered types "
+            "alone: give it for all with --data.answer_type"
+        )
+    try:
+        check_answer_type(own)
+    except UserError as error:
+        raise UserError(f"{where} {str(error).removeprefix('data.answer_type: ')}") from None
+    return replace(row, answer_type=own)
 
 
 def _unwrapped(question: str, before: str, after: str) -> str:

@@ -36,6 +36,7 @@ __all__ = [
     "differences",
     "dump",
     "find_field",
+    "find_recipe",
     "is_table",
     "kinds_of",
     "load_config",
@@ -60,7 +61,7 @@ def recipe_descriptions() -> dict[str, str]:
     return {name: str(_packaged(name).get("description", "")) for name in recipe_names()}
 
 
-def load_recipe(recipe: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
+def load_recipe(recipe: str, overrides: Sequence[tuple[str, Any]] = ()) -> Config:
     """The Config of a packaged recipe (by name) or a TOML file (by path), overrides applied last.
 
     Raises:
@@ -69,12 +70,23 @@ def load_recipe(recipe: str, overrides: Sequence[tuple[str, str]] = ()) -> Confi
     return config_of(_read(recipe), where=f"recipe {recipe!r}", overrides=overrides)
 
 
+def find_recipe(recipe: str, overrides: Sequence[tuple[str, Any]] = ()) -> Config:
+    """``load_recipe``; without a name quickstart, or default where the model or the data are one's own.
+
+    Raises:
+        UserError: as ``load_recipe``.
+    """
+    own = {"model.path", "data.path", "data.source"} & {name for name, value in overrides if value}
+    fitting = "default" if own and "default" in recipe_names() else "quickstart"
+    return load_recipe(recipe or fitting, overrides)
+
+
 def load_config(path: Path) -> Config:
     """The Config that a run saved."""
     return config_of(_parse(path), where=str(path))
 
 
-def config_of(table: dict[str, Any], where: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
+def config_of(table: dict[str, Any], where: str, overrides: Sequence[tuple[str, Any]] = ()) -> Config:
     """A nested table, then overrides, as a Config; errors name the field, its value and what it may be."""
     for dotted, text in overrides:
         _set(table, dotted, text)
@@ -133,8 +145,8 @@ def _parse(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not valid TOML: {error}") from None
 
 
-def _set(table: dict[str, Any], dotted: str, text: str) -> None:
-    """Set ``section.key`` from its text on the command line."""
+def _set(table: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set ``section.key`` from its text on the command line, or a value of Python."""
     *sections, key = dotted.split(".")
     field = find_field(dotted)
     inner = table
@@ -142,7 +154,7 @@ def _set(table: dict[str, Any], dotted: str, text: str) -> None:
         inner = inner.setdefault(section, {})
         if not isinstance(inner, dict):
             raise UserError(f"--{dotted}: {section!r} is {inner!r} in the recipe, not a table")
-    inner[key] = value_of(text, field)
+    inner[key] = value_of(value, field) if isinstance(value, str) else value
 
 
 def _refuse_unknown(table: Mapping[str, Any], model: type[BaseModel], prefix: str, where: str) -> None:

@@ -7,7 +7,7 @@ A function is told apart by the names of its parameters:
     def accuracy(completions, answer, **columns): ...     TRL's form: all completions of a step at once
 
 Any of them may be ``async``: its calls then wait for each other's answers at once. ``problem`` is a
-``mathrl.types.Problem`` (its ``meta`` holds the row's other columns), ``completion`` a
+``mathrl.types.Problem`` (its ``row`` holds all columns of the data), ``completion`` a
 ``mathrl.types.Completion``, ``verdict`` a ``verifiers.Verdict``. The function is the user's and is trusted:
 it runs in the trainer's process. An exception, a value that is no finite number and a call of more than
 ``reward.function_timeout_s`` stop the run before the update, with one sentence that names function and
@@ -167,11 +167,12 @@ def _trl_columns(groups: Sequence[Group], chat: bool) -> dict[str, Any]:
         return [{"role": role, "content": text}] if chat else text
 
     columns: dict[str, Any] = {
-        name: [g.problem.meta.get(name) for g, _ in rows]
-        for name in sorted({name for g, _ in rows for name in g.problem.meta})
+        name: [g.problem.row.get(name) for g, _ in rows]
+        for name in sorted({name for g, _ in rows for name in g.problem.row})
     }
     answers = [g.problem.answer for g, _ in rows]
-    columns |= {name: answers for name in ("answer", "ground_truth") if name not in columns}
+    columns.setdefault("answer", answers)
+    columns.setdefault("ground_truth", answers)
     columns.setdefault("solution", [g.problem.solution or g.problem.answer for g, _ in rows])
     columns.setdefault("question", [g.problem.question for g, _ in rows])
     return columns | _TRL_ONLY | {

@@ -368,4 +368,4 @@ def test_the_list_of_benchmarks(capsys) -> None:
     assert main(["eval", "--list"]) == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert {"gsm8k", "gsm_hard", "svamp", "math500", "aime24", "aqua", "olympiadbench"} <= set(listed)
-    assert len(listed) == 19
+    assert len(listed) == 20

@@ -23,9 +23,9 @@ def completion(text, finish="stop"):
 
 GROUPS = [
     Group(
-        Problem("a", "six times seven?", "42", meta={"level": 3}), (1,), tuple(map(completion, ("xx", "y")))
+        Problem("a", "six times seven?", "42", row={"level": 3}), (1,), tuple(map(completion, ("xx", "y")))
     ),
-    Group(Problem("b", "two?", "2", meta={"level": 1}), (1,), (completion("zzz"), completion(""))),
+    Group(Problem("b", "two?", "2", row={"level": 1}), (1,), (completion("zzz"), completion(""))),
 ]
 VERDICTS = [[Verdict(Outcome.CORRECT), Verdict(Outcome.WRONG)], [Verdict(Outcome.NO_ANSWER)] * 2]
 
@@ -35,7 +35,7 @@ def size(problem, completion, verdict):
 
 
 def rank(problem, completions, verdicts):
-    return [i + 100 * problem.meta["level"] for i in range(len(completions))]
+    return [i + 100 * problem.row["level"] for i in range(len(completions))]
 
 
 async def slowly(problem, completion, verdict):
@@ -167,10 +167,8 @@ def test_functions_add_their_weighted_values_under_their_own_names():
         config, "gsm8k", functions=[RewardFunction(size, 0.5), RewardFunction(rank, -0.01, "place")]
     )
     groups = [
-        Group(
-            Problem("a", "q", "42", meta={"level": 1}), (1,), (completion("#### 42"), completion("#### 4"))
-        ),
-        Group(Problem("c", "q", "fruit", meta={"level": 1}), (1,), (completion("#### 3"),) * 2),
+        Group(Problem("a", "q", "42", row={"level": 1}), (1,), (completion("#### 42"), completion("#### 4"))),
+        Group(Problem("c", "q", "fruit", row={"level": 1}), (1,), (completion("#### 3"),) * 2),
     ]
     try:
         scored = scorer.score(groups)

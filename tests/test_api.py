@@ -1,0 +1,149 @@
+"""The Python door: runs from lists and functions, twice in one process, and what its examples say."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mathrl
+from mathrl.commands.compare import compare_results
+from mathrl.types import Problem
+
+TINY = str(Path(__file__).with_name("tiny.toml"))
+ROWS = [
+    {"question": f"What is {a} plus {b}?", "answer": a + b, "hint": a} for a in range(9) for b in range(9)
+]
+
+
+TYPED = [{"question": "q", "answer": "1", "kind": kind} for kind in ("boom:X", "nubmer")]
+
+
+def even(problem, completion, verdict):
+    return float(problem.row["hint"] % 2 == 0)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two runs in this process: rows and a function of Python's own, then the same again, cut short."""
+    folder, seen = tmp_path_factory.mktemp("api"), []
+
+    def run(name, after_step=None):
+        return mathrl.train(
+            TINY,
+            problems=ROWS[:60],
+            held_out=ROWS[60:],
+            rewards=[mathrl.RewardFunction(even, weight=0.5)],
+            after_step=after_step,
+            run={"name": name, "output_dir": str(folder)},
+            data={"source": "wordproblems"},
+            sft={"path": str(folder / "solved.jsonl"), "max_train_steps": 2},
+            evaluate={"every_steps": 0, "num_samples": 0, "num_problems": 8},
+            train={"num_steps": 3},
+        )
+
+    solved = [
+        {"question": r["question"], "answer": r["answer"], "solution": f"#### {r['answer']}"} for r in ROWS
+    ]
+    (folder / "solved.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in solved))
+    first = run(
+        "first", lambda done, metrics, groups: seen.append((done, metrics["reward/even"], len(groups)))
+    )
+    second = run("second", lambda done, metrics, groups: done < 2)
+    return first, second, seen
+
+
+def test_a_run_of_rows_and_functions(runs):
+    first, _, seen = runs
+    assert [done for done, *_ in seen] == [1, 2, 3]
+    assert [row["reward/even"] for row in first.metrics] == [value for _, value, _ in seen]
+    assert all(0 < value < 0.5 for _, value, _ in seen)  # some problems of a step have an even hint
+    assert 0 <= first.accuracy <= 1
+    assert first.accuracy_before == first.summary["before"]["accuracy"]
+    assert first.adapter.is_dir()
+    assert first.report.is_file()
+    assert first.summary["before"]["n"] == 8
+
+
+def test_equal_rows_and_seed_give_equal_steps_twice_in_one_process(runs):
+    first, second, _ = runs
+    rewards = [row["reward/mean"] for row in first.metrics]
+    assert [row["reward/mean"] for row in second.metrics] == rewards[:2]  # its callback ended it there
+
+
+def test_runs_are_compared(runs):
+    first, second, _ = runs
+    difference = mathrl.compare(first, second)
+    assert difference.value == pytest.approx(second.accuracy - first.accuracy)
+
+
+def test_rows_are_judged(tmp_path):
+    rows = [
+        {"id": 1, "question": "2+2?", "answer": "4", "completions": ["#### 4", "#### 5"]},
+        {"id": 2, "question": "half?", "answer": "1/2", "completion": "It is \\boxed{0.5}"},
+    ]
+    judged = mathrl.judge(rows, jobs=1)
+    assert [r.greedy.outcome for r in judged.records] == ["correct", "correct"]
+    assert [s.outcome for s in judged.records[0].samples] == ["wrong"]
+    with pytest.raises(mathrl.UserError, match="no text in the field 'completion'"):
+        mathrl.judge([{"question": "2+2?", "answer": "4"}])
+
+
+def test_a_model_is_evaluated_on_rows(runs, tmp_path):
+    first, *_ = runs
+    out = tmp_path / "out"
+    evaluation = mathrl.evaluate(
+        first, data=ROWS[:6], samples=2, out=out, options={"max_completion_tokens": 8}
+    )
+    assert (evaluation.n, evaluation.k) == (6, 2)
+    assert (out / "eval.html").is_file()
+    assert mathrl.compare(out, evaluation).value == 0
+    with pytest.raises(mathrl.UserError, match="named twice"):
+        compare_results([out, out / ".." / "out"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"problems": []}, "problems is empty"),
+        ({"problems": "train.jsonl"}, "must be a list of rows.*not a str"),
+        ({"problems": ["2+2?"]}, "row 1: a str, not a dictionary"),
+        ({"rollout": 4}, "rollout must be a dictionary of fields"),
+        ({"rollout": {"group_sise": 4}}, "rollout.group_sise.*rollout.group_size"),
+        ({"rewards": [lambda text: 0]}, r"takes \(text\)"),
+        ({"problems": TYPED, "data": {"answer_type_field": "kind"}}, "row 1, .*'boom:X' names a module"),
+        ({"problems": TYPED[1:], "data": {"answer_type_field": "kind"}}, "row 1, .*'nubmer'.*'number'"),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_is_trained(arguments, words, tmp_path):
+    given = {"run": {"output_dir": str(tmp_path / "runs")}} | arguments
+    with pytest.raises(mathrl.UserError, match=words):
+        mathrl.train(TINY, **given)
+    assert not (tmp_path / "runs" / "tiny").exists()
+
+
+def test_problem_records_and_data_sets_are_rows(tmp_path):
+    import datasets
+
+    from mathrl.data.in_memory import write_rows
+
+    rows = [{"question": "q", "answer": "1", "level": 3}]
+    path = write_rows(rows, tmp_path)
+    assert write_rows(datasets.Dataset.from_list(rows), tmp_path) == path  # equal rows, one file
+    records = write_rows([Problem("x", "q", "1", "number", meta={"level": 3})], tmp_path)
+    assert (
+        json.dumps({"level": 3, "question": "q", "answer": "1", "answer_type": "number"})
+        in records.read_text()
+    )
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = (
+        "import sys, mathrl, verifiers; dir(mathrl); "
+        "print([m for m in ('torch', 'transformers', 'pydantic', 'numpy', 'sympy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        _ = mathrl.trian
