@@ -27,6 +27,7 @@ COMMANDS = {
     "judge": ("judge:command", "Judge saved completions again, without a model."),
     "compare": ("compare:command", "Compare runs, or algorithms on one budget."),
     "plan": ("plan:command", "Predict the memory of a recipe, with any field set, and choose its budgets."),
+    "data": ("data:command", "Look at a data set: rows, what is skipped, how answers are read, as asked."),
     "doctor": ("doctor:command", "Say what is wrong with a run."),
     "replay": ("entries:replay", "Recompute a saved batch's loss, gradient norm and metrics."),
     "report": ("entries:report", "Write RUN/report.html again."),

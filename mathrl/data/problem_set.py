@@ -19,6 +19,7 @@ class SkippedRow:
     row: int  # counted from 1
     reason: str
     text: str  # what the row held
+    unread: bool = False  # it holds a problem, and its reference was not read
 
     def __str__(self) -> str:
         return f"row {self.row}: {self.reason} ({self.text[:60]!r})"

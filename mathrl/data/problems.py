@@ -48,6 +48,7 @@ __all__ = [
 
 Role = Literal["train", "held_out", "held_out_templates"]
 
+_UNREAD = "no verifier reads the reference answer"
 _NUM_HELD_OUT = 1000
 _HELD_OUT_TOO = "asked in the held-out problems too"
 _NUM_HELD_OUT_DEMONSTRATIONS = 300
@@ -184,10 +185,10 @@ def _read(data: DataConfig, row: DatasetRow, path: str, split: str) -> ProblemSe
             skipped.append(SkippedRow(number, str(error), ""))
             continue
         except UnusableRow as error:
-            unread.append(SkippedRow(number, str(error), str(find_field(fields, row.answer))))
+            unread.append(SkippedRow(number, str(error), str(find_field(fields, row.answer)), True))
             continue
         if check_reference(problem) is not None:
-            unread.append(SkippedRow(number, "no verifier reads the reference answer", problem.answer))
+            unread.append(SkippedRow(number, _UNREAD, problem.answer, True))
         elif question_key(problem) in seen:
             skipped.append(SkippedRow(number, ASKED_BEFORE, problem.question))
         else:

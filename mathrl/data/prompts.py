@@ -25,6 +25,24 @@ _FINAL_ANSWERS = {"gsm8k": "#### {answer}", "boxed": "\\boxed{{{answer}}}"}
 _MARKERS = {"gsm8k": "####", "boxed": "\\boxed"}
 
 
+def usual_instruction(kind: Kind, extract: str) -> str:
+    """How a problem is asked where the recipe says nothing: for the form of answer that ``extract`` reads."""
+    if kind == "plain":
+        return "Question: {question}\nAnswer:"
+    told = _INSTRUCTIONS.get(extract)
+    return f"{{question}}\n{told}" if told else "{question}"
+
+
+def asked_text(problem: Problem, instruction: str) -> str:
+    """The question with its options and what is said of the answer's form, before any chat template."""
+    options = "\n".join(problem.options)
+    question = problem.question
+    if options and "{options}" not in instruction:
+        question = f"{question}\n{options}"
+    stands_for = {"{question}": question, "{options}": options}
+    return re.sub(r"\{(?:question|options)\}", lambda found: stands_for[found[0]], instruction)
+
+
 class PromptTemplate:
     """Problem -> prompt text and ids, the same for supervised training, rollouts and evaluation.
 
@@ -59,14 +77,8 @@ class PromptTemplate:
         self.kind = kind
         self.extract = extract
         self.system_prompt = system_prompt
-        self.instruction = instruction or self._usual()
+        self.instruction = instruction or usual_instruction(kind, extract)
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
-
-    def _usual(self) -> str:
-        if self.kind == "plain":
-            return "Question: {question}\nAnswer:"
-        told = _INSTRUCTIONS.get(self.extract)
-        return f"{{question}}\n{told}" if told else "{question}"
 
     def describe(self) -> dict[str, str]:
         """What an evaluation's protocol says of the prompt."""
@@ -75,7 +87,7 @@ class PromptTemplate:
 
     def text(self, problem: Problem) -> str:
         """The prompt as text."""
-        asked = self.asked(problem)
+        asked = asked_text(problem, self.instruction)
         if self.kind == "plain":
             return f"{problem.system_prompt}\n\n{asked}" if problem.system_prompt else asked
         messages = [{"role": "user", "content": asked}]
@@ -83,15 +95,6 @@ class PromptTemplate:
         if system:
             messages.insert(0, {"role": "system", "content": system})
         return self._chat(messages)
-
-    def asked(self, problem: Problem) -> str:
-        """The question with its options and what is said of the answer's form, before any chat template."""
-        options = "\n".join(problem.options)
-        question = problem.question
-        if options and "{options}" not in self.instruction:
-            question = f"{question}\n{options}"
-        stands_for = {"{question}": question, "{options}": options}
-        return re.sub(r"\{(?:question|options)\}", lambda found: stands_for[found[0]], self.instruction)
 
     def _chat(self, messages: Sequence[Mapping[str, str]]) -> str:
         try:

@@ -6,6 +6,7 @@ answer could be extracted, its length, the user's own functions, and (optionally
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -56,6 +57,28 @@ def as_answer(problem: Problem) -> str:
 def read_only_as_words(problem: Problem) -> bool:
     """Whether all that can be judged of an answer to the problem is that it repeats the reference."""
     return read_reference(problem.answer, problem.answer_type).reading is Reading.WORDS
+
+
+_SHAPES = {
+    "a whole number": re.compile(r"[-+−]?\$?\d[\d,]*(?:\.0+)?"),
+    "a decimal": re.compile(r"[-+−]?\$?[\d,]*\.\d+"),
+    "a fraction": re.compile(
+        r"[-+−]?\$?(?:\d+\s*/\s*\d+|\\[dt]?frac\s*(?:\{[^{}]*\}|\d)\s*(?:\{[^{}]*\}|\d))"
+    ),
+    "a choice": re.compile(r"\(?[A-J]\)?\.?"),
+}
+
+
+def kind_of_reference(problem: Problem) -> str:
+    """What a reference is, in words for a count: "a whole number", "a fraction", … "words"."""
+    found = read_reference(problem.answer, problem.answer_type)
+    if found.reading is not Reading.MATHEMATICS:
+        return found.kind or found.reading.value
+    plain = problem.answer.strip().strip("$ ")
+    shape = next((name for name, shape in _SHAPES.items() if shape.fullmatch(plain)), None)
+    if shape:
+        return shape
+    return "other mathematics" if problem.answer_type == "auto" else f"another {problem.answer_type}"
 
 
 def extract_answer(text: str, rule: str) -> str | None:
