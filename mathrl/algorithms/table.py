@@ -6,154 +6,15 @@ the two and refuses, before a model is loaded, combinations that cannot mean wha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from mathrl.algorithms.advantages import (
-    COMPLETION_ADVANTAGES,
-    at_tokens,
-    gae,
-    last_token,
-    overlong_penalty,
-    whiten,
-)
-from mathrl.algorithms.losses import KL_ESTIMATORS
+from mathrl.algorithms.advantages import COMPLETION_ADVANTAGES
+from mathrl.algorithms.algorithm import FIELD, KNOBS, Algorithm
 from mathrl.config import AlgorithmConfig, RolloutConfig, UpdateConfig
-from mathrl.distributed.collectives import sum_ranks
 from mathrl.errors import UserError, did_you_mean
-from mathrl.types import Batch, Group
 
 GROUP_ADVANTAGES = ("group_norm", "group_centre", "group_ratio", "leave_one_out")
-KNOBS = (
-    "advantage",
-    "ratio",
-    "surrogate",
-    "clip_low",
-    "clip_high",
-    "aggregation",
-    "kl_coef",
-    "kl_estimator",
-    "kl_place",
-    "select",
-    "overlong_buffer",
-    "whiten_advantages",
-)
-"""Fields that a row sets and a recipe may override one by one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Algorithm:
-    """A row. Names refer to the dictionaries of functions in advantages.py and losses.py."""
-
-    name: str
-    paper: str
-    advantage: str = "group_norm"
-    ratio: str = "token"
-    surrogate: str = "clip"
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    aggregation: str = "sequence_mean"
-    kl_coef: float = 0.0
-    kl_estimator: str = "k3"
-    kl_place: Literal["loss", "reward"] = "loss"
-    selection: Literal["all", "rewards_differ"] = "all"
-    overlong_buffer: int | None = 0  # tokens; None: a fifth of the completion limit
-    whiten_advantages: bool = False
-    update_rule: Literal["first_order", "trust_region"] = "first_order"
-    # filled in by resolve_algorithm() from the recipe
-    kl_knee: float = 10.0
-    kl_target: float = 0.0
-    gamma: float = 1.0
-    gae_lambda: float = 1.0
-    correction: bool | None = None
-    correction_cap: float = 2.0
-    max_completion_tokens: int = 0
-    updates_per_rollout: int = 1
-
-    @property
-    def needs_old(self) -> bool:
-        """Whether old logprobs take their own pass; with one update a rollout its own forward gives them."""
-        return self.updates_per_rollout > 1 or (self.kl_coef > 0 and self.kl_place == "reward")
-
-    @property
-    def needs_reference(self) -> bool:
-        return self.kl_coef > 0
-
-    @property
-    def needs_values(self) -> bool:
-        return self.advantage == "gae"
-
-    @property
-    def refills(self) -> bool:
-        """Whether dropped groups are made up for by further rollouts."""
-        return self.selection == "rewards_differ"
-
-    @property
-    def knobs(self) -> dict[str, Any]:
-        """The resolved knobs by the names a recipe uses."""
-        return {knob: getattr(self, _FIELD.get(knob, knob)) for knob in KNOBS}
-
-    def select(self, groups: Sequence[Group]) -> list[Group]:
-        """The groups that train; ``rewards_differ`` drops those whose rewards are all equal (DAPO, eq. 8)."""
-        if self.selection == "all":
-            return list(groups)
-        return [g for g in groups if len(set(g.rewards)) > 1]
-
-    def advantages(self, batch: Batch, kl_coef: float | None = None) -> Batch:
-        """The batch with ``advantages`` (and, for gae, ``returns``): (B, T), 0 where masked.
-
-        ``kl_coef`` replaces the row's where the coefficient adapts.
-        """
-        mask = batch.loss_mask
-        rewards = batch.rewards + self.overlong(batch)
-        penalty = self.kl_penalty(batch, self.kl_coef if kl_coef is None else kl_coef)
-        if self.advantage != "gae":
-            advantage = COMPLETION_ADVANTAGES[self.advantage]
-            per_completion = advantage(rewards - penalty.sum(1), batch.group_ids, sum_ranks)
-            return batch.add(advantages=self._whitened(at_tokens(per_completion, mask), mask))
-        assert batch.values is not None, "gae needs values: annotate(…, values=True)"
-        token_rewards = torch.where(last_token(mask), rewards[:, None], 0.0) - penalty
-        advantages, returns = gae(token_rewards, batch.values, mask, self.gamma, self.gae_lambda)
-        return batch.add(advantages=self._whitened(advantages, mask), returns=returns)
-
-    def overlong(self, batch: Batch) -> Tensor:
-        """(B,) soft overlong penalty, 0 without one."""
-        if not self.overlong_buffer:
-            return torch.zeros_like(batch.rewards)
-        lengths = batch.lengths.to(batch.rewards.dtype)
-        return overlong_penalty(lengths, self.max_completion_tokens, self.overlong_buffer)
-
-    def kl_penalty(self, batch: Batch, kl_coef: float) -> Tensor:
-        """(B, T) what KL(old || reference) costs each token's reward; 0 where the KL is in the loss."""
-        if self.kl_place == "loss" or kl_coef == 0:
-            return torch.zeros(batch.loss_mask.shape, dtype=batch.rewards.dtype, device=batch.rewards.device)
-        assert batch.old_logprobs is not None
-        assert batch.ref_logprobs is not None
-        kl = KL_ESTIMATORS[self.kl_estimator](batch.old_logprobs, batch.ref_logprobs, self.kl_knee)
-        return torch.where(batch.loss_mask, kl_coef * kl, 0.0).to(batch.rewards.dtype)
-
-    def reward_metrics(self, batch: Batch, kl_coef: float) -> dict[str, float]:
-        """Means a completion, over all ranks, of what the algorithm itself adds to the rewards."""
-        added = {}
-        if self.overlong_buffer:
-            added["reward/overlong"] = self.overlong(batch)
-        if self.kl_place == "reward" and kl_coef > 0:
-            added["reward/kl"] = -self.kl_penalty(batch, kl_coef).sum(1)
-        if not added:
-            return {}
-        sums = torch.stack([torch.ones_like(batch.rewards), *added.values()]).sum(1)
-        count, *totals = sum_ranks(sums.double()).tolist()
-        return {name: total / count for name, total in zip(added, totals, strict=True)}
-
-    def _whitened(self, advantages: Tensor, mask: Tensor) -> Tensor:
-        return whiten(advantages, mask, sum_ranks) if self.whiten_advantages else advantages
-
-
-_FIELD = {"select": "selection"}  # the recipe's word, where a method has it already
 
 ALGORITHMS: dict[str, Algorithm] = {
     row.name: row
@@ -236,7 +97,7 @@ def resolve_algorithm(config: AlgorithmConfig, rollout: RolloutConfig, update: U
     limit = rollout.max_completion_tokens
     algorithm = replace(
         row,
-        **{_FIELD.get(knob, knob): value for knob, value in given.items()},
+        **{FIELD.get(knob, knob): value for knob, value in given.items()},
         kl_knee=config.kl_knee,
         kl_target=config.kl_target,
         gamma=config.gamma,
@@ -254,12 +115,18 @@ def resolve_algorithm(config: AlgorithmConfig, rollout: RolloutConfig, update: U
     return algorithm
 
 
+Refusals = list[tuple[bool, str]]
+"""(whether it is the case, why it cannot be and what to do)."""
+
+
 def _impossible(
     a: Algorithm, given: dict[str, Any], rollout: RolloutConfig, update: UpdateConfig
-) -> list[tuple[bool, str]]:
-    """(whether it is the case, why it cannot be and what to do)."""
+) -> Refusals:
+    return [*_in_groups(a, rollout), *_in_the_loss(a, given), *_in_the_trust_region(a, update)]
+
+
+def _in_groups(a: Algorithm, rollout: RolloutConfig) -> Refusals:
     alone = rollout.group_size < 2
-    trust_region = a.update_rule == "trust_region"
     return [
         (
             alone and a.advantage in GROUP_ADVANTAGES,
@@ -269,6 +136,20 @@ def _impossible(
             alone and a.selection == "rewards_differ",
             "select rewards_differ drops every group of one completion: set rollout.group_size >= 2",
         ),
+        (
+            a.advantage == "gae" and a.selection == "rewards_differ",
+            "select rewards_differ would train the value model on mixed groups only: use select all",
+        ),
+        (
+            bool(a.overlong_buffer) and (a.overlong_buffer or 0) >= rollout.max_completion_tokens,
+            f"overlong_buffer {a.overlong_buffer} must be less than rollout.max_completion_tokens "
+            f"{rollout.max_completion_tokens}",
+        ),
+    ]
+
+
+def _in_the_loss(a: Algorithm, given: dict[str, Any]) -> Refusals:
+    return [
         (
             a.kl_coef > 0 and a.kl_estimator == "k1" and a.kl_place == "loss",
             "kl_estimator k1 in the loss has an expected gradient of zero: use k2 or k3, or kl_place reward",
@@ -289,29 +170,27 @@ def _impossible(
             a.surrogate != "weighted_logprob" and a.clip_low >= 1.0,
             f"clip_low {a.clip_low} leaves ratios unclipped below: choose less than 1",
         ),
+    ]
+
+
+def _in_the_trust_region(a: Algorithm, update: UpdateConfig) -> Refusals:
+    if a.update_rule != "trust_region":
+        return []
+    return [
         (
-            trust_region and a.surrogate != "none",
+            a.surrogate != "none",
             f"the trust region replaces clipping, so surrogate {a.surrogate} cannot be used: leave it unset",
         ),
         (
-            trust_region and a.ratio == "sequence",
+            a.ratio == "sequence",
             "the trust region's surrogate is a token's ratio: use ratio token",
         ),
         (
-            trust_region and a.updates_per_rollout > 1,
+            a.updates_per_rollout > 1,
             "a trust-region step uses the whole rollout once: set update.num_epochs and num_minibatches to 1",
         ),
         (
-            trust_region and update.compile,
+            update.compile,
             "a trust-region step differentiates twice, compiled layers only once: set update.compile false",
-        ),
-        (
-            bool(a.overlong_buffer) and (a.overlong_buffer or 0) >= rollout.max_completion_tokens,
-            f"overlong_buffer {a.overlong_buffer} must be less than rollout.max_completion_tokens "
-            f"{rollout.max_completion_tokens}",
-        ),
-        (
-            a.advantage == "gae" and a.selection == "rewards_differ",
-            "select rewards_differ would train the value model on mixed groups only: use select all",
         ),
     ]
