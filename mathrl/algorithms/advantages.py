@@ -69,15 +69,13 @@ def leave_one_out(rewards: Tensor, group_ids: Tensor, sum_ranks: SumRanks = one_
 
 def batch_centre(rewards: Tensor, group_ids: Tensor, sum_ranks: SumRanks = one_process) -> Tensor:
     """r - mean of all rewards of the step: REINFORCE with an average-reward baseline (Williams 1992)."""
-    total = sum_ranks(torch.stack((rewards.sum(), rewards.new_tensor(float(len(rewards))))))
-    return rewards - total[0] / total[1]
+    return rewards - _step_mean(rewards, sum_ranks)
 
 
 def batch_norm(rewards: Tensor, group_ids: Tensor, sum_ranks: SumRanks = one_process) -> Tensor:
     """batch_centre over the population std of the step: REINFORCE++, arXiv:2501.03262."""
     centred = batch_centre(rewards, group_ids, sum_ranks)
-    square = sum_ranks(torch.stack((centred.square().sum(), rewards.new_tensor(float(len(rewards))))))
-    return centred / ((square[0] / square[1]).sqrt() + STD_EPS)
+    return centred / (_step_mean(centred.square(), sum_ranks).sqrt() + STD_EPS)
 
 
 def raw_reward(rewards: Tensor, group_ids: Tensor, sum_ranks: SumRanks = one_process) -> Tensor:
@@ -128,11 +126,8 @@ def gae(
 
 def whiten(advantages: Tensor, mask: Tensor, sum_ranks: SumRanks = one_process) -> Tensor:
     """(A - mean) / (std + 1e-6) over the step's training tokens; population std; 0 where masked."""
-    masked = torch.where(mask, advantages, 0.0)
-    total = sum_ranks(torch.stack((masked.sum(), mask.sum().to(masked.dtype))))
-    centred = torch.where(mask, advantages - total[0] / total[1].clamp(min=1), 0.0)
-    variance = sum_ranks(centred.square().sum()) / total[1].clamp(min=1)
-    return centred / (variance.sqrt() + STD_EPS)
+    centred = torch.where(mask, advantages - _step_mean(advantages[mask], sum_ranks), 0.0)
+    return centred / (_step_mean(centred[mask].square(), sum_ranks).sqrt() + STD_EPS)
 
 
 def last_token(mask: Tensor) -> Tensor:
@@ -152,6 +147,16 @@ def overlong_penalty(lengths: Tensor, max_tokens: int, buffer: int) -> Tensor:
     0 up to ``max_tokens - buffer``, then linear down to -1 at ``max_tokens``.
     """
     return ((max_tokens - buffer - lengths) / buffer).clamp(-1.0, 0.0)
+
+
+def _step_mean(values: Tensor, sum_ranks: SumRanks) -> Tensor:
+    """The mean (0 of none) over all ranks of (n,) values, a scalar of their type.
+
+    Summed in float64: in float32 the mean would show over how many ranks the values were spread.
+    """
+    double = values.double()
+    total = sum_ranks(torch.stack((double.sum(), double.new_tensor(float(len(values))))))
+    return (total[0] / total[1].clamp(min=1.0)).to(values.dtype)
 
 
 def _group_sum(values: Tensor, group_ids: Tensor, num_groups: int) -> Tensor:

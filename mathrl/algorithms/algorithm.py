@@ -140,8 +140,8 @@ class Algorithm:
             added["reward/kl"] = -self.kl_penalty(batch, kl_coef).sum(1)
         if not added:
             return {}
-        sums = torch.stack([torch.ones_like(batch.rewards), *added.values()]).sum(1)
-        count, *totals = sum_ranks(sums.double()).tolist()
+        sums = torch.stack([torch.ones_like(batch.rewards), *added.values()]).double().sum(1)
+        count, *totals = sum_ranks(sums).tolist()
         return {name: total / count for name, total in zip(added, totals, strict=True)}
 
     def _whitened(self, advantages: Tensor, mask: Tensor) -> Tensor:

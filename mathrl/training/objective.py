@@ -87,7 +87,7 @@ class PolicyLoss:
         surrogate = SURROGATES[algorithm.surrogate](log_ratio, logprobs, batch.advantages, *bounds)
         sums = _token_sums(algorithm, batch, log_ratio.detach(), current, old, mask)
         if outputs.entropy is not None:
-            sums["entropy"] = torch.where(mask, outputs.entropy.detach(), 0.0).sum()
+            sums["entropy"] = _sum(torch.where(mask, outputs.entropy.detach(), 0.0))
         if batch.sampling_logprobs is not None:
             sampled = torch.where(mask, batch.sampling_logprobs, 0.0)
             sums |= _sync_sums(old - sampled, mask)
@@ -96,7 +96,7 @@ class PolicyLoss:
         loss = -surrogate
         if batch.ref_logprobs is not None:
             reference = torch.where(mask, batch.ref_logprobs, 0.0)
-            sums["kl_ref"] = kl_k3(current, reference, algorithm.kl_knee).sum()
+            sums["kl_ref"] = _sum(kl_k3(current, reference, algorithm.kl_knee))
             sums["kl_knee_frac"] = (reference - current > algorithm.kl_knee).sum()
             if algorithm.kl_place == "loss" and self.kl.coef > 0:
                 estimator = KL_ESTIMATORS[algorithm.kl_estimator]
@@ -182,19 +182,24 @@ def _token_sums(
     clipped = CLIPPED[algorithm.surrogate](log_ratio, batch.advantages, *bounds)
     return {
         "tokens": mask.sum(),
-        "kl_old": kl_k3(old, current, algorithm.kl_knee).sum(),  # KL(old || current): old sampled the tokens
+        "kl_old": _sum(kl_k3(old, current, algorithm.kl_knee)),  # KL(old || current)
         "clip_frac": (clipped & mask).sum(),
         "ratio_max": exp_with_knee(log_ratio, RATIO_KNEE).max(),
     }
 
 
+def _sum(values: Tensor) -> Tensor:
+    """In float64: float32 sums would show how the rows are spread over micro-batches and ranks."""
+    return values.sum(dtype=torch.float64)
+
+
 def _sync_sums(gap: Tensor, mask: Tensor) -> dict[str, Tensor]:
     weights = torch.where(mask, exp_with_knee(gap, RATIO_KNEE), 0.0)
     return {
-        "gap_mean": gap.abs().sum(),
+        "gap_mean": _sum(gap.abs()),
         "gap_max": gap.abs().max(),
-        "weight": weights.sum(),
-        "weight_square": weights.square().sum(),
+        "weight": _sum(weights),
+        "weight_square": _sum(weights.square()),
     }
 
 

@@ -1,20 +1,32 @@
 """What a rank computes for test_equality.py: the same cases in one process and in several."""
 
-import json
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from double_policy import NAMES, annotated, configured, double_policy
+from double_policy import NAMES, annotated, configured, double_policy, widen
 
+from mathrl.algorithms.table import resolve_algorithm
+from mathrl.config import Config, ModelConfig
+from mathrl.data.prompts import make_template
+from mathrl.data.stream import ProblemStream
+from mathrl.data.wordproblems import generate_problems
 from mathrl.distributed import group
-from mathrl.distributed.collectives import rank, world_size
+from mathrl.distributed.collectives import rank, sum_gradients, sum_ranks, world_size
+from mathrl.policy.model import Policy
+from mathrl.policy.scratch import build_base
 from mathrl.policy.value import ValueModel
+from mathrl.rewards.scorer import RewardScorer
+from mathrl.rollout.transformers import TransformersEngine
+from mathrl.training.objective import Meter, PolicyLoss
+from mathrl.training.sharing import agree_on_adapter
+from mathrl.training.trainer import Trainer
 from mathrl.training.update import make_update
 from mathrl.training.value_update import ValueUpdate
-from mathrl.types import Batch
+from mathrl.types import Batch, Group, Sampling
 
 SHARES = {
     1: [list(range(9))],
@@ -63,14 +75,149 @@ def critic_step() -> dict[str, Any]:
     return {"metrics": metrics, "weights": flat(model.parameters)}
 
 
-def run() -> dict[str, dict[str, Any]]:
+# --- runs of three steps with the quickstart's model -----------------------------------------------------
+
+RUNS: dict[str, dict[str, Any]] = {
+    "grpo": {"algorithm": {"kl_coef": 0.02}},  # 5 problems: uneven shares
+    "two problems": {"rollout": {"problems_per_step": 2}},  # the third rank has none
+    "dapo": {"algorithm": {"name": "dapo"}, "rollout": {"group_size": 2}},  # half of the groups are refilled
+    "ppo": {
+        "algorithm": {"name": "ppo", "value_rank": 2},
+        "update": {"num_minibatches": 2, "num_epochs": 2},
+    },
+    "trpo": {
+        "algorithm": {"name": "trpo", "cg_iterations": 3, "line_search_steps": 3, "fisher_fraction": 0.6}
+    },
+}
+
+
+def write_model(folder: Path) -> None:
+    """The quickstart's model with random weights."""
+    model, tokenizer = build_base(ModelConfig(), seed=0)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def recipe(folder: Path, settings: dict[str, Any]) -> Config:
+    table: dict[str, dict[str, Any]] = {
+        "run": {"device": "cpu"},
+        "model": {"path": str(folder)},
+        "sft": {"skip": True},
+        "lora": {"rank": 2},
+        "rollout": {"problems_per_step": 5, "group_size": 4, "max_completion_tokens": 10},
+        "train": {"num_steps": 3},
+    }
+    for section, fields in settings.items():
+        table[section] = table.get(section, {}) | fields
+    return Config.model_validate(table)
+
+
+class Parity(RewardScorer):
+    """Rewards that need no good model: whether the tokens' sum is odd."""
+
+    def score(self, groups: Any) -> list[Group]:
+        return [
+            replace(
+                scored,
+                scores=tuple(
+                    replace(score, reward=float(sum(completion.token_ids) % 2))
+                    for score, completion in zip(scored.scores, scored.completions, strict=True)
+                ),
+            )
+            for scored in super().score(groups)
+        ]
+
+
+def make_trainer(folder: Path, config: Config, *, double: bool) -> Trainer:
+    policy = Policy.from_pretrained(str(folder), config)
+    if double:
+        widen(policy.model)
+    algorithm = resolve_algorithm(config.algorithm, config.rollout, config.update)
+    update = make_update(config, algorithm, policy)
+    if update.critic and double:
+        for parameter in update.critic.model.parameters:
+            parameter.data = parameter.data.double()
+    template = make_template(config, policy.tokenizer)
+    sampling = Sampling(max_completion_tokens=config.rollout.max_completion_tokens)
+    return Trainer(
+        config,
+        algorithm,
+        ProblemStream(generate_problems(40, 0), 0),
+        TransformersEngine(policy.model, policy.tokenizer, template.encode, sampling),
+        Parity(config.reward, "gsm8k"),
+        policy,
+        update,
+    )
+
+
+def tensors_in(value: Any, name: str) -> dict[str, torch.Tensor]:
+    """Every number of a state, by its path."""
+    if isinstance(value, torch.Tensor):
+        return {name: value.detach().clone()}
+    if isinstance(value, int | float):
+        return {name: torch.tensor(float(value), dtype=torch.float64)}
+    if hasattr(value, "tensors"):
+        value = value.tensors
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return {path: t for key, item in items for path, t in tensors_in(item, f"{name}.{key}").items()}
+
+
+def trained(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Three steps: metrics and samples of each, and the state after them."""
+    trainer = make_trainer(folder, recipe(folder, settings), double=True)
+    metrics, samples = [], []
+    for index in range(3):
+        found, groups = trainer.step(index)
+        trainer.steps_done += 1
+        metrics.append(
+            {
+                name: torch.tensor(value, dtype=torch.float64)
+                for name, value in found.items()
+                if not name.startswith(("time/", "tokens/per_s", "ranks/"))
+            }
+        )
+        samples.append(
+            [
+                (g.problem.id, [(c.text, s.reward) for c, s in zip(g.completions, g.scores, strict=True)])
+                for g in groups
+            ]
+        )
+    agree_on_adapter(trainer.policy.adapter(), "the end")
+    trainer.rewards.close()
+    return {"metrics": metrics, "samples": samples, "state": tensors_in(trainer.state(), "state")}
+
+
+def gradient(folder: Path, *, double: bool) -> dict[str, Any]:
+    """Loss and gradient of a step, in the type that a recipe trains in or in float64."""
+    config = recipe(folder, RUNS["grpo"])
+    trainer = make_trainer(folder, config, double=double)
+    batches: list[Batch] = []
+    trainer.hooks = replace(trainer.hooks, on_batch=lambda index, batch: batches.append(batch))
+    trainer.step(0)
+    trainer.rewards.close()
+    policy = make_trainer(folder, config, double=double).policy  # as it was before the step
+    batch = batches[0]
+    assert batch.sampling_logprobs is not None
+    batch = batch.add(old_logprobs=batch.sampling_logprobs + 0.3 * torch.sin(batch.completion_ids))
+    loss = PolicyLoss(config, trainer.algorithm, correct=True)
+    total = sum_ranks(loss.backward(policy, batch, Meter()))
+    sum_gradients(policy.trainable_parameters())
+    gradients = [p.grad.flatten() for p in policy.trainable_parameters() if p.grad is not None]
+    return {"loss": total, "gradient": torch.cat(gradients)}
+
+
+def run(folder: Path) -> dict[str, dict[str, Any]]:
     """Every case by name, as this rank sees it."""
     found = {name: step(name) for name in NAMES} | {"ppo critic": critic_step()}
     found["minibatches"] = step("grpo", update__num_minibatches=4, update__num_epochs=2)
-    return found
+    return {
+        "steps": found,
+        "runs": {name: trained(folder, settings) for name, settings in RUNS.items()},
+        "gradients": {str(double): gradient(folder, double=double) for double in (True, False)},
+    }
 
 
 if __name__ == "__main__":
     group.start()
-    Path(sys.argv[1], f"{rank()}-{world_size()}.json").write_text(json.dumps(run()))
+    torch.save(run(Path(sys.argv[1])), Path(sys.argv[2], f"{rank()}-{world_size()}.pt"))
     group.stop()
