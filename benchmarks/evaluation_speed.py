@@ -33,7 +33,6 @@ from mathrl.config import Config, ModelConfig, RewardConfig
 from mathrl.data.prompts import PromptTemplate
 from mathrl.data.wordproblems import generate_problems
 from mathrl.evaluation.benchmark_sets import known_benchmarks
-from mathrl.evaluation.completions import read_rows
 from mathrl.evaluation.evaluate import EvaluationSettings, evaluate
 from mathrl.evaluation.result import Evaluation, Judged, Record
 from mathrl.evaluation.saved_completions import read_saved
@@ -42,6 +41,7 @@ from mathrl.policy.scratch import build_base
 from mathrl.report.evaluation_page import Result, write_results
 from mathrl.rewards.scorer import RewardScorer
 from mathrl.rollout.engine_choice import make_engine
+from mathrl.run.json_lines import read_rows
 from mathrl.types import Problem, Sampling, derive_seed
 
 _WORDS = (

@@ -27,8 +27,8 @@ from typing import Any
 from benchmarks.record import RESULTS, describe, store
 from mathrl.commands.judge import judge
 from mathrl.evaluation.benchmark_sets import known_benchmarks
-from mathrl.evaluation.completions import read_rows
 from mathrl.evaluation.saved_completions import read_saved
+from mathrl.run.json_lines import read_rows
 
 RULES = {"strict-match": "gsm8k", "flexible-extract": "auto"}
 PEER = Path(__file__).with_name("lm_eval_peer.py")

@@ -17,7 +17,7 @@ from wordproblems_baselines import read_problems
 from mathrl.data.prompts import make_template
 from mathrl.recipes import load_recipe
 from mathrl.rewards.scorer import RewardScorer
-from mathrl.run.folder import write_json
+from mathrl.run.files import write_json
 from mathrl.types import Completion, Group, Problem
 
 EVERY = 10  # steps between two looks at the held-out problems

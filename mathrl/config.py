@@ -381,7 +381,7 @@ class RewardConfig(Section):
     model_weight: float = Field(0.0, description="weight of the reward model")
     num_workers: int = Field(2, ge=1, le=64, description="verifier processes")
     timeout_s: float = Field(5.0, gt=0.0, description="wall clock one verdict may take")
-    memory_mb: int = Field(1024, ge=128, description="memory one verifier process may take")
+    memory_mb: int = Field(1024, ge=256, description="memory one verifier process may take")
 
     @field_validator("functions", mode="before")
     @classmethod

@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import signal
 from collections.abc import Iterable, Sequence
 
 
@@ -18,6 +19,18 @@ class NonFiniteError(UserError):
     def __init__(self, message: str, rows: Sequence[int] = ()):
         super().__init__(message)
         self.rows = tuple(rows)
+
+
+class Stopped(KeyboardInterrupt):
+    """The user or the system has asked this process to end, by Ctrl-C or SIGTERM.
+
+    ``forced``: asked again, for what was under way took too long; nothing more is saved.
+    """
+
+    def __init__(self, signum: int, *, forced: bool = False):
+        super().__init__(signum)
+        self.signum, self.forced = signal.Signals(signum), forced
+        self.exit_status = 128 + signum  # as a shell tells it: 130 and 143
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

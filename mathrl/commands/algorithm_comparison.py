@@ -147,7 +147,7 @@ def make_reference(console: Console, base: Config, folder: Path, *, overwrite: b
         UserError: the folder holds a comparison of another configuration.
     """
     from mathrl.recipes import differences, dump, load_config
-    from mathrl.run.folder import write_text
+    from mathrl.run.files import write_text
     from mathrl.run.progress import Progress
     from mathrl.training.sft import train_reference
 
@@ -184,7 +184,7 @@ def run_all(
     reference: str,
 ) -> Iterator[dict[str, Any]]:
     """What the reference reached, then every trial in order; those on disk are not run again."""
-    from mathrl.run.folder import write_json
+    from mathrl.run.files import write_json
 
     jobs = jobs_of(options, base)
     threads = max(1, (os.cpu_count() or 1) // jobs)

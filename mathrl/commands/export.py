@@ -16,7 +16,8 @@ from mathrl.policy.loading import load_tokenizer
 from mathrl.recipes import load_config
 from mathrl.rollout.adapter_files import write_adapter
 from mathrl.run.checkpoint import CheckpointStore, read_checkpoint
-from mathrl.run.folder import RunFolder, atomic
+from mathrl.run.files import atomic
+from mathrl.run.folder import RunFolder
 from mathrl.types import Adapter
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from mathrl.commands.prepare import HELD_OUT, PreparedRun
 from mathrl.data.prompts import PromptTemplate
+from mathrl.evaluation.completions import OtherEvaluationError
 from mathrl.evaluation.evaluate import Evaluation, EvaluationSettings, evaluate
 from mathrl.rewards.scorer import RewardScorer
 from mathrl.rollout.base import Engine
@@ -32,14 +35,25 @@ class HeldOut:
         cfg, found = self.run.config.evaluate, {}
         for name in self.run.held_out:
             file = f"{when}.jsonl" if name == HELD_OUT else f"{name}_{when}.jsonl"
-            found[name] = self._evaluate(f"{name} {when}", name, cfg.num_problems, cfg.num_samples, file)
+            out = self.run.folder.evaluations / file
+            sizes = (cfg.num_problems, cfg.num_samples)
+            try:
+                found[name] = self._evaluate(f"{name} {when}", name, *sizes, out)
+            except OtherEvaluationError:  # of another last step, or of data that have changed since
+                kept = self.run.folder.set_evaluation_aside(out)
+                self.progress.console.print(
+                    f"{out} holds another evaluation, which is kept as {kept}", soft_wrap=True
+                )
+                found[name] = self._evaluate(f"{name} {when}", name, *sizes, out)
         return found
 
     def look(self, step: int) -> Evaluation:
         """The first problems of the main set, greedy alone; nothing is kept."""
         return self._evaluate(f"step {step}", HELD_OUT, self.run.config.evaluate.every_num_problems, 0)
 
-    def _evaluate(self, title: str, name: str, n: int, num_samples: int, file: str = "") -> Evaluation:
+    def _evaluate(
+        self, title: str, name: str, n: int, num_samples: int, out: Path | None = None
+    ) -> Evaluation:
         cfg = self.run.config
         problems = self.run.held_out[name].problems[:n]
         total = len(problems) * (1 + num_samples)
@@ -56,6 +70,6 @@ class HeldOut:
                 ),
                 seed=derive_seed(cfg.run.seed, "evaluate"),
                 name=name,
-                out=self.run.folder.evaluations / file if file else None,
+                out=out,
                 progress=stage,
             )

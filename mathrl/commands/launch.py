@@ -18,7 +18,7 @@ import psutil
 
 from mathrl.errors import UserError
 
-EXIT_INTERRUPTED, EXIT_USER_ERROR = 130, 2
+EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USER_ERROR = 130, 143, 2
 RESUME = "--resume"
 OPTIONS = "MATHRL_LAUNCH_OPTIONS"
 """In the ranks' environment: what the command line was given to start them, such as ``--gpus 2``."""
@@ -51,7 +51,7 @@ def launch(words: Sequence[str], num_ranks: int, *, on_gpus: bool, max_restarts:
     words = list(words)
     for attempt in range(max_restarts + 1):
         status = _run_agent(words, num_ranks, environment)
-        if status in (0, EXIT_USER_ERROR, EXIT_INTERRUPTED) or attempt == max_restarts:
+        if status in (0, EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_TERMINATED) or attempt == max_restarts:
             return status
         if RESUME not in words:
             words.append(RESUME)
@@ -86,7 +86,7 @@ def _run_agent(words: Sequence[str], num_ranks: int, environment: Mapping[str, s
         elastic_launch(config, sys.executable)("-m", "mathrl", *words)
     except ChildFailedError as error:
         statuses = {failure.exitcode for failure in error.failures.values()}
-        return next((s for s in (EXIT_INTERRUPTED, EXIT_USER_ERROR) if s in statuses), 1)
+        return next((s for s in (EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USER_ERROR) if s in statuses), 1)
     except (SignalException, KeyboardInterrupt):
         return EXIT_INTERRUPTED
     finally:

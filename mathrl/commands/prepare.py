@@ -48,6 +48,7 @@ class PreparedRun:
     held_out: dict[str, ProblemSet]  # by name; "held_out" first
     demonstrations: Demonstrations | None  # None: the reference is made already
     folder: RunFolder
+    goes_on: bool  # a run that has begun in the folder
     reward_functions: tuple[RewardFunction, ...] = ()
     after_step: AfterStep | None = None
 
@@ -62,7 +63,7 @@ def prepare(
     """
     algorithm = resolve_algorithm(config.algorithm, config.rollout, config.update)
     folder = RunFolder.of(config)
-    folder.check(config, resume=resume, overwrite=overwrite)
+    goes_on = folder.check(config, resume=resume, overwrite=overwrite)
     if config.run.device == "cuda" and not torch.cuda.is_available():
         raise UserError("run.device is 'cuda' and there is no CUDA device here: use auto or cpu")
     additions = additions or Additions()
@@ -78,7 +79,7 @@ def prepare(
     if config.model.path:
         check_model(config.model.path)
     demonstrations = None
-    if config.sft.skip or (folder.reference.is_dir() and not overwrite):
+    if config.sft.skip or (goes_on and folder.reference.is_dir()):
         made = config.model.path if config.sft.skip else str(folder.reference)
         template = make_template(config, load_tokenizer(made))
     else:
@@ -91,7 +92,15 @@ def prepare(
     }
     check_enough(config.rollout.problems_per_step, len(train), train.name)
     return PreparedRun(
-        config, algorithm, train, held_out, demonstrations, folder, functions, additions.after_step
+        config,
+        algorithm,
+        train,
+        held_out,
+        demonstrations,
+        folder,
+        goes_on,
+        functions,
+        additions.after_step,
     )
 
 

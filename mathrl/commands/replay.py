@@ -28,7 +28,7 @@ from mathrl.config import Config
 from mathrl.errors import UserError
 from mathrl.policy.model import Policy
 from mathrl.recipes import dump, load_config
-from mathrl.run.folder import atomic, write_json, write_text
+from mathrl.run.files import atomic, write_json, write_text
 from mathrl.training.annotate import annotate
 from mathrl.training.micro_batching import MicroBatches
 from mathrl.training.update import Update, make_update

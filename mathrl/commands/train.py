@@ -7,11 +7,14 @@ stopped, and ends as it would have without the interruption.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -25,7 +28,7 @@ from mathrl.data.history import History
 from mathrl.data.problems import extract_rule
 from mathrl.data.prompts import make_template
 from mathrl.data.stream import make_stream
-from mathrl.errors import NonFiniteError, UserError
+from mathrl.errors import NonFiniteError, Stopped, UserError
 from mathrl.evaluation.evaluate import Evaluation
 from mathrl.policy.model import Policy
 from mathrl.report.run_page import write_report
@@ -35,17 +38,15 @@ from mathrl.rewards.scorer import RewardScorer
 from mathrl.rollout.base import Engine
 from mathrl.rollout.engine_choice import make_engine
 from mathrl.run.checkpoint import CheckpointStore
-from mathrl.run.folder import write_json
-from mathrl.run.interrupt import Interrupts
+from mathrl.run.files import write_json
 from mathrl.run.progress import Progress, make_console
+from mathrl.run.stop import StopSignals
 from mathrl.run.tally import Tally
 from mathrl.run.tracking import SftTracker
 from mathrl.training.sentinel import Sentinel
 from mathrl.training.sft import train_reference
 from mathrl.training.trainer import Metrics, Trainer
 from mathrl.training.update import make_update
-
-EXIT_INTERRUPTED = 130
 
 
 def train(
@@ -54,22 +55,17 @@ def train(
     """Run the whole job; returns the exit status."""
     console = make_console()
     run = prepare(config, resume=resume, overwrite=overwrite, additions=additions)
-    summary = run.folder.read_summary()
-    if summary and summary["finished"] and summary["num_steps"] == config.train.num_steps and not overwrite:
-        console.print(f"The run in {run.folder.path} is finished; --overwrite trains it anew.")
+    summary = run.folder.read_summary() if run.goes_on else None
+    if summary is not None and _no_step_is_left(summary, config):
+        console.print(
+            f"The run in {run.folder.path} is finished after {summary['steps']} steps; a larger "
+            "--train.num_steps goes on, another --run.name trains anew.",
+            soft_wrap=True,
+        )
         print_summary(console, summary)
-        return 0
+        return 0 if run.folder.report.is_file() else _at_work(run, console, _only_report, overwrite=False)
     _announce(console, run)
-    run.folder.open(config, overwrite=overwrite)
-    with Progress(console) as progress:
-        try:
-            finished = _stages(run, progress)
-        except KeyboardInterrupt:
-            finished = False
-    if not finished:
-        console.print(_how_to_go_on(run), soft_wrap=True)
-        return EXIT_INTERRUPTED
-    return 0
+    return _at_work(run, console, _stages, overwrite=overwrite)
 
 
 def make_reference(config: Config, *, resume: bool = False, overwrite: bool = False) -> int:
@@ -78,17 +74,55 @@ def make_reference(config: Config, *, resume: bool = False, overwrite: bool = Fa
         raise UserError("sft.skip is set: this recipe has no supervised stage")
     console = make_console()
     run = prepare(config, resume=resume, overwrite=overwrite)
-    run.folder.open(config, overwrite=overwrite)
-    _set_threads(config)
-    with Progress(console) as progress:
-        console.print(f"reference: {_reference(run, progress, Tally())}")
+
+    def only_reference(run: PreparedRun, progress: Progress, stop: StopSignals) -> None:
+        console.print(f"reference: {_reference(run, progress, Tally())}", soft_wrap=True)
+
+    return _at_work(run, console, only_reference, overwrite=overwrite)
+
+
+def _only_report(run: PreparedRun, progress: Progress, stop: StopSignals) -> None:
+    progress.console.print(f"report: {write_report(run.folder.path)}", soft_wrap=True)
+
+
+def _at_work(
+    run: PreparedRun,
+    console: Console,
+    work: Callable[[PreparedRun, Progress, StopSignals], None],
+    *,
+    overwrite: bool,
+) -> int:
+    """Work in the run's folder, alone; the exit status."""
+    if run.config.run.num_threads:
+        torch.set_num_threads(run.config.run.num_threads)
+    try:
+        with (
+            run.folder.open(run.config, overwrite=overwrite),
+            StopSignals(console) as stop,
+            Progress(console) as progress,
+        ):
+            work(run, progress, stop)
+    except Stopped as stopped:
+        console.print(f"Stopped by {stopped.signum.name}. {_how_to_go_on(run)}", soft_wrap=True)
+        return stopped.exit_status
     return 0
 
 
-def _stages(run: PreparedRun, progress: Progress) -> bool:
-    """Reference, evaluation, reinforcement, evaluation, summary; false where it was interrupted."""
+def _no_step_is_left(summary: Mapping[str, Any], config: Config) -> bool:
+    """Whether a run that ended so has nothing more to do; a larger limit lets it go on."""
+    if not summary["finished"]:
+        return False
+    most = config.train.max_seconds
+    return (
+        summary["steps"] >= config.train.num_steps
+        or (summary.get("stopped_early", False) and summary["num_steps"] >= config.train.num_steps)
+        or 0 < most <= summary.get("step_seconds", 0.0)
+    )
+
+
+def _stages(run: PreparedRun, progress: Progress, stop: StopSignals) -> None:
+    """Reference, evaluation, reinforcement, evaluation, summary."""
     cfg, tally = run.config, Tally()
-    _set_threads(cfg)
     reference = _reference(run, progress, tally)
     with ExitStack() as stack:
         scorer = RewardScorer(
@@ -106,12 +140,10 @@ def _stages(run: PreparedRun, progress: Progress) -> bool:
 
         before = held_out.measure("before")
         trainer = _make_trainer(run, policy, engine, scorer)
-        if not _reinforce(run, trainer, held_out, progress, tally, reference):
-            return False
+        early = _reinforce(run, trainer, held_out, tally, progress, stop, reference)
         export_adapter(run.folder.adapter, policy.adapter(), reference)
         after = held_out.measure("after")
-        _finish(run, trainer, tally, before, after, progress)
-    return True
+        _finish(run, trainer, tally, before, after, progress, stopped_early=early)
 
 
 def _reference(run: PreparedRun, progress: Progress, tally: Tally) -> str:
@@ -160,11 +192,12 @@ def _reinforce(
     run: PreparedRun,
     trainer: Trainer,
     held_out: HeldOut,
-    progress: Progress,
     tally: Tally,
+    progress: Progress,
+    stop: StopSignals,
     reference: str,
 ) -> bool:
-    """From the newest checkpoint, if there is one, to the last step; false where it was interrupted."""
+    """From the newest checkpoint, if there is one, to the last step; whether it stopped early."""
     console, num_steps = progress.console, run.config.train.num_steps
     store = CheckpointStore(run.folder.checkpoints, run.config.checkpoint.keep_last)
     newest = store.latest()
@@ -173,19 +206,27 @@ def _reinforce(
         trainer.restore(state["trainer"])
         tally.restore(state)
         console.print(f"  resumed after step {trainer.steps_done}")
-    with Interrupts(console) as interrupts, progress.stage("train", num_steps) as bar:
+    with stop.deferred(), progress.stage("train", num_steps) as bar:
         bar(trainer.steps_done, num_steps)
         watch = Watch(
-            run, trainer, held_out, store, tally, interrupts, reference=reference, bar=bar, console=console
+            run, trainer, held_out, store, tally, stop, reference=reference, bar=bar, console=console
         )
+        trainer.hooks = watch.hooks
         with closing(watch):
-            trainer.hooks = watch.hooks
             try:
-                trainer.run()
+                watch.catch_up()
+                if not (trainer.ended or watch.stopped_early):
+                    run.folder.set_results_aside()
+                    trainer.run()
             except NonFiniteError as error:
                 raise NonFiniteError(f"{error}; {watch.evidence()}", error.rows) from error
+            except Stopped as stopped:
+                if not stopped.forced:
+                    watch.save_last()
+                raise
             watch.save_last()
-    return not interrupts.asked
+    stop.raise_if_asked()
+    return watch.stopped_early
 
 
 def _finish(
@@ -195,6 +236,8 @@ def _finish(
     before: dict[str, Evaluation],
     after: dict[str, Evaluation],
     progress: Progress,
+    *,
+    stopped_early: bool,
 ) -> None:
     """Write summary and report, and say what was reached."""
     cfg, folder, console = run.config, run.folder, progress.console
@@ -207,6 +250,8 @@ def _finish(
         demonstration=run.train.demonstration,
         steps=trainer.steps_done,
         num_steps=cfg.train.num_steps,
+        step_seconds=round(trainer.seconds, 3),
+        stopped_early=stopped_early,
         best_step=tally.best_step,
         seconds={phase: round(value, 3) for phase, value in tally.seconds.items()},
         tokens_sampled=tally.tokens_sampled,
@@ -219,11 +264,6 @@ def _finish(
     progress.close()
     print_summary(console, summary)
     console.print(f"report: {report}\nadapter: {folder.adapter}", soft_wrap=True)
-
-
-def _set_threads(config: Config) -> None:
-    if config.run.num_threads:
-        torch.set_num_threads(config.run.num_threads)
 
 
 def _announce(console: Console, run: PreparedRun) -> None:
@@ -243,12 +283,15 @@ def _announce(console: Console, run: PreparedRun) -> None:
 
 
 def _how_to_go_on(run: PreparedRun) -> str:
-    """What a checkpoint or a finished stage keeps, and how to go on."""
-    if run.config.sft.skip or run.folder.reference.is_dir():
-        kept = "what was done is saved"
+    """What is kept, and the command that goes on from there."""
+    steps = CheckpointStore(run.folder.checkpoints, run.config.checkpoint.keep_last).steps()
+    if steps:
+        kept = f"Step {steps[-1]} of {run.config.train.num_steps} is saved"
+    elif run.config.sft.skip or run.folder.reference.is_dir():
+        kept = "What was done is saved"
     else:
-        kept = "the supervised stage begins anew"
-    return f"Interrupted; {kept}. Go on with: {_program()} train {run.folder.config} --resume"
+        kept = "The supervised stage begins anew"
+    return f"{kept}. Go on with: {_program()} train {shlex.quote(str(run.folder.config))} --resume"
 
 
 def _program() -> str:

@@ -15,8 +15,8 @@ from mathrl.commands.prepare import PreparedRun
 from mathrl.commands.replay import save_batch, save_metrics
 from mathrl.report.doctor import Doctor, tell
 from mathrl.run.checkpoint import CheckpointStore
-from mathrl.run.interrupt import Interrupts
 from mathrl.run.progress import Stage
+from mathrl.run.stop import StopSignals
 from mathrl.run.tally import Tally
 from mathrl.run.tracking import Tracker
 from mathrl.training.trainer import Hooks, Metrics, Trainer
@@ -39,22 +39,21 @@ class Watch:
         held_out: HeldOut,
         store: CheckpointStore,
         tally: Tally,
-        interrupts: Interrupts,
+        stop: StopSignals,
         *,
         reference: str,
         bar: Stage,
         console: Console,
     ) -> None:
         self.run, self.trainer, self.held_out, self.reference = run, trainer, held_out, reference
-        self.store, self.tally, self.interrupts = store, tally, interrupts
+        self.store, self.tally, self.stop = store, tally, stop
         self.bar, self.console = bar, console
         self.tracker = Tracker(run.folder, run.config, trainer.steps_done)
         self.doctor = Doctor(run.config)
-        self.hooks = Hooks(self.after_step, self.should_stop, self.on_batch)
+        self.hooks = Hooks(self.after_step, self.should_stop, self.on_batch, stop.interruptible)
         self.saved_step = trainer.steps_done if store.latest() else None
         self.batch: tuple[int, Batch] | None = None  # number of the step under way, and its batch
-        self.saved_batch: Path | None = None  # of the step under way
-        self.told_to_stop = False  # by the caller's own after_step
+        self.groups: Sequence[Group] = ()  # of the last step, where this process has made it
 
     def close(self) -> None:
         """Close what metrics go to; safe to call twice."""
@@ -64,50 +63,80 @@ class Watch:
 
     def on_batch(self, index: int, batch: Batch) -> None:
         self.batch = (index + 1, batch)
-        every = self.run.config.tracking.save_batch_steps
-        self.saved_batch = self._save_batch() if every and (index + 1) % every == 0 else None
+        if self._keeps_batch(index + 1):
+            self._save_batch()
 
     def after_step(self, done: int, metrics: Metrics, groups: Sequence[Group]) -> None:
-        cfg = self.run.config
         self._measure_memory(metrics)
         self.tally.add(metrics)
+        self.tracker.samples(done, groups)
+        self.groups = groups
+        self.tally.unlogged = metrics
+        self.catch_up()
+
+    def should_stop(self, done: int) -> bool:
+        return self.stop.asked is not None or self.stopped_early
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the last looks were worse than one before, as many as the recipe waits for.
+
+        Or the caller's own ``after_step`` said so, and no more steps are asked for than then.
+        """
+        cfg = self.run.config
+        patience = cfg.evaluate.early_stop_patience
+        told = cfg.train.num_steps <= self.tally.told_to_stop_of
+        return told or bool(patience and self.tally.worse >= patience)
+
+    # --- log, look, save, evidence --------------------------------------------------------------------------
+
+    def catch_up(self) -> None:
+        """Conclude the last step: its look, its row, its checkpoint. Nothing where that is done.
+
+        A look can be broken off; the step's checkpoint then remembers what is missing.
+        """
+        cfg, done, metrics = self.run.config, self.trainer.steps_done, self.tally.unlogged
+        if metrics is None:
+            return
         improved = False
         if cfg.evaluate.every_steps and done % cfg.evaluate.every_steps == 0:
             improved = self._look(done, metrics)
-        self._log(done, metrics, groups)
+        self._log(done, metrics)
+        self.tally.unlogged = None
         if improved or (cfg.checkpoint.every_steps and done % cfg.checkpoint.every_steps == 0):
             self.save(best=improved)
-        if self.run.after_step is not None:
-            self.told_to_stop = self.run.after_step(done, metrics, groups) is False
-
-    def should_stop(self, done: int) -> bool:
-        patience = self.run.config.evaluate.early_stop_patience
-        return self.interrupts.asked or self.told_to_stop or bool(patience and self.tally.worse >= patience)
-
-    # --- log, look, save, evidence --------------------------------------------------------------------------
+        if self.run.after_step is not None and self.run.after_step(done, metrics, self.groups) is False:
+            self.tally.told_to_stop_of = cfg.train.num_steps
+            self.save()
 
     def _measure_memory(self, metrics: Metrics) -> None:
         metrics["memory/rss_mib"] = psutil.Process().memory_info().rss / 2**20
         if self.trainer.policy.device.type == "cuda":
             metrics["memory/gpu_peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
 
-    def _log(self, done: int, metrics: Metrics, groups: Sequence[Group]) -> None:
+    def _look(self, done: int, metrics: Metrics) -> bool:
+        """Add held-out accuracy to the metrics; whether its lower bound is the best so far."""
+        start = time.perf_counter()
+        with self.stop.interruptible():
+            evaluation = self.held_out.look(done)
+        metrics |= evaluation.metrics() | {"time/evaluate_s": time.perf_counter() - start}
+        self.tracker.watch(done, evaluation.records[: self.run.config.tracking.num_watched])
+        return self.tally.looked(done, metrics["held_out/accuracy_low"])
+
+    def _log(self, done: int, metrics: Metrics) -> None:
         self.tracker.log(done, metrics)
-        if self.saved_batch:
-            save_metrics(self.saved_batch, metrics)
-            self.saved_batch = None
-        self.tracker.samples(done, groups)
+        if self._keeps_batch(done) and self._batch_folder(done).is_dir():  # a skipped step has no batch
+            save_metrics(self._batch_folder(done), metrics)
         self.bar.show(done, metrics)
         for finding in self.doctor.observe(done, metrics):
             tell(self.console, finding)
 
-    def _look(self, done: int, metrics: Metrics) -> bool:
-        """Add held-out accuracy to the metrics; whether its lower bound is the best so far."""
-        start = time.perf_counter()
-        evaluation = self.held_out.look(done)
-        metrics |= evaluation.metrics() | {"time/evaluate_s": time.perf_counter() - start}
-        self.tracker.watch(done, evaluation.records[: self.run.config.tracking.num_watched])
-        return self.tally.looked(done, metrics["held_out/accuracy_low"])
+    def _keeps_batch(self, step: int) -> bool:
+        every = self.run.config.tracking.save_batch_steps
+        return bool(every and step % every == 0)
+
+    def _batch_folder(self, step: int) -> Path:
+        return self.run.folder.batches / f"step-{step:08d}"
 
     def save(self, *, best: bool = False) -> None:
         """A checkpoint of the last whole step."""

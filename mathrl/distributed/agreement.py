@@ -8,6 +8,7 @@ question to all: has anything gone wrong? Between two such questions all ranks m
 from __future__ import annotations
 
 import pickle
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,17 +17,13 @@ import torch.distributed as dist
 
 from mathrl.distributed.collectives import gather, measured
 from mathrl.distributed.group import Group, current
-from mathrl.errors import UserError
+from mathrl.errors import Stopped, UserError
 
-_FINE, _FAILED, _INTERRUPTED = 0, 1, 2
+_FINE, _FAILED, _STOPPED = 0, 1, 2  # stopped: and the signal's number on top
 
 
 class RankError(RuntimeError):
     """Another rank raised an error that is nobody's input; its traceback stands on that rank's stderr."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """The user or the scheduler wants the run to stop: now, and with what was done kept."""
 
 
 @contextmanager
@@ -37,7 +34,7 @@ def together(work: str) -> Iterator[None]:
         work: what it is, in a word or two. Nothing inside may ask other ranks.
 
     Raises:
-        Interrupted: a rank was told to stop, whatever went wrong on others meanwhile.
+        Stopped: a rank was told to stop, whatever went wrong on others meanwhile.
         Exception: the error of the lowest rank that has one, on all ranks; its sentence names that rank,
             unless all say the same.
     """
@@ -75,12 +72,14 @@ def agreed_rank(error: BaseException) -> int | None:
 
 
 def _agree(group: Group, error: BaseException | None) -> None:
-    status = _FINE if error is None else _INTERRUPTED if isinstance(error, KeyboardInterrupt) else _FAILED
+    status = _FINE if error is None else _FAILED
+    if isinstance(error, KeyboardInterrupt):
+        status = _STOPPED + getattr(error, "signum", signal.SIGINT)
     worst = _worst(group, status)
     if worst == _FINE:
         return
-    if worst == _INTERRUPTED:
-        raise error if isinstance(error, Interrupted) else Interrupted() from error
+    if worst >= _STOPPED:
+        raise error if isinstance(error, Stopped) else Stopped(worst - _STOPPED) from error
     told = gather(None if error is None else _portable(error))
     failed = [rank for rank, found in enumerate(told) if found is not None]
     first, sentence = failed[0], str(told[failed[0]])

@@ -68,7 +68,7 @@ class Session:
         if lost is not None:
             lookout.end(lookout.wait_for_verdict(lost))
         if isinstance(error, KeyboardInterrupt):
-            lookout.end(lookout.settle("", EXIT_INTERRUPTED))
+            lookout.end(lookout.settle("", getattr(error, "exit_status", EXIT_INTERRUPTED)))
         if isinstance(error, SystemExit):
             lookout.end(lookout.settle("", error.code if isinstance(error.code, int) else 1))
         status = getattr(error, "exit_status", EXIT_USER_ERROR) if isinstance(error, UserError) else EXIT_LOST

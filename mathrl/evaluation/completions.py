@@ -6,16 +6,15 @@ has ``question``, ``answer`` and ``completion``, so that any other tool can read
 
 from __future__ import annotations
 
-import json
-import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mathrl.errors import UserError
+from mathrl.errors import UserError, cannot_write
 from mathrl.evaluation.result import UNJUDGED, Evaluation, Judged, Record
-from mathrl.run.folder import write_json, write_text
+from mathrl.run.files import write_bytes, write_json
+from mathrl.run.json_lines import cut_unfinished, read_rows, to_line
 from mathrl.types import Completion, Problem
 
 GREEDY, SAMPLE = "greedy", "sample"
@@ -46,28 +45,6 @@ def to_row(problem: Problem, kind: str, index: int, completion: Completion) -> d
     return row
 
 
-def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of a JSON-lines file.
-
-    Raises:
-        UserError: the file cannot be read, or a line is not a JSON object.
-    """
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number}: not JSON ({error.msg})") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{path}, line {number}: not a JSON object")
-        yield number, row
-
-
 class CompletionLog:
     """Completions on disk as they come; what is there already is not sampled again.
 
@@ -85,22 +62,22 @@ class CompletionLog:
         self._file: BinaryIO | None = None
         if path is None:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
         if not replace_other:
             refuse_other(path, header["resume_key"])
-        begun = path.exists() and path.stat().st_size > 0
-        if begun and not _belongs(path, header["resume_key"]):
-            path.unlink()
-            begun = False
-        self._file = open(path, "a+b")  # noqa: SIM115 - closed by close()
+        begun = _belongs(path, header["resume_key"])
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(path, "a+b" if begun else "w+b")  # noqa: SIM115 - closed by close()
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {cannot_write(error)}") from error
         if begun:
-            _cut_last_line(self._file)
+            cut_unfinished(self._file)
             self._read(path)
         else:
             self._write({"kind": "header", **header})
 
     def _read(self, path: Path) -> None:
-        for _, row in read_rows(path):
+        for _, row in read_rows(path, growing=True):
             if row["kind"] != "header":
                 # the ids are not kept; their number is what rewards and tables use
                 self.found[row["problem_id"], row["kind"], row["index"]] = Completion(
@@ -114,8 +91,13 @@ class CompletionLog:
 
     def _write(self, row: Mapping[str, Any]) -> None:
         assert self._file is not None
-        self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
+        try:
+            self._file.write(to_line(row, allow_nan=True))
+            self._file.flush()
+        except OSError as error:
+            raise UserError(
+                f"{self.path} cannot be written: {cannot_write(error)}; make room, then repeat the command"
+            ) from error
 
     def close(self) -> None:
         if self._file is not None:
@@ -123,33 +105,37 @@ class CompletionLog:
             self._file = None
 
 
+class OtherEvaluationError(UserError):
+    """A file of completions belongs to something else."""
+
+
 def refuse_other(path: Path, resume_key: str) -> None:
     """Refuse a file of completions that were made by something else.
 
     Raises:
-        UserError: ``path`` is there and belongs to another evaluation, or is no file of completions.
+        OtherEvaluationError: ``path`` belongs to another evaluation, or is no file of completions.
     """
-    if path.exists() and path.stat().st_size > 0 and not _belongs(path, resume_key):
-        raise UserError(
+    if path.exists() and not _only_begun(path) and not _belongs(path, resume_key):
+        raise OtherEvaluationError(
             f"{path} holds another evaluation (other model, problems or settings): "
             "choose another output folder, or replace it with --overwrite"
         )
 
 
+def _only_begun(path: Path) -> bool:
+    """Whether a process was killed before it had written the header."""
+    begin, content = b'{"kind": "header"', path.read_bytes()
+    return b"\n" not in content and (content.startswith(begin) or begin.startswith(content))
+
+
 def _belongs(path: Path, resume_key: str) -> bool:
-    with open(path, encoding="utf-8", errors="replace") as file:
-        first = file.readline()
-    try:
-        return bool(json.loads(first).get("resume_key") == resume_key)
-    except (json.JSONDecodeError, AttributeError):
+    if not path.exists():
         return False
-
-
-def _cut_last_line(file: BinaryIO) -> None:
-    """Drop what stands after the last line end (a kill in mid-write), and stand at the end."""
-    file.seek(0)
-    file.truncate(file.read().rfind(b"\n") + 1)
-    file.seek(0, os.SEEK_END)
+    try:
+        _, header = next(read_rows(path, growing=True))
+    except (StopIteration, UserError):
+        return False
+    return bool(header.get("resume_key") == resume_key)
 
 
 def write_evaluation(evaluation: Evaluation, path: Path, header: Mapping[str, Any]) -> None:
@@ -170,7 +156,7 @@ def write_evaluation(evaluation: Evaluation, path: Path, header: Mapping[str, An
     for record in evaluation.records:
         rows.append(_judged_row(record.problem, GREEDY, 0, record.greedy))
         rows.extend(_judged_row(record.problem, SAMPLE, i, s) for i, s in enumerate(record.samples))
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_bytes(path, b"".join(to_line(row, allow_nan=True) for row in rows))
     write_json(path.with_suffix(".json"), evaluation.to_dict())
 
 

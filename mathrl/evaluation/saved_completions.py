@@ -10,8 +10,9 @@ from typing import Any
 from mathrl.data.fields import UnusableRow
 from mathrl.errors import UserError
 from mathrl.evaluation.benchmark_sets import Benchmark, to_problem
-from mathrl.evaluation.completions import SAMPLE, problem_of, read_rows
+from mathrl.evaluation.completions import SAMPLE, problem_of
 from mathrl.rewards.scorer import prompt_end
+from mathrl.run.json_lines import read_rows
 from mathrl.types import Completion, Problem
 
 

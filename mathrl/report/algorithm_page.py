@@ -17,7 +17,7 @@ from mathrl.report import pages
 from mathrl.report.charts import IntervalRow, Point, Series, interval_rows, line_chart
 from mathrl.report.pages import duration, number, p_value, percent
 from mathrl.report.training_charts import smoothed
-from mathrl.run.folder import write_json, write_text
+from mathrl.run.files import write_json, write_text
 
 PHASES = ("rollout", "verify", "forward", "update", "sync")
 BUDGETS = ("tokens", "seconds")

@@ -20,7 +20,7 @@ from mathrl.report.charts import IntervalRow, Point, Series, interval_rows, line
 from mathrl.report.pages import duration, percent
 from mathrl.report.run_page import VERDICTS, direction, failures, slice_rows
 from mathrl.report.titles import kind_title
-from mathrl.run.folder import write_json, write_text
+from mathrl.run.files import write_json, write_text
 
 MAX_PAGE_BYTES = 24_000_000  # of completions in the page; beyond, long texts are cut and the page says so
 _SHORTEST_CUT = 200

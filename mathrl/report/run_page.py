@@ -32,7 +32,7 @@ from mathrl.report.training_charts import (
     outcome_chart,
     time_chart,
 )
-from mathrl.run.folder import write_text
+from mathrl.run.files import write_text
 
 TABLE = (
     "reward/mean",

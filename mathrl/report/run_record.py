@@ -11,10 +11,11 @@ from typing import Any
 
 from mathrl.config import Config
 from mathrl.errors import UserError
-from mathrl.evaluation.completions import read_evaluation, read_rows
+from mathrl.evaluation.completions import read_evaluation
 from mathrl.evaluation.result import Evaluation
 from mathrl.recipes import load_config
 from mathrl.run.folder import RunFolder
+from mathrl.run.json_lines import read_rows
 
 MAIN_SET = "held_out"
 """The problem set whose files are before.jsonl and after.jsonl; other sets have their name before these."""
@@ -90,7 +91,7 @@ def read_run(run_dir: Path) -> RunRecord:
 
 
 def _rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    return list(read_rows(path)) if path.exists() else []
+    return list(read_rows(path, growing=True)) if path.exists() else []
 
 
 def _metrics(path: Path) -> list[dict[str, float]]:

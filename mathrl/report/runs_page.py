@@ -24,7 +24,7 @@ from mathrl.report.run_page import before_after
 from mathrl.report.run_record import RunRecord
 from mathrl.report.titles import set_title
 from mathrl.report.training_charts import LEARNING, MACHINE, UPDATES, compare_runs, smoothed
-from mathrl.run.folder import write_text
+from mathrl.run.files import write_text
 
 _ASIDE = ("run.name", "run.output_dir", "run.num_threads", "recipe", "description")
 """Settings that say where a run lies, not what it is."""

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from mathrl.errors import UserError, cannot_write
-from mathrl.run.folder import atomic, write_json
+from mathrl.run.files import atomic, sweep, write_json
 from mathrl.types import Adapter
 
 _FORMAT = 1
@@ -107,9 +107,7 @@ class CheckpointStore:
 
     def _sweep(self) -> None:
         """Remove what a killed process left half-written."""
-        for left in self.folder.glob(".*"):
-            if left.name.endswith((".tmp", ".old")):
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        sweep(self.folder)
 
     def _forget(self) -> None:
         kept = {*self.steps()[-self.keep_last :], self._best_step()}

@@ -17,6 +17,8 @@ class Tally:
         self.tokens_sampled = 0
         self.best_low, self.best_step = -1.0, 0  # lower bound of the best look's accuracy, and its step
         self.worse = 0  # looks since the best one
+        self.told_to_stop_of = 0  # the recipe's steps when the caller's own hook said to stop; 0: it has not
+        self.unlogged: dict[str, float] | None = None  # metrics of the last step while its look is under way
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
@@ -48,6 +50,8 @@ class Tally:
             "best": {"accuracy_low": self.best_low, "step": self.best_step, "worse": self.worse},
             "tokens_sampled": self.tokens_sampled,
             "seconds": dict(self.seconds),
+            "told_to_stop_of": self.told_to_stop_of,
+            "unlogged": self.unlogged,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -56,3 +60,5 @@ class Tally:
         self.best_low, self.best_step, self.worse = best["accuracy_low"], best["step"], best["worse"]
         self.tokens_sampled = state["tokens_sampled"]
         self.seconds.update(state["seconds"])
+        self.told_to_stop_of = state.get("told_to_stop_of", 0)
+        self.unlogged = state.get("unlogged")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import math
 import shutil
 import uuid
@@ -12,8 +11,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mathrl.config import Config, TrackingConfig
-from mathrl.errors import UserError, cannot_write
-from mathrl.run.folder import RunFolder, write_text
+from mathrl.errors import UserError
+from mathrl.run.files import write_text
+from mathrl.run.folder import RunFolder
+from mathrl.run.json_lines import append_rows, keep_rows
 from mathrl.types import Group, Problem
 
 PROJECT = "mathrl"
@@ -69,7 +70,7 @@ class Tracker:
         self.config = config.tracking
         self.metrics_file, self.samples_file = folder.path / "metrics.jsonl", folder.path / "samples.jsonl"
         for file in (self.metrics_file, self.samples_file):
-            drop_rows_after(file, steps_done)
+            keep_rows(file, lambda row: row.get("step", math.inf) <= steps_done)
         self.sinks: list[Sink] = []
         if self.config.tensorboard:
             self.sinks.append(TensorBoard(folder.path / "tensorboard", steps_done))
@@ -82,21 +83,21 @@ class Tracker:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write the metrics of a step; a value that is not finite becomes null."""
         row = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        _append(self.metrics_file, [{"step": step} | row])
+        append_rows(self.metrics_file, [{"step": step} | row])
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         for sink in self.sinks:
             sink.log(step, finite)
 
     def samples(self, step: int, groups: Sequence[Group]) -> None:
         """Write the first ``tracking.samples_per_step`` groups of a step, with their scores."""
-        _append(
+        append_rows(
             self.samples_file,
             [_train_row(step, group) for group in groups[: self.config.samples_per_step]],
         )
 
     def watch(self, step: int, records: Sequence[Watched]) -> None:
         """Write the greedy completions of held-out problems, the same ones at every evaluation."""
-        _append(self.samples_file, [_watch_row(step, record) for record in records])
+        append_rows(self.samples_file, [_watch_row(step, record) for record in records])
 
     def close(self) -> None:
         """Flush and close the sinks; safe to call twice."""
@@ -121,7 +122,7 @@ class SftTracker:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write the metrics of an SFT step."""
-        _append(self.file, [{"step": step} | dict(metrics)])
+        append_rows(self.file, [{"step": step} | dict(metrics)])
         if self.tensorboard:
             self.tensorboard.log(step, metrics)
 
@@ -145,16 +146,6 @@ def check_trackers(config: TrackingConfig) -> None:
                 raise UserError(
                     f"tracking.{name} needs the package {name}: pip install 'mathrl[{name}]', or leave it off"
                 ) from error
-
-
-def drop_rows_after(file: Path, step: int) -> None:
-    """Keep the rows of a JSON-lines file up to this step; a last line cut by a kill goes as well."""
-    if not file.is_file():
-        return
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    if kept != lines:
-        write_text(file, "".join(kept))
 
 
 class TensorBoard:
@@ -253,16 +244,3 @@ def _problem_row(step: int, kind: str, problem: Problem, completions: list[dict[
         "answer": problem.answer,
         "completions": completions,
     }
-
-
-def _append(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    if not rows:
-        return
-    text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-    try:
-        with file.open("a", encoding="utf-8") as out:
-            out.write(text)
-    except OSError as error:
-        raise UserError(
-            f"{file} cannot be written: {cannot_write(error)}; make room and go on with --resume"
-        ) from error

@@ -34,7 +34,7 @@ from mathrl.policy.loading import (
     without_bars,
 )
 from mathrl.policy.scratch import build_model, build_tokenizer
-from mathrl.run.folder import atomic
+from mathrl.run.files import atomic
 from mathrl.training.sft_loss import Example, SftLoss, encode_example, encode_examples
 from mathrl.types import Problem, derive_seed
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import gc
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -64,6 +63,7 @@ class Hooks:
     after_step: Callable[[int, Metrics, Sequence[Group]], None] = lambda done, metrics, groups: None
     should_stop: Callable[[int], bool] = lambda done: False
     on_batch: Callable[[int, Batch], None] = lambda index, batch: None  # just before the update
+    interruptible: Callable[[], AbstractContextManager[None]] = nullcontext  # around what changes nothing
 
 
 @dataclass
@@ -80,6 +80,7 @@ class Trainer:
     hooks: Hooks = field(default_factory=Hooks)
     sentinel: Sentinel | None = None  # proves that new weights have reached the engine
     steps_done: int = 0
+    seconds: float = 0.0  # that these steps took
     forward_parts: MicroBatches = field(init=False)  # cuts the forward passes before the update
     rank_seconds: list[dict[str, float]] = field(default_factory=list)  # of the last step, by rank and phase
 
@@ -92,18 +93,22 @@ class Trainer:
         On a GPU the longest possible micro-batch comes first; what does not fit fails at once.
         """
         with together("the first checks"), alone():
-            if self.policy.device.type == "cuda" and self.steps_done < self.config.train.num_steps:
+            if self.policy.device.type == "cuda" and not self.ended:
                 dry_step(self.config, self.algorithm, self.policy, self.update, self.forward_parts)
             if self.sentinel:
                 self.sentinel.check()  # what later moves of the policy are measured from
-        deadline = time.monotonic() + (self.config.train.max_seconds or float("inf"))
         with short_collections():
-            while self.steps_done < self.config.train.num_steps and not any_rank(time.monotonic() > deadline):
+            while not (self.ended or any_rank(self.hooks.should_stop(self.steps_done))):
                 metrics, groups = self.step(self.steps_done)
                 self.steps_done += 1
+                self.seconds += metrics["time/step_s"]
                 self.hooks.after_step(self.steps_done, metrics, groups)
-                if any_rank(self.hooks.should_stop(self.steps_done)):
-                    break
+
+    @property
+    def ended(self) -> bool:
+        """Whether the recipe's steps are made, or their time is spent."""
+        limits = self.config.train
+        return self.steps_done >= limits.num_steps or 0 < limits.max_seconds <= self.seconds
 
     def step(self, index: int) -> tuple[Metrics, list[Group]]:
         """Sample, verify, weigh, update once. Afterwards the engine samples from the newest policy."""
@@ -112,7 +117,8 @@ class Trainer:
         forget_calls()
 
         # P problems -> P groups of G scored completions; those that train, and which of them are sampled here
-        groups, selected, own = self._rollout(index, clock)
+        with self._given_back():
+            groups, selected, own = self._rollout(index, clock)
         metrics = rollout_metrics(could_be_judged(groups))  # before any selection: what the policy did
         metrics |= self.problems.observe(could_be_judged(groups))
         metrics["verify/bad_reference_frac"] = 1.0 - len(could_be_judged(groups)) / len(groups)
@@ -144,6 +150,16 @@ class Trainer:
                 synced |= self.sentinel.check()
         return self._conclude(metrics, synced, clock), groups
 
+    @contextmanager
+    def _given_back(self) -> Iterator[None]:
+        """Problems that are taken inside, where it is broken off: nothing else has changed by then."""
+        cursor = self.problems.state()
+        try:
+            yield
+        except BaseException:
+            self.problems.restore(cursor)
+            raise
+
     def _rollout(self, index: int, clock: Clock) -> tuple[list[Group], list[Group], list[bool]]:
         """All scored groups, those that the algorithm selects, and of these whether they are this rank's own.
 
@@ -171,7 +187,7 @@ class Trainer:
     def _sample(self, problems: Sequence[Problem], seed: int, clock: Clock) -> list[Group]:
         """Scored groups of the problems, in order; every rank samples and judges its share of them."""
         own = own_share(problems)
-        with together("sampling"):
+        with together("sampling"), self.hooks.interruptible():
             with clock("rollout"):
                 sampled = self.engine.sample(
                     own, self.config.rollout.group_size, seed=seed, on_completion=partial(self._judge, own)
@@ -201,6 +217,8 @@ class Trainer:
         """All that the next step depends on, besides the configuration."""
         return {
             "steps_done": self.steps_done,
+            "seconds": self.seconds,
+            "version": self.policy.version,
             "adapter": self.policy.adapter(),
             "update": self.update.state_dict(),
             "problems": self.problems.state(),
@@ -208,9 +226,9 @@ class Trainer:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from ``state()``; the engine gets the restored adapter."""
-        self.steps_done = state["steps_done"]
+        self.steps_done, self.seconds = state["steps_done"], state.get("seconds", 0.0)
         self.policy.load_adapter(state["adapter"])
-        self.policy.version = self.steps_done
+        self.policy.version = state.get("version", self.steps_done)
         self.update.load_state_dict(state["update"])
         self.problems.restore(state["problems"])
         self.engine.load(self.policy.adapter(), version=self.policy.version)

@@ -2,17 +2,19 @@
 
 import json
 import os
+import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from killed_run import run_with_signal
 from safetensors.torch import load_file
 
 from mathrl.cli import main
+from mathrl.evaluation.completions import read_evaluation
+from mathrl.report.run_record import read_run
+from mathrl.run.checkpoint import CheckpointStore
 from mathrl.run.folder import RunFolder
 
 VARIES = ("time/", "memory/", "tokens/per_s")
@@ -84,44 +86,198 @@ def test_the_same_command_again_says_that_it_is_finished(whole, recipe, capsys):
     assert (whole / "metrics.jsonl").read_bytes() == before
 
 
-def run_until(recipe: Path, out: Path, steps: int, sign: signal.Signals) -> tuple[int, str]:
-    """Start or resume a run in its own process and send it a signal once ``steps`` steps are logged."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mathrl.cli", "train", str(recipe), "--run.output_dir", str(out), "--resume"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=Path(__file__).parents[2],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    metrics = out / "tiny" / "metrics.jsonl"
-    deadline = time.monotonic() + 240
-    while not metrics.is_file() or metrics.read_text().count("\n") < steps:
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(sign)
-    text, _ = process.communicate(timeout=120)
-    return process.returncode, text
-
-
-def test_interrupted_and_killed_a_run_ends_bit_for_bit_as_the_whole_one(whole, recipe, tmp_path):
-    status, text = run_until(recipe, tmp_path, 1, signal.SIGINT)
-    assert status == 130
-    assert f" train {tmp_path}/tiny/config.toml --resume" in text
-    assert list((tmp_path / "tiny" / "checkpoints").glob("step-*"))  # saved on the way out
-    status, _ = run_until(recipe, tmp_path, 5, signal.SIGKILL)
-    assert status == -signal.SIGKILL
-    assert len(rows(tmp_path / "tiny")) < 7
-    assert main(["train", str(tmp_path / "tiny" / "config.toml"), "--resume"]) == 0
-    resumed = tmp_path / "tiny"
+def assert_same_end(run: Path, whole: Path) -> None:
+    """Whatever happened to it on the way, the run ended as the undisturbed one."""
     file = "adapter/adapter_model.safetensors"
-    assert (resumed / file).read_bytes() == (whole / file).read_bytes()
-    assert [lasting(r) for r in rows(resumed)] == [lasting(r) for r in rows(whole)]
-    assert (resumed / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
-    mine, theirs = (json.loads((r / "summary.json").read_text()) for r in (resumed, whole))
-    for name in ("before", "after", "difference", "tokens_sampled", "steps", "other_sets"):
+    assert (run / file).read_bytes() == (whole / file).read_bytes()
+    assert [lasting(r) for r in rows(run)] == [lasting(r) for r in rows(whole)]
+    assert (run / "samples.jsonl").read_bytes() == (whole / "samples.jsonl").read_bytes()
+    mine, theirs = (json.loads((r / "summary.json").read_text()) for r in (run, whole))
+    for name in ("before", "after", "difference", "tokens_sampled", "steps", "best_step", "other_sets"):
         assert mine[name] == theirs[name]
+    for when in ("before", "after"):
+        mine, theirs = (read_evaluation(r / "evaluations" / f"{when}.jsonl").records for r in (run, whole))
+        assert mine == theirs
+    assert (run / "report.html").is_file()
+    left = [p.name for p in run.rglob("*") if p.name.endswith((".tmp", ".old")) or p.name == "lock"]
+    assert left == []
+    assert not (run / "earlier").exists()
+
+
+SFT_STEP = "call mathrl.training.sft:_Stage._train"
+COMPLETION = "call mathrl.evaluation.completions:CompletionLog.add"
+ROLLOUT = "call mathrl.training.trainer:Trainer._rollout"
+UPDATE = "call mathrl.training.trainer:Trainer._update"
+LOOK = "call mathrl.commands.held_out:HeldOut.look"
+LOG = "call mathrl.run.tracking:Tracker.log"
+
+KILLED_AT = (  # one process each, in this order; every next one goes on from what the one before left
+    "rename .mathrl-run",
+    "rename config.toml",
+    f"{SFT_STEP} 25",
+    "rename reference",
+    "call mathrl.commands.train:make_engine 1",
+    f"{COMPLETION} 5",
+    f"{COMPLETION} 20",
+    "rename before.jsonl",
+    "rename before.json",
+    f"{ROLLOUT} 1",
+    f"{UPDATE} 2",
+    "rename step-00000002",
+    f"{LOOK} 1",
+    f"{LOG} 1",
+    "rename best.json",
+    f"{ROLLOUT} 2",
+    "rename step-00000006",
+    "rename step-00000007",
+    "rename adapter",
+    f"{COMPLETION} 5",
+    "rename after.jsonl",
+    "rename after.json",
+    "rename summary.json",
+    "rename report.html",
+)
+STOPPED_AT = (
+    f"{SFT_STEP} 25",
+    f"{COMPLETION} 5",
+    f"{ROLLOUT} 2",
+    f"{UPDATE} 2",
+    f"{LOOK} 1",
+    f"{COMPLETION} 9",
+)
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("killed")
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("stopped")
+
+
+@pytest.mark.parametrize("spot", [*KILLED_AT, ""], ids=lambda spot: spot.rpartition(":")[2] or "nowhere")
+def test_killed_at_any_stage_or_between_a_run_ends_bit_for_bit_as_the_whole_one(spot, killed, whole, recipe):
+    arguments = ["train", str(recipe), "--run.output_dir", str(killed), "--resume"]
+    if spot:
+        assert run_with_signal(arguments, spot, signal.SIGKILL, killed / "log") == -signal.SIGKILL
+        assert json.loads((killed / "tiny" / "lock").read_text())["pid"] != os.getpid()
+        return
+    assert main(arguments) == 0
+    assert_same_end(killed / "tiny", whole)
+
+
+@pytest.mark.parametrize("spot", [*STOPPED_AT, ""], ids=lambda spot: spot.rpartition(":")[2] or "nowhere")
+def test_asked_to_stop_a_run_saves_says_how_to_go_on_and_ends_the_same(spot, stopped, whole, recipe):
+    config = stopped / "tiny" / "config.toml"
+    arguments = ["train", str(recipe), "--run.output_dir", str(stopped), "--resume"]
+    if not spot:
+        assert main(arguments) == 0
+        assert_same_end(stopped / "tiny", whole)
+        return
+    before = CheckpointStore(stopped / "tiny" / "checkpoints", 2).steps()
+    signum = signal.SIGINT if spot == STOPPED_AT[2] else signal.SIGTERM
+    assert run_with_signal(arguments, spot, signum, stopped / "log") == 128 + signum
+    said = (stopped / "log").read_text()
+    assert f"Stopped by {signum.name}." in said
+    assert f" train {config} --resume" in said
+    assert "Traceback" not in said
+    assert not (stopped / "tiny" / "lock").exists()
+    if spot in STOPPED_AT[2:5]:
+        saved = CheckpointStore(stopped / "tiny" / "checkpoints", 2).steps()[-1]
+        assert f"Step {saved} of 7 is saved" in said
+        assert saved >= before[-1] if spot == STOPPED_AT[4] else saved > (before[-1] if before else 0)
+
+
+def a_copy(whole: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(whole, folder / "tiny"))
+
+
+def test_a_finished_run_can_be_lengthened_and_keeps_its_first_results(whole, recipe, tmp_path, capsys):
+    run = a_copy(whole, tmp_path)
+    arguments = ["train", str(recipe), "--run.output_dir", str(tmp_path), "--resume"]
+    assert main([*arguments, "--train.num_steps", "9"]) == 0
+    assert "resumed after step 7" in capsys.readouterr().out
+    assert [r["step"] for r in rows(run)] == list(range(1, 10))
+    assert [lasting(r) for r in rows(run)[:7]] == [lasting(r) for r in rows(whole)]
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["steps"], summary["num_steps"], summary["finished"]) == (9, 9, True)
+    earlier = run / "earlier" / "step-00000007"
+    for kept in ("summary.json", "report.html", "adapter/adapter_model.safetensors"):
+        assert (earlier / kept).read_bytes() == (whole / kept).read_bytes()
+        assert (run / kept).read_bytes() != (whole / kept).read_bytes()
+    first, second = (read_evaluation(f / "after.jsonl") for f in (earlier, run / "evaluations"))
+    assert (first.version, second.version) == (7, 9)
+    assert first.records == read_evaluation(whole / "evaluations" / "after.jsonl").records
+    assert read_run(run).evaluations["held_out", "after"] == second
+    assert main([*arguments, "--train.num_steps", "8"]) == 0  # of these it has made nine
+    assert "is finished after 9 steps" in capsys.readouterr().out
+    assert read_evaluation(run / "evaluations" / "after.jsonl") == second
+
+
+def test_lengthened_while_its_last_evaluation_was_not_done_a_run_goes_on(whole, recipe, tmp_path, capsys):
+    run = a_copy(whole, tmp_path)
+    for name in ("summary.json", "report.html", "evaluations/after.json"):
+        (run / name).unlink()
+    after = run / "evaluations" / "after.jsonl"
+    begun = b"".join(after.read_bytes().splitlines(keepends=True)[:5])
+    after.write_bytes(begun)
+    arguments = ["train", str(recipe), "--run.output_dir", str(tmp_path), "--resume"]
+    assert main([*arguments, "--train.num_steps", "8"]) == 0
+    assert f"which is kept as {run}/earlier/after-1.jsonl" in capsys.readouterr().out
+    assert (run / "earlier" / "after-1.jsonl").read_bytes() == begun
+    assert read_evaluation(after).version == 8
+
+
+@pytest.mark.parametrize(
+    ("limit", "steps"),
+    [
+        (["--evaluate.every_steps", "1", "--evaluate.early_stop_patience", "1"], 2),
+        (["--train.max_seconds", "0.000001"], 1),
+    ],
+    ids=["early stop", "time"],
+)
+def test_a_run_that_ended_before_its_last_step_makes_no_further_one(limit, steps, whole, recipe, tmp_path):
+    arguments = ["train", str(recipe), "--run.output_dir", str(tmp_path), "--resume", *limit]
+    arguments += ["--sft.skip", "--model.path", str(whole / "reference")]
+    assert main(arguments) == 0
+    run = tmp_path / "tiny"
+    for _ in range(2):
+        assert len(rows(run)) == steps
+        assert json.loads((run / "summary.json").read_text())["steps"] == steps
+        before = {p: p.stat().st_mtime_ns for p in run.rglob("*.safetensors")}
+        assert main(arguments) == 0  # it is finished
+        assert {p: p.stat().st_mtime_ns for p in run.rglob("*.safetensors")} == before
+        (run / "summary.json").unlink()
+        (run / "report.html").unlink()
+        assert main(arguments) == 0  # as after a kill in the last evaluation
+
+
+def test_without_checkpoints_on_the_way_a_run_ends_the_same(whole, recipe, tmp_path):
+    arguments = ["train", str(recipe), "--run.output_dir", str(tmp_path), "--resume"]
+    arguments += ["--checkpoint.every_steps", "0", "--evaluate.every_steps", "0"]
+    arguments += ["--sft.skip", "--model.path", str(whole / "reference")]
+    log = tmp_path / "log"
+    assert run_with_signal(arguments, f"{ROLLOUT} 3", signal.SIGTERM, log) == 143
+    assert "Step 2 of 7 is saved" in log.read_text()
+    assert run_with_signal(arguments, f"{COMPLETION} 5", signal.SIGKILL, log) == -signal.SIGKILL
+    assert main(arguments) == 0
+    file = "adapter/adapter_model.safetensors"
+    assert (tmp_path / "tiny" / file).read_bytes() == (whole / file).read_bytes()
+    assert len(rows(tmp_path / "tiny")) == 7
+
+
+def test_a_second_process_in_a_run_is_refused(whole, recipe, tmp_path, capsys):
+    run = a_copy(whole, tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()}
+    arguments = ["train", str(recipe), "--run.output_dir", str(tmp_path), "--train.num_steps", "9"]
+    with RunFolder(run).lock:
+        for flag in ("--resume", "--overwrite"):
+            assert main([*arguments, flag]) == 2
+            said = capsys.readouterr().err
+            assert f"the run in {run} is being worked on by process {os.getpid()} on " in said
+    assert {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()} == before
 
 
 def test_another_configuration_and_an_existing_folder_are_refused(whole, recipe, capsys):
@@ -161,7 +317,7 @@ GOOD = [{"question": f"What is {n} plus 1?", "answer": str(n + 1)} for n in rang
         (["{recipe}", "--data.path", "{good}", "--data.answer_field", "anser"],
          ["row 1", "'anser'", "'answer'"]),
         (["{recipe}", "--data.path", "{unread}", "--data.answer_type", "number"],
-         ["rows 1, 2", "answer_type"]),
+         ["3 of 3 rows", "answer_type"]),
         (["{recipe}", "--data.path", "{good}", "--data.where", "level=9"], ["level"]),
         (["{recipe}", "--data.path", "{good}", "--data.answer_type", "numbr"], ["'numbr'", "'number'"]),
         (["{recipe}", "--data.path", "{good}"], ["worked solution", "--sft.path", "--sft.skip"]),
@@ -176,6 +332,8 @@ GOOD = [{"question": f"What is {n} plus 1?", "answer": str(n + 1)} for n in rang
         (["{recipe}", "--rollout.problems_per_step", "61"], ["61", "60"]),
         (["{recipe}", "--rollout.engine", "vllm", "--run.device", "cuda"], ["cuda"]),
         (["{recipe}", "--algorithm.name", "gropo"], ["'gropo'", "'grpo'"]),
+        (["{recipe}", "--run.name", ".."], ["run.name '..'", "--run.output_dir"]),
+        (["{recipe}", "--reward.memory_mb", "128"], ["reward.memory_mb", "256"]),
     ],
 )  # fmt: skip
 def test_bad_input_ends_in_one_sentence_before_anything_is_written(

@@ -14,6 +14,7 @@ from mathrl.rewards.scorer import (
     rollout_metrics,
 )
 from mathrl.types import Completion, Group, Problem
+from verifiers.pool.pool import MIN_MEMORY_MB
 
 
 def completion(text: str, length: int = 4) -> Completion:
@@ -153,3 +154,9 @@ def test_a_worked_solution_ends_in_one_alternative_or_in_all_that_is_needed():
 def test_an_unknown_answer_type_suggests_near_names():
     with pytest.raises(UserError, match="'number'"):
         check_answer_type("nubmer")
+
+
+def test_the_configuration_refuses_the_memory_that_the_pool_refuses():
+    assert RewardConfig(memory_mb=MIN_MEMORY_MB).memory_mb == MIN_MEMORY_MB
+    with pytest.raises(ValueError, match=str(MIN_MEMORY_MB)):
+        RewardConfig(memory_mb=MIN_MEMORY_MB - 1)

@@ -1,0 +1,85 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary sibling of ``path`` (file or folder) that takes its place once the block succeeds."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    remove(temporary)
+    try:
+        yield temporary
+        if path.is_dir():  # a folder cannot be replaced in one step: move it aside first
+            aside = path.with_name(f".{path.name}.{os.getpid()}.old")
+            remove(aside)
+            path.rename(aside)
+            temporary.rename(path)
+            remove(aside)
+        else:
+            temporary.replace(path)
+    finally:
+        remove(temporary)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file or nothing."""
+    with atomic(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or nothing, as UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a whole JSON file or nothing."""
+    write_bytes(path, to_json(value, indent=2) + b"\n")
+
+
+def to_json(value: Any, *, indent: int | None = None, allow_nan: bool = False) -> bytes:
+    """JSON as UTF-8.
+
+    Raises:
+        ValueError: a number is not finite and ``allow_nan`` is not set.
+    """
+    try:
+        return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=allow_nan).encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can hold and UTF-8 cannot: escaped
+        return json.dumps(value, indent=indent, allow_nan=allow_nan).encode()
+
+
+def is_left_over(path: Path) -> bool:
+    """Whether a killed process may have left it: what ``atomic`` names its temporary files."""
+    return path.name.startswith(".") and path.name.endswith((".tmp", ".old"))
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half-written; for a folder in which nobody else works.
+
+    A folder that was moved aside and whose successor has not come takes its place again.
+    """
+    for path in folder.glob(".*.old"):
+        name = path.name.removeprefix(".").rsplit(".", 2)[0]
+        if not (folder / name).exists():
+            path.rename(folder / name)
+    for path in folder.glob(".*"):
+        if is_left_over(path):
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a whole folder; what is not there is removed already."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
