@@ -369,7 +369,7 @@ class RewardConfig(Section):
     truncated: float | None = Field(
         None, description="of a completion cut at the token limit that is not correct; unset: as its outcome"
     )
-    format: float = Field(0.0, description="added where an answer could be extracted")
+    format: float = Field(0.0, description="added where an answer could be read, right or wrong")
     length: float = Field(0.0, description="added for every token of a completion (negative: prefer short)")
     functions: tuple[RewardFunctionConfig, ...] = Field(
         (), description="Python functions beside the verifier: module:function=weight, joined by commas"

@@ -35,7 +35,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             advantage="leave_one_out",
             surrogate="none",
             aggregation="constant",
-            kl_coef=0.05,
+            kl_coef=0.05,  # the paper's differs by data set; TRL's default, of PPO too
             kl_estimator="k1",
             kl_place="reward",
         ),

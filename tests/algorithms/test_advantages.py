@@ -183,6 +183,22 @@ def test_gae_ignores_where_the_padding_is_and_what_it_holds():
         assert not returns[~mask].any()
 
 
+def test_gae_passes_over_holes():
+    """A token that does not train has no value and no reward: what stands beside it is unchanged."""
+    generator = torch.Generator().manual_seed(4)
+    rewards, values = (torch.randn(1, 4, dtype=F64, generator=generator) for _ in range(2))
+    plain, returns = gae(rewards, values, torch.ones(1, 4, dtype=torch.bool), 0.95, 0.9)
+    places = [0, 2, 3, 6]
+    wide_rewards, wide_values = (torch.full((1, 8), 1e9, dtype=F64) for _ in range(2))
+    wide_rewards[:, places], wide_values[:, places] = rewards, values
+    mask = torch.zeros(1, 8, dtype=torch.bool)
+    mask[:, places] = True
+    got, wide_returns = gae(wide_rewards, wide_values, mask, 0.95, 0.9)
+    assert torch.equal(got[mask], plain[0])
+    assert torch.equal(wide_returns[mask], returns[0])
+    assert not got[~mask].any()
+
+
 def test_last_token_spread_and_empty_rows():
     mask = tensor([[1, 1, 0], [0, 0, 0], [0, 1, 1], [1, 0, 1]], dtype=torch.bool)
     expected = tensor([[0, 1, 0], [0, 0, 0], [0, 0, 1], [0, 0, 1]], dtype=torch.bool)

@@ -11,6 +11,7 @@ from torch import tensor
 from torch.testing import assert_close
 
 from mathrl.algorithms.table import ALGORITHMS, KNOBS, resolve_algorithm
+from mathrl.algorithms.trust_region import SHRINK
 from mathrl.cli import main
 from mathrl.commands import prepare as preparation
 from mathrl.commands import train as job
@@ -27,6 +28,69 @@ def resolved(name="grpo", *, rollout=None, update=None, **knobs):
     return resolve_algorithm(
         AlgorithmConfig(name=name, **knobs), RolloutConfig(**(rollout or {})), UpdateConfig(**(update or {}))
     )
+
+
+PPO_CLIP = {"clip_low": 0.2, "clip_high": 0.2}  # arXiv:1707.06347, section 6.1: epsilon 0.2 was best
+NO_KL = {"kl_coef": 0.0, "kl_estimator": "k3", "kl_place": "loss"}
+PENALTY = {"kl_coef": 0.05, "kl_estimator": "k1", "kl_place": "reward"}  # TRL's default of RLOO and PPO
+PLAIN = {"select": "all", "overlong_buffer": 0, "whiten_advantages": False, "rule": "first_order"}
+GROUP = {"advantage": "group_norm", "ratio": "token", "surrogate": "clip"}
+WHAT_THE_PAPERS_SAY = {
+    # arXiv:2402.03300, section 4.2: KL coefficient 0.04; eq. 3: mean over own tokens; eq. 4: k3 in the loss
+    "grpo": GROUP | PPO_CLIP | PLAIN | NO_KL | {"aggregation": "sequence_mean", "kl_coef": 0.04},
+    # arXiv:2503.20783: neither the std nor the length divides, and no KL
+    "dr_grpo": GROUP | PPO_CLIP | PLAIN | NO_KL | {"advantage": "group_centre", "aggregation": "constant"},
+    # arXiv:2503.14476, section 4.1: 0.2 and 0.28; eq. 8; overlong buffer of 4,096 in 20,480 tokens, a fifth
+    "dapo": GROUP | PLAIN | NO_KL | {
+        "clip_low": 0.2, "clip_high": 0.28, "aggregation": "token_mean", "select": "rewards_differ",
+        "overlong_buffer": None,
+    },
+    # arXiv:2402.14740: a completion is one action, leave-one-out, no clip, KL in the reward
+    "rloo": PPO_CLIP | PLAIN | PENALTY | {
+        "advantage": "leave_one_out", "ratio": "token", "surrogate": "none", "aggregation": "constant",
+    },
+    # arXiv:2507.18071, section 5.1: clipping ranges 3e-4 and 4e-4; eq. 7
+    "gspo": GROUP | PLAIN | NO_KL | {
+        "ratio": "sequence", "clip_low": 3e-4, "clip_high": 4e-4, "aggregation": "sequence_mean",
+    },
+    # arXiv:2506.13585, eq. 4: no lower bound; arXiv:2510.13786 cuts weights off at 5 = 1 + clip_high
+    "cispo": GROUP | PLAIN | NO_KL | {
+        "surrogate": "weighted_logprob", "clip_low": 1.0, "clip_high": 4.0, "aggregation": "token_mean",
+    },
+    # arXiv:2602.02710: centred rewards over their mean
+    "maxrl": GROUP | PPO_CLIP | PLAIN | NO_KL | {"advantage": "group_ratio", "aggregation": "constant"},
+    # Williams 1992, with the average reward as its baseline
+    "reinforce": PPO_CLIP | PLAIN | NO_KL | {
+        "advantage": "batch_centre", "ratio": "token", "surrogate": "none", "aggregation": "constant",
+    },
+    # arXiv:1707.06347, eq. 7 and 11; as arXiv:1909.08593 uses it on text: KL in the reward, whitening
+    "ppo": PPO_CLIP | PLAIN | PENALTY | {
+        "advantage": "gae", "ratio": "token", "surrogate": "clip", "aggregation": "token_mean",
+        "whiten_advantages": True,
+    },
+    # arXiv:1502.05477: the trust region takes the place of the clip
+    "trpo": PPO_CLIP | PLAIN | NO_KL | {
+        "advantage": "group_centre", "ratio": "token", "surrogate": "none", "aggregation": "token_mean",
+        "rule": "trust_region",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(ALGORITHMS))
+def test_every_constant_of_a_row_is_its_papers(name):
+    row = ALGORITHMS[name]
+    assert row.knobs | {"rule": row.update_rule} == WHAT_THE_PAPERS_SAY[name]
+
+
+def test_constants_that_all_rows_share():
+    """TRPO's as in its paper (delta 0.01, table 2) and in Spinning Up (damping 0.1, ten iterations, 0.8)."""
+    config = AlgorithmConfig()
+    assert (config.trust_region_kl, config.cg_iterations, config.cg_damping) == (0.01, 10, 0.1)
+    assert (config.line_search_steps, SHRINK) == (10, 0.8)
+    assert (config.gamma, config.gae_lambda, config.value_clip) == (1.0, 1.0, 0.2)
+    assert config.correction_cap == 2.0  # as truncated importance sampling of engines is published
+    resolved_row = resolved("trpo")
+    assert (resolved_row.gamma, resolved_row.gae_lambda, resolved_row.correction_cap) == (1.0, 1.0, 2.0)
 
 
 def test_rows_are_what_their_papers_say():

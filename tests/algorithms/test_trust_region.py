@@ -241,6 +241,40 @@ def test_fisher_products_of_the_policy_are_second_derivatives_of_its_kl(settings
     assert_close(got, expected, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("damping", [0.0, 0.1, 3.0])
+def test_the_step_ends_where_the_undamped_quadratic_kl_is_delta(damping):
+    """Damping bends the direction; how far it goes is measured without it: s F s / 2 = delta."""
+    delta = 0.02
+    policy = double_policy()
+    update, batch = trust_region_update(policy, trust_region_kl=delta, cg_damping=damping, cg_iterations=6)
+    gradient = torch.randn(
+        sum(p.numel() for p in update.parameters), dtype=F64, generator=torch.Generator().manual_seed(5)
+    )
+    step, solved = update._boundary_step(policy, batch, gradient)
+    fisher = _Fisher(policy, batch, update.parameters, update.config, MicroBatches(10_000))
+    assert_close(float(step @ fisher(step)) / 2, delta, rtol=1e-8, atol=0)
+    along = solved.x / solved.x.norm()
+    assert_close(step / step.norm(), along, rtol=1e-9, atol=1e-12)
+    assert float(step @ gradient) < 0  # downhill
+
+
+def test_the_sample_for_the_curvature_is_drawn_anew_each_step():
+    """A third of nine completions; over some steps all of them come in, and a step is the same again."""
+    policy = double_policy()
+    update, batch = trust_region_update(policy, fisher_fraction=1 / 3)
+    tagged = batch.add(rewards=torch.arange(9.0))
+    drawn = []
+    for call in range(12):
+        update.num_calls = call
+        drawn.append(tuple(update._sample(tagged).rewards.tolist()))
+        assert drawn[-1] == tuple(update._sample(tagged).rewards.tolist())
+    assert all(len(set(rows)) == 3 for rows in drawn)
+    assert len(set(drawn)) > 8
+    assert {row for rows in drawn for row in rows} == set(range(9))
+    update, _ = trust_region_update(policy, fisher_fraction=0.01)
+    assert update._sample(tagged).num_completions == 1  # one at least
+
+
 def test_a_step_that_runs_out_of_memory_is_made_in_halves(monkeypatch):
     moved, metrics = [], []
     for room in (None, 20):

@@ -130,6 +130,55 @@ def test_paired_interval_covers_the_truth(both: float, right: float, wrong: floa
     assert 0.935 <= covered <= 0.975
 
 
+@pytest.mark.parametrize(
+    ("cells", "low", "high"),
+    [
+        ((36, 12, 2, 0), 0.0569, 0.3404),  # Newcombe 1998, table II; phi < 0
+        (
+            (1, 1, 7, 12),
+            -0.507,
+            -0.026,
+        ),  # airway responsiveness, in Fagerland, Lydersen & Laake 2014; phi > 0
+    ],
+)
+def test_paired_interval_as_published(cells: tuple[int, ...], low: float, high: float) -> None:
+    interval = S.paired_interval(*cells)
+    assert interval.low == pytest.approx(low, abs=6e-4 if abs(low) > 0.4 else 6e-5)
+    assert interval.high == pytest.approx(high, abs=6e-4 if low < 0 else 6e-5)
+
+
+@pytest.mark.parametrize(
+    ("both", "right", "wrong", "neither"),
+    [
+        (50, 30, 8, 12),
+        (3, 20, 15, 4),
+        (400, 31, 12, 300),
+        (10, 2, 1, 11),
+        (0, 5, 0, 0),
+        (5, 0, 0, 5),
+        (9, 1, 1, 9),
+    ],
+)
+def test_paired_interval_from_the_paper_and_wilson_of_statsmodels(
+    both: int, right: int, wrong: int, neither: int
+) -> None:
+    """Method 10 written out: Wilson's distances of the margins, and phi with its continuity correction."""
+    n = both + right + wrong + neither
+    margins = (both + right, both + wrong)
+    (l2, u2), (l3, u3) = (proportion_confint(x, n, method="wilson") for x in margins)
+    p2, p3 = (x / n for x in margins)
+    a = (both + right) * (wrong + neither) * (both + wrong) * (right + neither)
+    b = both * neither - right * wrong
+    c = b - n / 2 if b > n / 2 else 0.0 if b >= 0 else b
+    phi = c / math.sqrt(a) if a else 0.0
+    below = (p2 - l2) ** 2 - 2 * phi * (p2 - l2) * (u3 - p3) + (u3 - p3) ** 2
+    above = (u2 - p2) ** 2 - 2 * phi * (u2 - p2) * (p3 - l3) + (p3 - l3) ** 2
+    expected = (p2 - p3 - math.sqrt(below), p2 - p3 + math.sqrt(above))
+    assert S.paired_interval(both, right, wrong, neither) == pytest.approx(
+        (max(expected[0], -1.0), min(expected[1], 1.0)), abs=1e-12
+    )
+
+
 def test_paired_interval_swaps_sign_with_the_runs() -> None:
     low, high = S.paired_interval(50, 30, 8, 12)
     assert S.paired_interval(50, 8, 30, 12) == pytest.approx((-high, -low), abs=1e-12)
@@ -182,6 +231,26 @@ def test_sample_size_gives_the_power_it_promises() -> None:
     assert S.sample_size_paired(gain, 0.1) < n < S.sample_size_paired(gain, 0.4)
     with pytest.raises(ValueError, match="gain"):
         S.sample_size_paired(0.3, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("gain", "changed", "power", "alpha", "n"),
+    [
+        # by hand, z = 1.959964 and 0.841621: (1.959964 √0.3 + 0.841621 √0.29)² / 0.01 = 233.09
+        (0.1, 0.3, 0.8, 0.05, 234),
+        # one way alone: (1.959964 √0.02 + 0.841621 √0.0196)² / 0.0004 = 390.1
+        (0.02, 0.02, 0.8, 0.05, 391),
+        # z = 2.575829 and 1.281552: (2.575829 √0.3 + 1.281552 √0.29)² / 0.01 = 441.5
+        (0.1, 0.3, 0.9, 0.01, 442),
+    ],
+)
+def test_sample_size_by_connors_formula(
+    gain: float, changed: float, power: float, alpha: float, n: int
+) -> None:
+    assert S.sample_size_paired(gain, changed, power=power, alpha=alpha) == n
+    z_alpha, z_power = stats.norm.ppf(1 - alpha / 2), stats.norm.ppf(power)
+    root = z_alpha * math.sqrt(changed) + z_power * math.sqrt(changed - gain**2)
+    assert math.ceil(root**2 / gain**2) == n
 
 
 def test_sample_size_of_an_interval_is_the_smallest() -> None:

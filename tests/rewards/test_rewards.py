@@ -49,6 +49,18 @@ def test_rewards_are_the_weighted_sum_of_their_parts(scorer):
     assert not scored[0].scores[1].correct
 
 
+def test_the_format_reward_is_for_answers_that_were_read(scorer):
+    """Right or wrong; not for what no verifier can read, which would pay for the mark alone."""
+    group = Group(
+        Problem("a", "q", "42", "number"),
+        (1,),
+        tuple(completion(text) for text in ("#### 42", "#### 41", "#### forty of them, and two {", "?")),
+    )
+    (scored,) = scorer.score([group])
+    assert [s.outcome for s in scored.scores] == ["correct", "wrong", "unparsed", "no_answer"]
+    assert [s.parts["format"] for s in scored.scores] == [0.25, 0.25, 0.0, 0.0]
+
+
 def test_an_unreadable_reference_is_neither_right_nor_wrong(scorer):
     scored = scorer.score(GROUPS)
     assert {s.outcome for s in scored[2].scores} == {"bad_reference"}

@@ -55,6 +55,23 @@ def test_micro_batches_hold_every_row_once_within_the_budget(batch):
     assert len(list(micro_batches(batch, 26))) == 1  # 2 + 5 prompt tokens, counted once a group, and 19
 
 
+def test_masks_with_holes(batch):
+    """Tokens that do not train (of a tool, say) take their place in the forward, and end no completion."""
+    mask = batch.loss_mask.clone()
+    mask[3] = torch.tensor([1, 1, 0, 0, 0, 0, 0, 0, 1], dtype=torch.bool)
+    mask[4] = torch.tensor([0, 0, 0, 1, 0, 0, 0, 0, 0], dtype=torch.bool)
+    holes = batch.add(loss_mask=mask)
+    assert holes.lengths.tolist() == [2, 3, 1, 3, 1]
+    assert holes.num_tokens == 10
+    part = holes.rows([4, 2])
+    assert part.completion_ids.tolist() == [[1, 2, 3, 4], [1, 99, 99, 99]]  # up to the last that trains
+    assert part.loss_mask.tolist() == [[False, False, False, True], [True, False, False, False]]
+    assert holes.rows([3]).completion_ids.shape == (1, 9)
+    # row 3 costs its nine places, not its three tokens
+    assert [rows.tolist() for rows in micro_batches(holes, 13)] == [[0, 1, 2], [3], [4]]
+    assert [rows.tolist() for rows in micro_batches(holes, 18)] == [[0, 1, 2], [3, 4]]
+
+
 def test_minibatches_split_rows_at_random_but_from_the_seed(batch):
     def split(seed):
         return [part.tolist() for part in minibatches(batch, 2, torch.Generator().manual_seed(seed))]
