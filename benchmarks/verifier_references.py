@@ -4,9 +4,10 @@
 
 A file holds one JSON object a line, with the reference in the field; a list of references counts each item.
 Each distinct reference is read once, and judged against itself as a bare answer. Printed are, for each file,
-how many are read as mathematics, only as words (an answer must then repeat them), and not at all; how many
-refuse themselves; and the 99th percentile and the maximum of the time for reading and judging one, in
-milliseconds, on one core and without a cache. Below stand the groups of what is not mathematics, with counts.
+how many are read as mathematics, as words around mathematics (the words must be the same, the mathematics
+equal), only as words (an answer must then repeat them), and not at all; how many refuse themselves; and the
+99th percentile and the maximum of the time for reading and judging one, in milliseconds, on one core and
+without a cache. Below stand the groups of what is not mathematics, with counts.
 """
 
 from __future__ import annotations
@@ -72,7 +73,9 @@ def main() -> None:
 
     verify("\\boxed{\\sqrt{2}+x}", "x+\\sqrt{2}")  # a cold import is no reference's time
     total, rows = Readings(), {}
-    print(f"{'file':24}{'distinct':>9}{'mathematics':>19}{'words':>17}{'unread':>17}", end="")
+    print(
+        f"{'file':24}{'distinct':>9}{'mathematics':>19}{'description':>17}{'words':>17}{'unread':>17}", end=""
+    )
     print(f"{'not itself':>12}{'p99, max':>17}")
     for path in options.files:
         readings = Readings()
@@ -114,7 +117,12 @@ def _references(path: Path, name: str) -> Iterable[str]:
 def _print_row(name: str, row: dict[str, float]) -> None:
     shares = "".join(
         f"{row[str(reading)]:>{width},} {100 * row[str(reading)] / row['distinct']:6.2f} %"
-        for reading, width in ((Reading.MATHEMATICS, 8), (Reading.WORDS, 6), (Reading.UNREAD, 6))
+        for reading, width in (
+            (Reading.MATHEMATICS, 8),
+            (Reading.DESCRIPTION, 6),
+            (Reading.WORDS, 6),
+            (Reading.UNREAD, 6),
+        )
     )
     times = f"{row['p99_ms']:>9.1f}{row['max_ms']:>8.1f}"
     print(f"{name:24}{row['distinct']:>9,}{shares}{row['not_itself']:>12,}{times}")

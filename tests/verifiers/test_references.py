@@ -27,14 +27,30 @@ def test_what_is_compared_beyond_its_spelling_is_mathematics(answer: str) -> Non
     assert read_reference(answer).reading is Reading.MATHEMATICS
 
 
-@pytest.mark.parametrize("answer", ["\\text{Tuesday}", "ellipse", "Tuesday evening"])
+@pytest.mark.parametrize(
+    "answer",
+    ["\\text{Tuesday}", "ellipse", "Tuesday evening", "a parabola", "充要条件", "the set is bounded below"],
+)
 def test_what_only_its_own_words_meet_is_words(answer: str) -> None:
     found = read_reference(answer)
     assert (found.reading, found.kind) == (Reading.WORDS, "words")
 
 
+@pytest.mark.parametrize(
+    ("answer", "reading"),
+    [
+        ("concave up on $(0,1)$", Reading.DESCRIPTION),
+        ("最小值为 $3$", Reading.DESCRIPTION),
+        ("The current is 2 amps.", Reading.MATHEMATICS),
+        ("\\frac{11}{2^{20}", Reading.MATHEMATICS),
+    ],
+)
+def test_words_around_mathematics_are_a_class_of_their_own(answer: str, reading: Reading) -> None:
+    assert read_reference(answer).reading is reading
+
+
 def test_unread_references_of_one_kind_count_together() -> None:
-    found = [read_reference(answer) for answer in ("\\frac{3}{2^{5}", "\\sqrt{\\frac{1}{2}")]
+    found = [read_reference(answer) for answer in ("3x^{2}-", "7y+")]
     assert {read.reading for read in found} == {Reading.UNREAD}
     assert len({read.kind for read in found}) == 1
 
@@ -42,7 +58,7 @@ def test_unread_references_of_one_kind_count_together() -> None:
 def test_a_list_is_words_where_all_of_its_items_are() -> None:
     assert read_reference('["Tuesday", "Friday"]', "any_of").reading is Reading.WORDS
     assert read_reference('["Tuesday", "5"]', "all_of").reading is Reading.MATHEMATICS
-    assert read_reference('["5", "\\\\frac{1}{2"]', "any_of").reading is Reading.UNREAD
+    assert read_reference('["5", "7y+"]', "any_of").reading is Reading.UNREAD
 
 
 def test_the_type_decides() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import ClassVar
 
 from verifiers.answers.choice import Choice, option_parts, several_letters
+from verifiers.answers.described import OTHER_SCRIPTS, Described, describe, same_description
 from verifiers.answers.spelled import spelled_fraction, spelled_number
 from verifiers.answers.structured import Answer, answers_equal, is_word, read_answer
 from verifiers.answers.yes_or_no import asks_yes_or_no, says_yes
@@ -14,6 +16,7 @@ from verifiers.extraction.lines import short_sentence
 from verifiers.extraction.prose import prose
 from verifiers.extraction.wording import NEGATION
 from verifiers.grammar.clean import clean
+from verifiers.grammar.nodes import Quantity
 from verifiers.grammar.normal_words import normal_words
 from verifiers.grammar.plain import read_plain
 
@@ -23,6 +26,16 @@ _CHOICE_WITH_TEXT = re.compile(r"(?:\\text(?:bf|rm)?\{)?\s*(?:\(\s*[A-J]\s*\)|[A
 
 
 _SIGN_IN_WORDS = re.compile(r"^\s*(?:negative|minus)\s+(?=\d)", re.IGNORECASE)
+
+
+# "a parabola" is no quantity a of parabolas.
+_PHRASE = re.compile(r"(?:an?|the|[A-Za-z]{2,})(?:[ ,]+[A-Za-z][A-Za-z'-]*)+", re.IGNORECASE)
+_OTHER_WORDS = re.compile(rf"[{OTHER_SCRIPTS}\s,.:;()-]+")
+
+
+def _is_phrase(cleaned: str) -> bool:
+    """Whether a text is words alone, an article or a word of two letters first."""
+    return _PHRASE.fullmatch(cleaned) is not None and max(map(len, cleaned.split())) >= 4
 
 
 class Auto(AnswerType):
@@ -36,13 +49,20 @@ class Auto(AnswerType):
         text = _SIGN_IN_WORDS.sub("-", text)
         fraction = spelled_fraction(text.strip(" .$*"))
         try:
-            return read_answer(fraction or (text if spelled is None else str(spelled)))
+            answer = read_answer(fraction or (text if spelled is None else str(spelled)))
+            if isinstance(answer.node, Quantity) and _is_phrase(answer.cleaned):
+                answer = replace(answer, node=None)
+            return describe(answer, text)
         except ParseError:
             # "(B) 42" is no mathematics, but it names a letter.
             cleaned = clean(text)
-            if not _CHOICE_WITH_TEXT.match(cleaned):
+            answer = Answer(cleaned, normal_words(cleaned), None, cleaned=cleaned)
+            if _CHOICE_WITH_TEXT.match(cleaned) or _OTHER_WORDS.fullmatch(cleaned):
+                return answer
+            described = describe(answer, text)
+            if described is answer:
                 raise
-            return Answer(cleaned, normal_words(cleaned), None, cleaned=cleaned)
+            return described
 
     def equal(self, reference: Answer, given: Answer) -> bool:
         if asks_yes_or_no(reference.cleaned):
@@ -52,6 +72,11 @@ class Auto(AnswerType):
         if (reference.node is not None and given.node is None) or is_word(given.node):
             value = _value_in_words(given.cleaned)
             if value and not is_word(reference.node) and _same_text(reference.cleaned, value):
+                return True
+        if isinstance(reference, Described):
+            if same_description(reference, given):
+                return True
+            if reference.value is not None and self.equal(reference.value, given):
                 return True
         if _same_options(reference.cleaned, given.cleaned):
             return True

@@ -9,6 +9,7 @@ from typing import Any
 
 from verifiers import ParseError, parse_reference
 from verifiers.answers.auto import names_a_choice
+from verifiers.answers.described import Described
 from verifiers.answers.several import Several
 from verifiers.answers.structured import Answer, is_word
 from verifiers.answers.yes_or_no import asks_yes_or_no
@@ -20,11 +21,13 @@ _QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|(?<![\w\\])\d[\d,.
 class Reading(StrEnum):
     """What can be judged of answers to a reference.
 
-    WORDS: it is read only as text, so that an answer is right where it repeats the text; another way to say
-    or write the same is refused. Choice letters, yes and no, and "does not exist" are more than that.
+    DESCRIPTION: words around mathematics; an answer is right whose words are the same and whose mathematics
+    is equal. WORDS: it is read only as text, so that an answer is right where it repeats the text; another
+    way to say or write the same is refused. Choice letters, yes and no, and "does not exist" are more.
     """
 
     MATHEMATICS = "mathematics"
+    DESCRIPTION = "description"
     WORDS = "words"
     UNREAD = "unread"
 
@@ -47,13 +50,15 @@ def read_reference(answer: str, answer_type: str = "auto") -> ReadReference:
         return ReadReference(Reading.WORDS, "words")
     if isinstance(parsed, Several):  # words where all of its items are
         read = [_of_answer(item) for item in parsed.items]
-        return next((r for r in read if r.reading is Reading.MATHEMATICS), read[0])
+        return next((r for r in read if r.reading is not Reading.WORDS), read[0])
     return _of_answer(parsed)
 
 
 def _of_answer(parsed: Any) -> ReadReference:
     if not isinstance(parsed, Answer):
         return ReadReference(Reading.MATHEMATICS)
+    if isinstance(parsed, Described):
+        return ReadReference(Reading.DESCRIPTION if parsed.value is None else Reading.MATHEMATICS)
     if parsed.contradicts:
         return ReadReference(Reading.WORDS, "statements that contradict each other")
     if parsed.node is not None and not is_word(parsed.node):
