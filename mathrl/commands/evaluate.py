@@ -10,7 +10,7 @@ from cyclopts import App, Parameter
 from rich.console import Console
 
 from mathrl.commands.evaluation_options import EvaluationOptions
-from mathrl.commands.model_source import ModelSource, find_model
+from mathrl.commands.model_source import EndpointSource, ModelSource, find_endpoint, find_model
 from mathrl.commands.recipe_fields import Overrides, takes_fields
 from mathrl.data.fields import UnusableRow, questions_in
 from mathrl.data.problems import load_demonstrations, load_problems
@@ -39,6 +39,7 @@ A model is asked as a recipe asks: fields of a recipe, --section.key value, may 
 Examples:
   mathrl eval RUN --reference --benchmark gsm8k --data test.jsonl
   mathrl eval MODEL --adapter DIR --benchmark gsm8k,svamp,math500 --samples 8
+  mathrl eval --endpoint http://localhost:8000 --model NAME --benchmark gsm8k
 """
 _DEFAULTS = EvaluationOptions()
 _QUESTION_FIELDS = (
@@ -81,13 +82,13 @@ def _evaluate(
 
 def evaluate_model(
     model: str, options: EvaluationOptions, overrides: Overrides, console: Console
-) -> tuple[ModelSource, Path, list[Result] | None]:
+) -> tuple[ModelSource | EndpointSource, Path, list[Result] | None]:
     """What was evaluated, the folder of its completions, and the results; None where it was interrupted.
 
     Raises:
         UserError: what is wrong with the request, before anything is generated.
     """
-    if not model:
+    if not model and not options.endpoint:
         raise UserError(
             "name what to evaluate: mathrl eval MODEL --benchmark gsm8k (a run, a folder or a hub name)"
         )
@@ -96,7 +97,7 @@ def evaluate_model(
     shots_files = _files("--shots-data", options.shots_data, benchmarks)
     if shots_files and not options.shots:
         raise UserError("--shots-data gives examples and --shots says how many; --shots is missing")
-    source = find_model(model, options.adapter, overrides, reference=options.reference)
+    source = _source(model, options, overrides)
     before = (
         {b.name: read_evaluation(options.against / b.name) for b in benchmarks} if options.against else {}
     )
@@ -120,7 +121,16 @@ def evaluate_model(
 command = App(name="eval", help_epilogue=_EPILOGUE, default_command=_evaluate)
 
 
-def _default_out(source: ModelSource) -> Path:
+def _source(model: str, options: EvaluationOptions, overrides: Overrides) -> ModelSource | EndpointSource:
+    if not options.endpoint:
+        return find_model(model, options.adapter, overrides, reference=options.reference)
+    if model and options.model:
+        raise UserError(f"two names of a model: {model} and --model {options.model}")
+    named = model or options.model
+    return find_endpoint(options.endpoint, named, options.tokenizer, options.concurrency, overrides)
+
+
+def _default_out(source: ModelSource | EndpointSource) -> Path:
     if source.run is None:
         return Path("evaluations") / source.name
     return source.run / ("benchmarks" if source.adapter else "benchmarks-reference")
@@ -168,7 +178,9 @@ def _examples(
     )
 
 
-def _training_questions(options: EvaluationOptions, source: ModelSource, console: Console) -> list[str]:
+def _training_questions(
+    options: EvaluationOptions, source: ModelSource | EndpointSource, console: Console
+) -> list[str]:
     """Questions trained on: of the files, and of both stages of the run that is evaluated."""
     questions = [question for path in options.trained_on for question in questions_of(path)]
     if source.run is not None:

@@ -27,6 +27,10 @@ class EvaluationOptions:
 
     benchmark: Annotated[str, _hidden("names or FILE.toml, joined by commas, see --list")] = ""
     list: Annotated[bool, _hidden("list the benchmarks and end")] = False
+    endpoint: Annotated[str, _hidden("URL of a server of the OpenAI API that has the model")] = ""
+    model: Annotated[str, _hidden("the name by which --endpoint serves it; default: its only one")] = ""
+    tokenizer: Annotated[str, _hidden("of --endpoint's model: prompts are then written here, whole")] = ""
+    concurrency: Annotated[int, Parameter(help="requests to --endpoint at once")] = 64
     adapter: Annotated[str, _hidden("folder of a peft adapter on the model")] = ""
     data: Annotated[tuple[str, ...], _hidden("local file instead of the hub: FILE or NAME=FILE")] = ()
     samples: Annotated[int, Parameter(help="samples a problem beside greedy")] = 0
@@ -47,6 +51,15 @@ class EvaluationOptions:
         for option in ("samples", "max_completion_tokens", "max_problems", "shots"):
             if getattr(self, option) < 0:
                 raise UserError(f"--{option.replace('_', '-')} must be >= 0, got {getattr(self, option)}")
+        if self.concurrency < 1:
+            raise UserError(f"--concurrency must be >= 1, got {self.concurrency}")
+        if self.endpoint and (self.adapter or self.reference):
+            raise UserError("a server takes no adapter and no run: start it with what is to be evaluated")
+        if not self.endpoint and (self.model or self.tokenizer):
+            option = "--model" if self.model else "--tokenizer"
+            raise UserError(
+                f"{option} goes with --endpoint; otherwise name the model alone: mathrl eval MODEL"
+            )
         if not self.temperature > 0:
             raise UserError(
                 f"--temperature must be > 0, got {self.temperature}: the greedy completion needs none"

@@ -10,9 +10,10 @@ from typing import Any
 from rich.console import Console
 
 from mathrl.commands.evaluation_options import EvaluationOptions
-from mathrl.commands.model_source import ModelSource
-from mathrl.data.few_shot import STOP, FewShotTemplate
-from mathrl.data.prompts import PromptTemplate, template_for
+from mathrl.commands.evaluation_subject import Subject, load_subject
+from mathrl.commands.model_source import EndpointSource, ModelSource
+from mathrl.data.few_shot import STOP
+from mathrl.data.prompts import PromptTemplate
 from mathrl.errors import UserError
 from mathrl.evaluation.benchmark_sets import BenchmarkProblems
 from mathrl.evaluation.completions import refuse_other
@@ -20,10 +21,8 @@ from mathrl.evaluation.contamination import find_contamination
 from mathrl.evaluation.evaluate import Evaluation, evaluate
 from mathrl.evaluation.paired import check_comparable, compare_evaluations
 from mathrl.evaluation.protocol import EvaluationSettings, make_protocol, resume_key
-from mathrl.policy.model import Policy
 from mathrl.report.evaluation_page import Result
 from mathrl.rewards.scorer import RewardScorer
-from mathrl.rollout.engine_choice import make_engine
 from mathrl.run.progress import Progress
 from mathrl.types import Problem
 
@@ -34,7 +33,7 @@ _LEAST_TOKENS = 16  # a completion shorter than this cannot hold an answer
 class EvaluationRequest:
     """What ``mathrl eval`` was asked for, read and checked as far as that goes without the model."""
 
-    source: ModelSource
+    source: ModelSource | EndpointSource
     found: Sequence[BenchmarkProblems]
     examples: Mapping[str, Sequence[Problem]]  # benchmark -> worked examples of its prompt
     before: Mapping[str, Evaluation]  # benchmark -> earlier results
@@ -68,16 +67,15 @@ def evaluate_benchmarks(request: EvaluationRequest, console: Console) -> list[Re
             results were made by another protocol, or ``out`` holds an evaluation of something else. All of
             this comes before anything is generated.
     """
-    policy = request.source.load()
-    tasks = [_task(found, policy, request) for found in request.found]
-    templates = {task.name: task.template for task in tasks}
+    subject = load_subject(request.source)
+    tasks = [_task(found, subject, request) for found in request.found]
     limits = {
         "max_prompt_tokens": max(8, *(task.longest_prompt for task in tasks)),
         "max_completion_tokens": max(task.settings.max_completion_tokens for task in tasks),
     }
     config = request.source.config
     config = config.model_copy(update={"rollout": config.rollout.model_copy(update=limits)})
-    engine, reason = make_engine(config, policy, lambda p: templates[p.id.partition("/")[0]].encode(p))
+    engine, reason = subject.engine(config, {task.name: task.template for task in tasks})
     console.print(f"{request.source.name}: {reason}")
     for task in tasks:
         wanted = request.options.max_completion_tokens or task.found.benchmark.max_completion_tokens
@@ -89,7 +87,6 @@ def evaluate_benchmarks(request: EvaluationRequest, console: Console) -> list[Re
             )
     options, results = request.options, []
     try:
-        engine.load(policy.adapter() if request.source.adapter else None, version=0)
         for task in tasks:
             scorer = RewardScorer(config.reward, task.found.benchmark.extract)
             scorer.prompt_text = task.template.text
@@ -116,22 +113,20 @@ def evaluate_benchmarks(request: EvaluationRequest, console: Console) -> list[Re
     return results
 
 
-def _task(found: BenchmarkProblems, policy: Policy, request: EvaluationRequest) -> Task:
+def _task(found: BenchmarkProblems, subject: Subject, request: EvaluationRequest) -> Task:
     """Prompt and length limit of a benchmark; all that could still refuse it is asked here."""
     benchmark, options = found.benchmark, request.options
-    template = _template(found, policy, request)
-    lengths = [len(ids) for ids in template.encode_all(found.problems)]
-    longest, problem = max(zip(lengths, found.problems, strict=True), key=lambda pair: pair[0])
+    template = subject.template(benchmark.extract, request.examples[benchmark.name])
+    longest, problem = subject.longest(template, found.problems)
     limit = options.max_completion_tokens or benchmark.max_completion_tokens
-    context = getattr(policy.model.get_base_model().config, "max_position_embeddings", None)
-    if context is not None:
-        room = context - longest
+    if subject.context is not None:
+        room = subject.context - longest
         needed = options.max_completion_tokens or _LEAST_TOKENS
         if room < needed:
             raise UserError(
                 f"the prompt of {problem.id} has {longest} tokens and leaves {max(room, 0)} of the model's "
-                f"context of {context}: too few for {needed}; lower --max-completion-tokens or --shots, or "
-                "leave long problems out of the file given with --data"
+                f"context of {subject.context}: too few for {needed}; lower --max-completion-tokens or "
+                "--shots, or leave long problems out of the file given with --data"
             )
         limit = min(limit, room)
     settings = EvaluationSettings(
@@ -146,19 +141,10 @@ def _task(found: BenchmarkProblems, policy: Policy, request: EvaluationRequest) 
     before = request.before.get(benchmark.name)
     if before is not None:
         check_comparable(before.protocol, protocol, f"{options.against}", "this evaluation")
-    info = request.source.facts() | {"dtype": str(policy.head_weight().dtype).removeprefix("torch.")}
     file = request.out / benchmark.name / "completions.jsonl"
     if not options.overwrite:
-        refuse_other(file, resume_key(protocol, options.seed, 0, info))
-    return Task(found, template, settings, longest, info, before, file)
-
-
-def _template(found: BenchmarkProblems, policy: Policy, request: EvaluationRequest) -> PromptTemplate:
-    benchmark, config, tokenizer = found.benchmark, request.source.config, policy.tokenizer
-    examples = request.examples[benchmark.name]
-    if examples:
-        return FewShotTemplate(tokenizer, examples, extract=benchmark.extract)
-    return template_for(config.model, tokenizer, benchmark.extract)
+        refuse_other(file, resume_key(protocol, options.seed, 0, subject.info))
+    return Task(found, template, settings, longest, subject.info, before, file)
 
 
 def _result(task: Task, evaluation: Evaluation, trained_on: Sequence[str]) -> Result:

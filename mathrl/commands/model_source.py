@@ -65,6 +65,40 @@ class ModelSource:
         return policy
 
 
+@dataclass(frozen=True)
+class EndpointSource:
+    """A model behind the OpenAI API."""
+
+    url: str
+    model: str  # the name it is served by; empty: the only one
+    tokenizer: str  # folder or hub name, for whole prompts; empty: chat turns
+    concurrency: int
+    config: Config
+    adapter: Path | None = None
+    run: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """For titles and folder names."""
+        return (self.model or "endpoint").replace("/", "--")
+
+    def facts(self) -> dict[str, str]:
+        """Where completions came from: an evaluation of another server is not resumed."""
+        return {"endpoint": self.url, "model": self.model, "tokenizer": self.tokenizer}
+
+
+def find_endpoint(
+    url: str, model: str, tokenizer: str, concurrency: int, overrides: Sequence[tuple[str, str]]
+) -> EndpointSource:
+    """The server at ``url``; nothing is asked of it yet.
+
+    Raises:
+        UserError: an override that is none of a recipe's fields.
+    """
+    table: dict[str, Any] = {"model": {"path": tokenizer or "endpoint"}, "sft": {"skip": True}}
+    return EndpointSource(url, model, tokenizer, concurrency, config_of(table, "evaluation", overrides))
+
+
 def find_model(
     model: str, adapter: str, overrides: Sequence[tuple[str, str]], *, reference: bool = False
 ) -> ModelSource:

@@ -87,14 +87,16 @@ class PromptTemplate:
 
     def text(self, problem: Problem) -> str:
         """The prompt as text."""
-        asked = asked_text(problem, self.instruction)
         if self.kind == "plain":
+            asked = asked_text(problem, self.instruction)
             return f"{problem.system_prompt}\n\n{asked}" if problem.system_prompt else asked
-        messages = [{"role": "user", "content": asked}]
+        return self._chat(self.messages(problem))
+
+    def messages(self, problem: Problem) -> list[dict[str, str]]:
+        """The turns of a chat before any template: a system turn where there is one, and the user's."""
         system = problem.system_prompt or self.system_prompt
-        if system:
-            messages.insert(0, {"role": "system", "content": system})
-        return self._chat(messages)
+        turns = [{"role": "system", "content": system}] if system else []
+        return [*turns, {"role": "user", "content": asked_text(problem, self.instruction)}]
 
     def _chat(self, messages: Sequence[Mapping[str, str]]) -> str:
         try:
@@ -161,6 +163,24 @@ class PromptTemplate:
             final = _FINAL_ANSWERS.get(self.extract, "{answer}").format(answer=as_answer(problem))
             solution = f"{solution}\n{final}" if solution else final
         return solution if self.kind == "chat" else f" {solution}"
+
+
+class MessagesTemplate(PromptTemplate):
+    """Chat turns for a server that has the model's template; no tokenizer is at hand."""
+
+    def __init__(self, *, extract: str, system_prompt: str = "", instruction: str = "") -> None:
+        self.kind, self.extract, self.system_prompt = "chat", extract, system_prompt
+        self.instruction = instruction or usual_instruction("chat", extract)
+
+    def describe(self) -> dict[str, str]:
+        """What an evaluation's protocol says of the prompt."""
+        turns = self.messages(Problem("", "{question}", ""))
+        shape = "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
+        return {"kind": "chat turns", "extract": self.extract, "prompt": shape}
+
+    def text(self, problem: Problem) -> str:
+        """The user's turn; what the server's template puts around it is not known here."""
+        return asked_text(problem, self.instruction)
 
 
 def make_template(config: Config, tokenizer: Any) -> PromptTemplate:
