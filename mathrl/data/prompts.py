@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 from jinja2 import TemplateError
@@ -22,6 +23,7 @@ _INSTRUCTIONS = {
     "boxed": "Think step by step, then put the final answer in \\boxed{}.",
 }
 _FINAL_ANSWERS = {"gsm8k": "#### {answer}", "boxed": "\\boxed{{{answer}}}"}
+_BROKEN = (TemplateError, TypeError, ValueError)  # whatever a template of others may meet
 _MARKERS = {"gsm8k": "####", "boxed": "\\boxed"}
 
 
@@ -98,14 +100,20 @@ class PromptTemplate:
         turns = [{"role": "system", "content": system}] if system else []
         return [*turns, {"role": "user", "content": asked_text(problem, self.instruction)}]
 
+    def _render(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
+        return str(
+            self.tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                **self.chat_template_kwargs,
+            )
+        )
+
     def _chat(self, messages: Sequence[Mapping[str, str]]) -> str:
         try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=True, **self.chat_template_kwargs
-                )
-            )
-        except (TemplateError, TypeError, ValueError) as error:  # whatever a template of others may meet
+            return self._render(messages, add_generation_prompt=True)
+        except _BROKEN as error:
             which = f"the chat template of {self.tokenizer.name_or_path or 'the model'}"
             why = str(error).strip().split("\n")[0]
             if messages[0]["role"] == "system":
@@ -132,7 +140,7 @@ class PromptTemplate:
         return found
 
     def completion_text(self, problem: Problem) -> str:
-        """The worked solution as the completion that supervised training teaches, without EOS.
+        """The worked solution as the completion that supervised training teaches, without its end token.
 
         It ends in the final answer in the form that the extraction rule reads. Without a solution, the final
         answer is all.
@@ -144,12 +152,35 @@ class PromptTemplate:
         return self._join("", problem)
 
     def encode_completion(self, text: str) -> tuple[int, ...]:
-        """A completion's token ids, with EOS."""
+        """A completion's token ids, with ``end_id``."""
         return self.encode_completions([text])[0]
 
     def encode_completions(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """``encode_completion`` of each text, in one call of the tokenizer."""
-        return [(*ids, self.tokenizer.eos_token_id) for ids in self._ids(texts, special=False)]
+        end = self.end_id
+        return [(*ids, end) for ids in self._ids(texts, special=False)]
+
+    @cached_property
+    def end_id(self) -> int:
+        """The token that ends a completion: the tokenizer's EOS, or what ends a turn in its chat template.
+
+        Chat models often end a turn with a token of its own and a document with EOS. A template that closes a
+        turn with no special token leaves it to EOS.
+        """
+        eos: int = self.tokenizer.eos_token_id
+        if self.kind == "plain":
+            return eos
+        question, answer = {"role": "user", "content": "1"}, {"role": "assistant", "content": "4096"}
+        try:
+            _, found, tail = self._render([question, answer], add_generation_prompt=False).rpartition("4096")
+            opening = self._render([question], add_generation_prompt=True)
+        except _BROKEN:
+            return eos
+        if not found or not tail or opening.endswith(tail):  # some templates always open the next turn
+            return eos
+        tail = tail.lstrip()
+        ends = [token for token in self.tokenizer.get_added_vocab() if tail.startswith(token)]
+        return int(self.tokenizer.convert_tokens_to_ids(max(ends, key=len))) if ends else eos
 
     def _ids(self, texts: Sequence[str], *, special: bool) -> list[tuple[int, ...]]:
         if not texts:

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from mathrl.config import Config, LoraSection, ModelConfig, RunConfig
-from mathrl.errors import UserError
+from mathrl.data.prompts import template_for
+from mathrl.errors import UserError, did_you_mean
 from mathrl.policy.attention import IMPLEMENTATION
 from mathrl.policy.packing import why_not_packed
 from mathrl.types import derive_seed
@@ -155,6 +157,8 @@ def add_adapter(base: Any, lora: LoraSection, seed: int) -> PeftModel:
             raise UserError(
                 f"lora.targets names {name!r}: the embedding and the head stay frozen; leave it out"
             )
+    if names != ["all-linear"]:
+        _check_targets(base, names)
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -167,12 +171,22 @@ def add_adapter(base: Any, lora: LoraSection, seed: int) -> PeftModel:
         try:
             model = get_peft_model(base, config, adapter_name=ADAPTER)
         except ValueError as error:
-            linear = {n.split(".")[-1] for n, m in base.named_modules() if isinstance(m, torch.nn.Linear)}
             raise UserError(
-                f"lora.targets {lora.targets!r} fits no layer ({_first_line(error)}); "
-                f"known: {', '.join(sorted(linear))}"
+                f"lora.targets {lora.targets!r}: no adapter can be put there ({_first_line(error)})"
             ) from error
     return model.eval()
+
+
+def _check_targets(base: Any, names: Sequence[str]) -> None:
+    """Each name is a linear layer's, or the end of its path: peft drops those that fit nothing."""
+    kinds = (torch.nn.Linear, Conv1D)
+    linear = [name for name, module in base.named_modules() if isinstance(module, kinds)]
+    known = sorted({name.split(".")[-1] for name in linear})
+    for wanted in names:
+        if not any(name == wanted or name.endswith(f".{wanted}") for name in linear):
+            raise UserError(
+                f"lora.targets names {wanted!r}, which fits no linear layer: {did_you_mean(wanted, known)}"
+            )
 
 
 def load_policy_parts(path: str, config: Config) -> tuple[PeftModel, Any]:
@@ -192,7 +206,15 @@ def load_policy_parts(path: str, config: Config) -> tuple[PeftModel, Any]:
             f"the tokenizer of {path!r} has {len(tokenizer)} tokens but the model embeds {rows}: no pair"
         )
     add_stop_tokens(base, tokenizer, config.model.stop_tokens)
+    add_turn_end(base, tokenizer, config.model)
     return add_adapter(base, config.lora, config.run.seed), tokenizer
+
+
+def add_turn_end(base: Any, tokenizer: Any, model: ModelConfig) -> None:
+    """Let the token that ends a turn in the model's chat, where it is not EOS, end a completion."""
+    end = template_for(model, tokenizer, extract="none").end_id
+    if end != tokenizer.eos_token_id:
+        add_stop_tokens(base, tokenizer, [tokenizer.eos_token_id, end])
 
 
 def add_stop_tokens(base: Any, tokenizer: Any, tokens: Sequence[int | str]) -> None:
@@ -206,7 +228,8 @@ def add_stop_tokens(base: Any, tokenizer: Any, tokens: Sequence[int | str]) -> N
     ids = []
     for token in tokens:
         index = tokenizer.convert_tokens_to_ids(token) if isinstance(token, str) else token
-        if index is None or not 0 <= index < len(tokenizer) or index == tokenizer.unk_token_id:
+        unknown = isinstance(token, str) and index == tokenizer.unk_token_id and token != tokenizer.unk_token
+        if index is None or unknown or not 0 <= index < len(tokenizer):
             raise UserError(f"model.stop_tokens: the tokenizer has no token {token!r}")
         ids.append(index)
     own = base.generation_config.eos_token_id

@@ -25,6 +25,7 @@ from mathrl.distributed.agreement import any_rank, together
 from mathrl.distributed.collectives import own_share, rank, sum_gradients, sum_ranks
 from mathrl.errors import NonFiniteError
 from mathrl.policy.loading import (
+    add_turn_end,
     context_of,
     keep_freed_memory,
     load_base,
@@ -126,6 +127,7 @@ def train_reference(
         model = _base(config, tokenizer)
         stage = _Stage(config, model, demonstrations, progress, on_metrics)
     stage.run(start)
+    add_turn_end(model, tokenizer, config.model)
     with together("saving the reference"):
         if rank() == 0:
             with atomic(out_dir) as folder, without_bars():

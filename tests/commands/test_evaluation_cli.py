@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -15,7 +16,8 @@ import pytest
 import torch
 
 from mathrl.cli import main
-from mathrl.config import ModelConfig
+from mathrl.commands.model_source import ModelSource
+from mathrl.config import Config, ModelConfig
 from mathrl.evaluation.completions import read_evaluation
 from mathrl.policy.scratch import build_base
 from mathrl.recipes import dump, load_recipe
@@ -189,6 +191,25 @@ def test_new_weights_in_the_same_folder_are_another_model(folder: Path, tmp_path
     shutil.copy(folder / "other" / "model.safetensors", tmp_path / "mine")
     evaluate(tmp_path, out, model="mine", status=2)
     assert "holds another evaluation" in capsys.readouterr().err
+
+
+def test_weights_are_known_by_what_they_hold_not_by_their_files_dates(tmp_path: Path) -> None:
+    def facts(folder: Path) -> dict[str, str]:
+        return ModelSource(str(folder), None, Config()).facts()
+
+    one, copied = tmp_path / "one", tmp_path / "copied"
+    one.mkdir()
+    file = one / "model.safetensors"
+    file.write_bytes(b"weights of 1")
+    before, status = facts(one)["weights"], file.stat()
+    shutil.copytree(one, copied)
+    os.utime(copied / file.name, (1, 1))
+    assert facts(copied)["weights"] == before
+    file.write_bytes(b"weights of 2")  # as long, and dated like the others
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert facts(one)["weights"] != before
+    (copied / file.name).rename(copied / "other.safetensors")
+    assert facts(copied)["weights"] != before
 
 
 def test_a_foreign_file_of_any_benchmark_is_met_before_the_first_is_generated(

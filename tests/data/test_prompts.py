@@ -3,15 +3,19 @@
 from types import SimpleNamespace
 
 import pytest
+from transformers import GenerationConfig
 
+from mathrl.config import Config
 from mathrl.data.few_shot import FewShotTemplate
 from mathrl.data.prompts import PromptTemplate, make_template
 from mathrl.data.wordproblems import corpus
 from mathrl.errors import UserError
 from mathrl.policy.loading import add_stop_tokens
-from mathrl.policy.scratch import build_tokenizer
+from mathrl.policy.model import Policy
+from mathrl.policy.scratch import build_model, build_tokenizer
 from mathrl.recipes import dump, load_config, load_recipe
 from mathrl.rollout.base import eos_ids
+from mathrl.training.sft import load_examples, train_reference
 from mathrl.types import Problem
 
 CHAT = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<assistant>"
@@ -54,6 +58,67 @@ def test_a_template_that_takes_no_system_prompt_is_told_in_one_sentence(tokenize
     assert template.text(ONE) == "<user>What is 1?<assistant>"
     with pytest.raises(UserError, match="system turns out of the data"):
         template.text(BRIEF)
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def chat_tokenizer():
+    """As chat models have it: a document ends with one token, a turn with another."""
+    tokenizer = build_tokenizer(corpus(), 400)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>", "<|im_end|>!"]})
+    assert tokenizer.eos_token == "<|endoftext|>"
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [
+        (CHATML, "<|im_end|>"),
+        (CHATML.replace("<|im_end|>", "<|im_end|>!"), "<|im_end|>!"),  # the longest that fits
+        (CHATML.replace("<|im_end|>", " <|endoftext|>"), "<|endoftext|>"),
+        (CHATML.replace("<|im_end|>", ""), "<|endoftext|>"),  # nothing closes a turn
+        (CHATML.replace("<|im_end|>", "(over)"), "<|endoftext|>"),  # text, not a token
+        (
+            "{% for m in messages %}{{ m['content'] }}{% endfor %}<|im_start|>",
+            "<|endoftext|>",
+        ),  # always opened
+        ("{{ messages[1]['content'] }}<|im_end|>{{ raise_exception('no') }}", "<|endoftext|>"),
+    ],
+)
+def test_a_completion_ends_with_what_ends_a_turn_in_the_chat_template(chat_tokenizer, template, end) -> None:
+    ends = chat(chat_tokenizer, template)
+    assert chat_tokenizer.convert_ids_to_tokens(ends.end_id) == end
+    assert ends.encode_completion("#### 7")[-1] == ends.end_id
+    plain = PromptTemplate(chat_tokenizer, "plain")
+    assert plain.encode_completion("#### 7")[-1] == chat_tokenizer.eos_token_id
+
+
+def test_sampling_stops_where_supervised_training_ends_a_turn(chat_tokenizer, tmp_path) -> None:
+    """The reference teaches the turn's end; the policy, its engine and whoever loads the model stop there."""
+    chat_tokenizer.chat_template = CHATML
+    fields = {
+        "model": {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1},
+        "run": {"device": "cpu"}, "sft": {"max_train_steps": 1, "batch_tokens": 64},
+        "data": {"num_train_problems": 20}, "lora": {"rank": 2},
+    }  # fmt: skip
+    model = build_model(Config.model_validate(fields).model, chat_tokenizer, 0)
+    for part in (model, chat_tokenizer):
+        part.save_pretrained(tmp_path / "base")
+    config = Config.model_validate(fields | {"model": {"path": str(tmp_path / "base")}})
+    end = chat_tokenizer.convert_tokens_to_ids("<|im_end|>")
+    demonstrations = load_examples(config)
+    assert {example.completion_ids[-1] for example in demonstrations.examples.values()} == {end}
+    train_reference(config, tmp_path / "reference", demonstrations=demonstrations)
+    saved = GenerationConfig.from_pretrained(tmp_path / "reference").eos_token_id
+    assert set(saved) == {chat_tokenizer.eos_token_id, end}
+    for folder in ("base", "reference"):
+        policy = Policy.from_pretrained(tmp_path / folder, config)
+        assert set(eos_ids(policy.model.get_base_model(), policy.tokenizer)) == set(saved)
 
 
 @pytest.mark.parametrize("broken", ["{% for m in messages %}", "{{ messages[0]['content'] + 1 }}"])
