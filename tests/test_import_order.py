@@ -30,7 +30,7 @@ ORDER = {
         {"__main__"},
     ],
     "verifiers": [
-        {"base"},
+        {"base", "plugins"},
         {"policy"},
         {"grammar"},
         {"equality"},

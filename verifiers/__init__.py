@@ -5,6 +5,9 @@ from typing import Any
 from verifiers.base import AnswerType, Outcome, ParseError, Verdict
 from verifiers.verify import parse_reference, verify
 
+OWNER = "mathrl"
+"""Another distribution installs a package of this name as well: mathrl looks for this line first."""
+
 __all__ = [
     "AnswerType",
     "Outcome",

@@ -14,9 +14,6 @@ from verifiers.policy import rule_book
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 `check` found something, 2 a wrong request."""
     options = _parser().parse_args(arguments)
-    # Plug-ins named as module:Class usually lie in the folder the command is run from.
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())
     try:
         return int(options.run(options))
     except ValueError as error:

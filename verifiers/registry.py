@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import difflib
 import functools
-import importlib
 from importlib.metadata import EntryPoint, entry_points
 
+from verifiers import plugins
 from verifiers.base import AnswerType
 
 ENTRY_POINT_GROUP = "mathrl.verifiers"
@@ -78,12 +78,10 @@ def _load(name: str) -> AnswerType:
 
 @functools.lru_cache(maxsize=256)
 def _load_path(path: str) -> AnswerType:
-    module, _, class_name = path.partition(":")
     try:
-        loaded = getattr(importlib.import_module(module), class_name)
-    except Exception as error:  # noqa: BLE001  importing a module runs code that may raise anything
-        raise ValueError(f"cannot import answer type {path!r}: {type(error).__name__}: {error}") from None
-    return _instance(path, loaded)
+        return _instance(path, plugins.load(path))
+    except ValueError as error:
+        raise ValueError(f"cannot import answer type {path!r}: {error}") from None
 
 
 def _instance(source: str, loaded: object) -> AnswerType:
@@ -95,13 +93,15 @@ def _instance(source: str, loaded: object) -> AnswerType:
 def get(name: str) -> AnswerType:
     """The answer type of this name, or of the class a path `package.module:Class` names, registered or not.
 
+    Such a path imports the module, so it must come from a flag or from code, never from a row of data.
+
     Raises `ValueError`: for an unknown name with the near ones, for a path with what is wrong with it.
     """
     if name in _registered:
         return _registered[name]
     if name in _BUILT_IN or name in _entry_points():
         return _load(name)
-    if ":" in name:
+    if plugins.is_module_path(name):
         return _load_path(name)
     near = difflib.get_close_matches(name, names(), n=3)
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(names())}"

@@ -21,7 +21,7 @@ from mathrl.evaluation.result import Evaluation, protocol_hash
 from mathrl.evaluation.saved_completions import SavedFile, read_saved
 from mathrl.report.evaluation_page import Result, print_results, write_results
 from mathrl.report.summary import versions
-from mathrl.rewards.scorer import RewardScorer, check_answer_type, check_extract_rule
+from mathrl.rewards.scorer import RewardScorer, check_answer_type, check_extract_rule, names_module
 from mathrl.run.progress import make_console
 from mathrl.types import Group
 
@@ -87,7 +87,21 @@ def read_request(
     if not timeout_s > 0:
         raise UserError(f"--timeout-s must be > 0, got {timeout_s}")
     saved = read_saved(file, known)
+    _refuse_modules(saved, answer_type, extract)
     return saved, extract or saved.protocol.get("extract") or (known.extract if known else "auto")
+
+
+def _refuse_modules(saved: SavedFile, answer_type: str, extract: str) -> None:
+    """A file of completions may not have a module imported: its name would be code from a file of data."""
+    named = {} if answer_type else {s.problem.answer_type: "--answer-type" for s in saved.problems}
+    if not extract:
+        named[str(saved.protocol.get("extract", ""))] = "--extract"
+    for name, flag in named.items():
+        if names_module(name):
+            raise UserError(
+                f"the file names the module {name!r}, and data may have no code imported: if you know that "
+                f"module, give {flag} {name}"
+            )
 
 
 def judge(

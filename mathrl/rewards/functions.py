@@ -17,11 +17,9 @@ completion.
 from __future__ import annotations
 
 import asyncio
-import importlib
 import inspect
 import math
 import os
-import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +30,7 @@ from mathrl.config import RewardConfig
 from mathrl.errors import UserError
 from mathrl.rewards.time_limit import OutOfTime, time_limit
 from mathrl.types import Group
-from verifiers import Verdict
+from verifiers import Verdict, plugins
 
 Style = Literal["completion", "group", "trl", "trl_chat"]
 
@@ -281,14 +279,11 @@ def _style(call: Callable[..., Any], name: str) -> Style:
 
 
 def _import(path: str) -> Callable[..., Any]:
-    module, _, attribute = path.partition(":")
-    if os.getcwd() not in sys.path and "" not in sys.path:  # a console script does not look here by itself
-        sys.path.insert(0, os.getcwd())
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:
+        found = plugins.load(path)
+    except ValueError as error:
         raise UserError(
-            f"reward.functions: {path!r} cannot be imported ({type(error).__name__}: {error}): give "
+            f"reward.functions: {path!r} cannot be imported ({error}): give "
             "module:function of a module in this folder or on PYTHONPATH"
         ) from error
     if not callable(found):

@@ -20,7 +20,7 @@ from mathrl.errors import UserError
 from mathrl.rewards.functions import RewardFunction, evaluate_function
 from mathrl.rewards.votes import same_answers
 from mathrl.types import Completion, Group, Problem, Score
-from verifiers import Outcome, ParseError, Verdict
+from verifiers import Outcome, ParseError, Verdict, plugins
 from verifiers.extraction.rules import extract
 from verifiers.extraction.thoughts import PROMPT_TAIL_CHARS, opens_thought
 from verifiers.pool.pool import Request, VerifierPool
@@ -92,6 +92,11 @@ def check_extract_rule(name: str) -> None:
         extract("", name)
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def names_module(name: str) -> bool:
+    """Whether the name of a verifier or rule has a module imported: a file of data may not."""
+    return plugins.is_module_path(name)
 
 
 def check_answer_type(name: str) -> None:

@@ -2,8 +2,10 @@
 
 import ctypes
 import os
+import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,6 +30,12 @@ class Misbehaving(AnswerType):
             case "eat":
                 block = bytearray(int(argument) << 20)
                 return str(len(block) >> 20)
+            case "start":
+                path, _, death = argument.partition(" ")
+                child = subprocess.Popen(["sleep", "300"])
+                with open(path, "a") as file:
+                    file.write(f"{child.pid}\n")
+                return self.parse(death)
             case "crash":
                 ctypes.string_at(0)
             case "exit":
@@ -55,3 +63,20 @@ class Misbehaving(AnswerType):
 
     def equal(self, reference: Any, given: Any) -> bool:
         return bool(reference == given)
+
+
+class TakesRow(Misbehaving):
+    """Misbehaves, and asks for the row."""
+
+    name: ClassVar[str] = "takes_row"
+    takes_row: ClassVar[bool] = True
+
+    def equal(self, reference: Any, given: Any, row: Mapping[str, Any] | None = None) -> bool:
+        return bool(reference == given)
+
+
+def raising_rule(text: str) -> str | None:
+    """Raises for every text but the one that is tried when a rule is looked up."""
+    if not text:
+        return None
+    raise KeyError(text)

@@ -23,10 +23,10 @@ from __future__ import annotations
 
 import difflib
 import functools
-import importlib
 import re
 from collections.abc import Callable
 
+from verifiers import plugins
 from verifiers.extraction.boxes import boxed, joined, without_placeholders
 from verifiers.extraction.lines import (
     choice_named,
@@ -174,11 +174,10 @@ def rule_names() -> list[str]:
 
 @functools.lru_cache(maxsize=64)
 def _imported(path: str) -> Rule:
-    module, _, function = path.partition(":")
     try:
-        rule = getattr(importlib.import_module(module), function)
-    except Exception as error:  # noqa: BLE001  importing a module runs code that may raise anything
-        raise ValueError(f"cannot import extraction rule {path!r}: {type(error).__name__}: {error}") from None
+        rule = plugins.load(path)
+    except ValueError as error:
+        raise ValueError(f"cannot import extraction rule {path!r}: {error}") from None
     if not callable(rule):
         raise ValueError(f"extraction rule {path!r} is not a function")
     return rule
@@ -187,7 +186,7 @@ def _imported(path: str) -> Rule:
 def _rule(name: str) -> Rule:
     if name in _RULES:
         return _RULES[name]
-    if ":" in name:
+    if plugins.is_module_path(name):
         return _imported(name)
     near = difflib.get_close_matches(name, rule_names(), n=3)
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(rule_names())}"

@@ -92,13 +92,18 @@ class Child:
 
     def await_exit(self) -> None:
         """Let a child whose pipe is closed end by itself, a moment later: its exit code tells the cause."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(timeout=1.0)
+        deadline = time.monotonic() + 1.0
+        while self._exited() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+
+    def _exited(self) -> object:
+        """Something once it has ended; it stays a zombie, so that its number still names its group."""
+        return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
 
     def kill(self) -> None:
-        """Kill the process and whatever it may have started."""
-        if self.process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
+        """Kill the process and whatever it may have started, also where it has ended by itself."""
+        if self.process.returncode is None:  # not reaped, so the number is still its group's
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)
 
     def reap(self) -> int:

@@ -18,15 +18,16 @@ open holds the pool's pipes open, and its copy of the pool is refused. Memory li
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
-from typing import Self
+from typing import Any, Self
 
 from verifiers import registry
-from verifiers.base import Verdict
+from verifiers.base import Outcome, Verdict
 from verifiers.extraction.rules import extract as extract_answer
 from verifiers.fastpath import try_fast
 from verifiers.pool.supervisor import Request, Supervisor, Task, TaskQueue
@@ -67,21 +68,31 @@ class VerifierPool:
             self._queue.want_worker()
 
     def submit(self, request: Request) -> Future[Verdict]:
-        """Start judging; the future resolves to the verdict and never raises by itself."""
+        """Start judging; the future resolves to the verdict and never raises by itself.
+
+        A request whose fields are of other kinds than `Request` says gets an ERROR verdict. Raises
+        `ValueError` for an unknown answer type or rule.
+        """
         self._check_usable()
+        if problem := malformed(request):
+            return _settled(Verdict(Outcome.ERROR, detail=f"malformed request: {problem}"))
         extract_answer("", request.extract)  # raises for an unknown rule, before anything is queued
         task = Task(request, _name_for_workers(request.answer_type))
-        verdict = try_fast(
-            request.completion,
-            request.answer,
-            request.answer_type,
-            request.extract,
-            request.options,
-            request.prompt,
-        )
+        if registry.get(request.answer_type).takes_row and (problem := _unwritable(request.row)):
+            return _settled(Verdict(Outcome.ERROR, detail=f"malformed request: {problem}"))
+        try:
+            verdict = try_fast(
+                request.completion,
+                request.answer,
+                request.answer_type,
+                request.extract,
+                request.options,
+                request.prompt,
+            )
+        except Exception as error:  # noqa: BLE001  a user's extraction rule may raise anything
+            verdict = Verdict(Outcome.ERROR, detail=f"{type(error).__name__} while extracting: {error}")
         if verdict is not None:
-            task.future.set_result(verdict)
-            return task.future
+            return _settled(verdict)
         self._ensure_started()
         self._queue.put(task)
         return task.future
@@ -124,6 +135,35 @@ class VerifierPool:
                 supervisor.thread.start()
             self._started = True
             return True
+
+
+def malformed(request: object) -> str:
+    """What is wrong with the fields of a request; "" where nothing is."""
+    for name in ("completion", "answer", "answer_type", "extract", "prompt"):
+        value = getattr(request, name, None)
+        if not isinstance(value, str):
+            return f"{name} must be a string, got {type(value).__name__}"
+    options = getattr(request, "options", None)
+    if not isinstance(options, tuple | list) or not all(isinstance(option, str) for option in options):
+        return "options must be strings"
+    if not isinstance(getattr(request, "row", None), Mapping):
+        return "row must be a mapping of column names to values"
+    return ""
+
+
+def _unwritable(row: Mapping[str, Any]) -> str:
+    """Why a worker process cannot be sent this row; "" where it can."""
+    try:
+        json.dumps(dict(row), default=str)
+    except Exception as error:  # noqa: BLE001  a column may hold any object, and its text is asked for
+        return f"row cannot be written as JSON: {error}"
+    return ""
+
+
+def _settled(verdict: Verdict) -> Future[Verdict]:
+    future: Future[Verdict] = Future()
+    future.set_result(verdict)
+    return future
 
 
 def _name_for_workers(answer_type: str) -> str:

@@ -213,7 +213,7 @@ class Supervisor:
                 if failed_starts >= _MAX_FAILED_STARTS:
                     self._queue.close("the worker processes do not start; their error is on stderr")
             else:
-                self._judge(self._child, self._queue.take())
+                self._judge_whatever_comes(self._child, self._queue.take())
         self._reap()
         with self._lock:
             if self._successor is not None:
@@ -250,6 +250,17 @@ class Supervisor:
         with self._lock:
             child, self._child = self._child, None
             return 0 if child is None else child.reap()
+
+    def _judge_whatever_comes(self, child: Child, chunk: list[Task]) -> None:
+        """`_judge`, and an ERROR verdict for what it leaves open: this thread ends with the pool only."""
+        try:
+            self._judge(child, chunk)
+        except Exception as error:  # noqa: BLE001  a fault of ours, or a reply that no worker of ours sends
+            self._reap()
+            verdict = Verdict(Outcome.ERROR, detail=f"{type(error).__name__} in the pool: {error}")
+            for task in chunk:
+                if not task.future.done():
+                    task.settle(verdict)
 
     def _judge(self, child: Child, chunk: list[Task]) -> None:
         """Have a chunk judged. A death is charged to the task at work; the others go back to the queue."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from verifiers.base import Outcome
+from verifiers.plugins import is_module_path
 from verifiers.pool.supervisor import Request
 
 
@@ -42,9 +43,9 @@ def _read(line: bytes, number: int, answer_type: str, extract: str) -> Record:
     try:
         request = Request(
             completion=_text(fields, "completion"),
-            answer=_answer(fields, _text(fields, "type", answer_type)),
-            answer_type=_text(fields, "type", answer_type),
-            extract=_text(fields, "extract", extract),
+            answer=_answer(fields, _name(fields, "type", answer_type)),
+            answer_type=_name(fields, "type", answer_type),
+            extract=_name(fields, "extract", extract),
             options=_options(fields),
             prompt=_text(fields, "prompt", ""),
             row=fields,
@@ -63,6 +64,14 @@ def _text(fields: dict[str, Any], name: str, default: str | None = None) -> str:
         return str(value)
     if not isinstance(value, str):
         raise ValueError(f"{name!r} must be a string, got {type(value).__name__}")
+    return value
+
+
+def _name(fields: dict[str, Any], name: str, flag: str) -> str:
+    """The name of an answer type or rule. A module is code: a line names one only as the flag does."""
+    value = _text(fields, name, flag)
+    if is_module_path(value) and value != flag:
+        raise ValueError(f"{name!r} names the module {value!r}: only the flag --{name} may name a module")
     return value
 
 
