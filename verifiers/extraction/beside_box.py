@@ -53,8 +53,9 @@ _OPERATOR_AFTER = re.compile(
     r"|[-+−/:](?=\s?[\d\\({A-Za-z])|\s[-+−/](?=\s?[\d\\({A-Za-z])|_\{?\d"
 )
 _FACTOR_AFTER = re.compile(
-    r"(?:\\[,!]|~)?(?:\\(?:pi|sqrt|[dt]?frac|sin|cos|tan|ln|log|binom|left\(|theta|alpha|beta|lambda|omega)(?![A-Za-z])"
-    r"|[A-Za-z](?![A-Za-z])|\((?=[^()A-Za-z]*[A-Za-z]?[^()A-Za-z]*\))|!)"
+    r"(?:\\[,!]|[~\s])*(?:\\(?:pi|sqrt|sin|cos|tan|ln|log|binom|theta|alpha|beta|lambda|omega)(?![A-Za-z])"
+    r"|\\[dt]?frac(?!\s*\{\s*\\(?:text|mathrm))|[A-Za-z](?![A-Za-z]))"
+    r"|\\left\(|\((?=[^()A-Za-z=<>,]*[A-Za-z]?[^()A-Za-z=<>,]*\))|!"
 )
 _STOP = re.compile(
     r"""

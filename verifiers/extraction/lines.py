@@ -178,7 +178,7 @@ _LEADING = re.compile(
     r"""
     (?:about\ |approximately\ |exactly\ )?
     ((?:-\s?)?(?:\\?\$|[€£¥₹]|Rs\.?\s?)?-?\d[\d,]*(?:\.\d+)?(?:\s?/\s?\d+|\s\d+/\d+)?\s?(?:\\?%)?
-     (?:\s(?:hundred|thousand|million|billion|dozen)\b)?
+     (?:\s(?:hundred|thousand|million|billion|dozen)\b|\s?(?:[apAP]\.?[mM]\b\.?|o'clock))?
      |\$-?\d[\d,.]*\$)
     (?:\s*[.;:]\s+(?=\S)|(?:\s*,\s*|\s+)(?=[A-Za-z(]))
     """,
@@ -189,6 +189,8 @@ _SEVERAL_OR_MORE = re.compile(
     \b(?:or|and|to|plus|minus|through|until|versus|vs)\b[^.;()]{0,12}[\d$]   # 12 or 13, 5 to 7 days, 5 plus 3
     | ^(?:times|over|x|divided\ by|multiplied\ by|mod)\s+\\?\$?\d
     | [=+*/^<>]\s*\\?\$?\d | \\
+    | ^(?:days?|hours?|minutes?|feet|foot|yards?|pounds?|dollars?|kilograms?|meters?)\s+  # 2 hours 30 minutes
+      \d[\d.]*\s*(?:hours?|minutes?|seconds?|inch(?:es)?|feet|ounces?|cents?|grams?|centimeters?)\b
     """,
     re.IGNORECASE | re.VERBOSE,
 )

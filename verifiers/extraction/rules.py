@@ -66,7 +66,8 @@ def gsm8k(text: str) -> str | None:
                 if len(named) > MAX_BARE_CHARS or NEGATION.search(named):
                     return named or None
                 named = named.replace("**", "")
-                value = leading_number(named) or value_named(without_remarks(named))
+                plain = without_remarks(named)
+                value = leading_number(named) or leading_number(plain) or value_named(plain)
                 return leading_number(value) or value or None
     return None
 
