@@ -7,6 +7,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mathrl.policy import logprobs
 from mathrl.policy.logprobs import token_logprobs
 
+CHUNK_ROWS = logprobs.chunk_rows
+
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,6 +31,46 @@ def test_equals_log_softmax_of_full_logits(temperature: float):
     got, nats = token_logprobs(hidden, weight, target, temperature=temperature, entropy=True)
     torch.testing.assert_close(got, full.gather(1, target[:, None])[:, 0], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(nats, -(full.exp() * full).sum(-1), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 7, 8, 9])
+def test_every_token_is_in_one_chunk(count: int):
+    """Chunks of 4: fewer tokens, whole chunks, one token more and one less."""
+    hidden, weight, target = inputs()
+    hidden, target = hidden[:count].requires_grad_(), target[:count]
+    got, nats = token_logprobs(hidden, weight, target, entropy=True)
+    full = torch.log_softmax(hidden @ weight.t(), dim=-1)
+    torch.testing.assert_close(got, full.gather(1, target[:, None])[:, 0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(nats, -(full.exp() * full).sum(-1).detach(), rtol=1e-12, atol=1e-12)
+    flow = torch.arange(1.0, count + 1, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad((got * flow).sum(), hidden)
+    (expected,) = torch.autograd.grad((full.gather(1, target[:, None])[:, 0] * flow).sum(), hidden)
+    torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_chunk_of_logits_has_a_bound_on_every_device():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert [CHUNK_ROWS(v, cpu) for v in (300, 8192, 151_936, 1 << 20)] == [512, 512, 27, 16]
+    assert [CHUNK_ROWS(v, cuda) for v in (300, 151_936, 1 << 29)] == [(1 << 29) // 300, 3533, 16]
+    assert CHUNK_ROWS(151_936, cpu) * 151_936 * 4 <= 16 << 20
+    assert CHUNK_ROWS(151_936, cuda) * 151_936 * 4 <= 2 << 30
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_half_precision_is_summed_up_in_float32(monkeypatch: pytest.MonkeyPatch, dtype, compiled: bool):
+    """The logits are what half precision makes of them; all that follows has float32's digits."""
+    monkeypatch.setattr(logprobs, "_compiled_summary", lambda: logprobs._pure_summary)
+    hidden, weight, target = inputs(dtype)
+    hidden.requires_grad_()
+    got, nats = token_logprobs(hidden, weight, target, temperature=0.7, entropy=True, compiled=compiled)
+    assert got.dtype == nats.dtype == torch.float32
+    full = torch.log_softmax((hidden @ weight.t()).double() / 0.7, dim=-1)
+    expected = full.gather(1, target[:, None])[:, 0]
+    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(nats.double(), -(full.exp() * full).sum(-1).detach(), rtol=1e-5, atol=1e-5)
+    (gradient,) = torch.autograd.grad(got.sum(), hidden)
+    assert gradient.dtype == dtype
 
 
 @pytest.mark.parametrize("entropy", [False, True])

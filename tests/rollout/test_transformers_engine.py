@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from types import SimpleNamespace
 
 import peft
 import pytest
@@ -15,6 +16,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from mathrl.errors import UserError
 from mathrl.policy.cpu import folding, shared_prompt
 from mathrl.rollout import decoding
+from mathrl.rollout.base import eos_ids
 from mathrl.rollout.sampling import draw, keep_likeliest, uniforms
 from mathrl.rollout.transformers import TransformersEngine
 from mathrl.types import Adapter, Group, Problem, Sampling
@@ -232,6 +234,26 @@ def test_eos_and_the_limit_end_a_completion(tokenizer):
         assert completion.text.split() == words
 
 
+def test_every_eos_id_ends_a_completion(tokenizer):
+    """Chat models have several: the tokenizer's and those of the generation settings."""
+    model, others = build(), [4, 7]
+    assert eos_ids(model, tokenizer) == [EOS]
+    model.generation_config.eos_token_id = others
+    assert eos_ids(model, tokenizer) == sorted([EOS, *others])
+    ended = set()
+    for group in make_engine(model, tokenizer).sample(problems(), 32, seed=0):
+        for completion in group.completions:
+            *before, last = completion.token_ids
+            assert not set(before) & {EOS, *others}
+            assert (last in {EOS, *others}) == (completion.finish_reason == "stop")
+            ended.add(last)
+    assert {EOS, *others} <= ended
+    model.generation_config.eos_token_id = None
+    tokenizer_without = SimpleNamespace(eos_token_id=None)
+    with pytest.raises(UserError, match="names no EOS token"):
+        eos_ids(model, tokenizer_without)
+
+
 def test_eos_as_first_token_and_a_limit_of_one(tokenizer):
     model = build()
     with torch.no_grad():  # every hidden state of a final norm points to EOS
@@ -328,6 +350,20 @@ def test_draw_splits_a_large_vocabulary_into_blocks(monkeypatch):
     monkeypatch.setattr("mathrl.rollout.sampling._BLOCK_ELEMENTS", 100)
     for a, b in zip(whole, draw(logits, Sampling(top_p=0.9), seeds, 2), strict=True):
         assert torch.equal(a, b)
+
+
+def test_the_tail_of_a_large_vocabulary_is_drawn_token_by_token(monkeypatch):
+    """Half a percent over 2¹⁸ tokens, 2e-8 each: where a float32 sum stands still for three."""
+    size, head, count = 1 << 18, 0.995, 12
+    share = (1 - head) / (size - 1)
+    logits = torch.full((1, size), share, dtype=torch.float64)
+    logits[0, 0] = head
+    noise = head + share * (1000.5 + torch.arange(count, dtype=torch.float64))  # the middle of each
+    monkeypatch.setattr("mathrl.rollout.sampling.uniforms", lambda seeds, step: noise)
+    tokens, logprobs = draw(logits.log().float().expand(count, -1), Sampling(), torch.arange(count), 0)
+    assert torch.equal(tokens.diff(), torch.ones(count - 1, dtype=torch.long))
+    assert abs(int(tokens[0]) - 1001) <= 1
+    torch.testing.assert_close(logprobs, torch.full((count,), math.log(share)), atol=1e-3, rtol=0)
 
 
 def test_draw_never_takes_a_token_of_probability_zero(monkeypatch):

@@ -100,6 +100,22 @@ def test_short_completions_count_their_own_tokens():
     assert sentinel.check()["sync/sentinel_gap"] == pytest.approx(0.125)
 
 
+def test_the_gap_of_a_short_completion_is_not_spread_over_the_longest():
+    policy = Table()
+    lengths = [NUM_TOKENS, 1, 5, *[NUM_TOKENS] * (NUM_PROBLEMS - 3)]
+    engine = Copy(policy, lengths)
+    sentinel = Sentinel(engine, policy, PROBLEMS, max_gap=0.25)
+    assert sentinel.check()["sync/sentinel_gap"] == 0.0  # each token beside its own
+    engine.values[1, 0] += 0.2  # of one token
+    engine.values[2, 4] += 0.6  # one of five
+    engine.values[0, 3] += 1.6  # one of sixteen
+    engine.values[1, 1:] += 9.0  # beyond its end
+    assert sentinel.check()["sync/sentinel_gap"] == pytest.approx(0.2)
+    engine.values[1, 0] += 0.1
+    with pytest.raises(SyncError, match=r"differ by 0\.3 nats a token on problem 'p1'"):
+        sentinel.check()
+
+
 def test_a_gap_that_is_no_number_is_refused():
     _, engine, sentinel = make()
     engine.values[2, 2] = math.nan
