@@ -29,7 +29,10 @@ class RunConfig(Section):
 
 class ModelConfig(Section):
     path: str = Field(
-        "", description="local folder or hub name of a causal LM; empty: build the small one below"
+        "", description="local folder or hub name of a causal LM; empty: a small one is built from nothing"
+    )
+    from_scratch: bool = Field(
+        True, description="without model.path a small model is built from nothing; false: that is refused"
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 on cuda, else float32"
@@ -148,7 +151,8 @@ class MixConfig(Section):
 
 class DataConfig(Section):
     source: str = Field(
-        "wordproblems", description="a data set row (wordproblems, gsm8k, svamp, …) or a hub name"
+        "wordproblems",
+        description="a known data set (mathrl data lists them) or a hub name; empty: none but what is named",
     )
     path: str = Field("", description="local jsonl/json/parquet/csv instead of the hub")
     split: str = Field("", description="split to train on; empty: the row's own")
@@ -226,7 +230,18 @@ class SftConfig(Section):
     longer_fraction: Fraction = Field(
         0.0, description="share of the generated problems that have one step more than max_steps"
     )
+    lora: bool = Field(
+        False, description="train an adapter as [lora] says and merge it into the reference; else all weights"
+    )
     max_train_steps: int = Field(1500, ge=1, description="optimiser steps at most; the schedule's length")
+    epochs: float = Field(
+        0.0,
+        ge=0.0,
+        description="passes over the demonstrations, within max_train_steps; 0: none",
+    )
+    keep_best: bool = Field(
+        False, description="end with the weights of the lowest held-out loss, the model's own among them"
+    )
     max_seconds: float = Field(
         0.0, ge=0.0, description="stop after this many seconds; 0: no limit; breaks bit-equality"
     )
@@ -269,8 +284,12 @@ class RolloutConfig(Section):
     )
     problems_per_step: int = Field(16, ge=1, description="P: problems a step")
     group_size: int = Field(8, ge=1, description="G: completions a problem; P x G = completions a step")
-    max_prompt_tokens: int = Field(256, ge=8, description="longer prompts are refused")
-    max_completion_tokens: int = Field(96, ge=1, description="a completion ends here at the latest")
+    max_prompt_tokens: int = Field(
+        256, ge=0, description="longer prompts are refused; 0: the longest of the problems sets it"
+    )
+    max_completion_tokens: int = Field(
+        96, ge=0, description="a completion ends here at the latest; 0: 1,024, or what the context leaves"
+    )
     temperature: float = Field(
         1.0, gt=0.0, le=10.0, description="sampling temperature, applied by the trainer too"
     )
@@ -292,11 +311,18 @@ class RolloutConfig(Section):
         True, description="vllm: compile the layers (CUDA): a slower start, faster steps of large models"
     )
 
+    @field_validator("max_prompt_tokens")
+    @classmethod
+    def _prompt(cls, tokens: int) -> int:
+        if 0 < tokens < 8:
+            raise ValueError(f"no prompt fits {tokens} tokens: take 8 or more, or 0 for the longest there is")
+        return tokens
+
 
 class AlgorithmConfig(Section):
     """Knobs left None take the value of the algorithm's row (mathrl/algorithms/table.py)."""
 
-    name: str = Field("grpo", description="row of mathrl.algorithms.table.ALGORITHMS")
+    name: str = Field("grpo", description="grpo, dapo, ppo, trpo …: a row of the table of algorithms")
     advantage: str | None = Field(None, description="group_norm, group_centre, leave_one_out, gae, …")
     ratio: Literal["token", "sequence"] | None = Field(None, description="level of the importance ratio")
     surrogate: Literal["clip", "weighted_logprob", "none"] | None = Field(

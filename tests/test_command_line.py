@@ -26,7 +26,8 @@ def given(monkeypatch):
             seen.update(resume=resume, overwrite=overwrite)
             return 0
 
-    monkeypatch.setattr("mathrl.commands.entries.load_recipe", load)
+    monkeypatch.setattr("mathrl.commands.entries.find_recipe", load)
+    monkeypatch.setattr("mathrl.commands.entries.check_named", lambda config: None)
     monkeypatch.setitem(sys.modules, "mathrl.commands.train", Job)
     return seen
 
@@ -106,6 +107,9 @@ def test_every_field_is_an_option():
         (["export", "a", "b", "--which", "first"], ["--which must be one of last, best, not 'first'"]),
         (["judge", "f", "--jobs", "few"], ["--jobs must be a whole number, not 'few'"]),
         (["eval", "m", "--sample", "8"], ["unknown option --sample", "'--samples'"]),
+        (["train", "--data.path", "x.jsonl"], ["no model is named", "--model.path"]),
+        (["train", "--model.path", "m"], ["no problems are named", "--data.path"]),
+        (["sft", "--data.source", "gsm8k"], ["no model is named"]),
         (["trian"], ["unknown command 'trian'", "'train'"]),
         (["--verbose"], ["unknown option '--verbose'"]),
     ],

@@ -6,9 +6,11 @@ from mathrl.cli import main
 from mathrl.config import Config
 from mathrl.errors import UserError
 from mathrl.recipes import (
+    check_named,
     config_of,
     differences,
     dump,
+    find_recipe,
     load_config,
     load_recipe,
     recipe_names,
@@ -121,3 +123,69 @@ def test_a_recipe_extends_another_and_says_only_what_it_changes(tmp_path):
     (tmp_path / "lost.toml").write_text('extends = "quikstart"\n')
     with pytest.raises(UserError, match="'quickstart'"):
         load_recipe(str(tmp_path / "lost.toml"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "recipe"),
+    [
+        ({}, "quickstart"),
+        ({"train.num_steps": "2", "algorithm.name": "ppo"}, "quickstart"),
+        ({"model.path": "m"}, "default"),
+        ({"data.path": "f.jsonl"}, "default"),
+        ({"data.source": "gsm8k"}, "default"),
+        ({"data.mix": "a.jsonl,b.jsonl"}, "default"),
+        ({"model.path": ""}, "quickstart"),
+    ],
+)
+def test_without_a_name_the_recipe_is_made_for_what_is_given(fields, recipe):
+    assert find_recipe("", list(fields.items())).recipe == recipe
+    assert find_recipe("math", list(fields.items())).recipe == "math"
+
+
+def test_the_default_recipe_is_for_pretrained_models():
+    config = load_recipe("default")
+    assert (config.rollout.max_prompt_tokens, config.rollout.max_completion_tokens) == (0, 0)
+    assert config.update.learning_rate == 3e-5
+    assert config.sft.lora
+    assert config.sft.keep_best
+    assert config.sft.direct_answer_fraction == 0
+    with pytest.raises(UserError, match="no model is named"):
+        check_named(config)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "fields", "message"),
+    [
+        (
+            "quickstart",
+            {"model.path": "m"},
+            "sft.direct_answer_fraction = 0.7 is for a model built",
+        ),
+        ("quickstart", {"model.path": "m", "sft.skip": "true"}, ""),
+        (
+            "wordproblems_gpu",
+            {"model.path": "m"},
+            "model.hidden_size = 512 is for a model built",
+        ),
+        ("wordproblems_gpu", {"model.path": "m", "sft.skip": "true"}, ""),
+        ("default", {"model.path": "m", "model.num_layers": "2", "sft.skip": "true"}, "model.num_layers = 2"),
+        ("default", {"model.path": "m", "model.num_layers": "3"}, ""),  # what it is anyway
+        ("quickstart", {"model.num_layers": "2"}, ""),
+    ],
+)
+def test_what_only_a_model_from_nothing_has_is_refused_beside_a_model(recipe, fields, message):
+    if message:
+        with pytest.raises(UserError) as error:
+            load_recipe(recipe, list(fields.items()))
+        assert message in str(error.value)
+        assert "model.path names m" in str(error.value)
+    else:
+        assert load_recipe(recipe, list(fields.items())).recipe == recipe
+
+
+def test_a_saved_run_loads_whatever_its_recipe_said(tmp_path):
+    """A model's own reference is its path then, beside the sizes that it was built with."""
+    config = load_recipe("wordproblems_gpu", [("model.path", "runs/x/reference"), ("sft.skip", "true")])
+    path = tmp_path / "config.toml"
+    path.write_text(dump(config))
+    assert load_config(path) == load_recipe(str(path)) == config

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from mathrl.commands.recipe_fields import Overrides, takes_fields
-from mathrl.recipes import dump, load_recipe, recipe_descriptions
+from mathrl.recipes import check_named, dump, find_recipe, recipe_descriptions
 
 Recipe = Annotated[str, Parameter(name="RECIPE", help="name of a recipe, or a TOML file", show_default=False)]
 Resume = Annotated[
@@ -23,7 +23,8 @@ _COMMONEST = ("model.path", "data.path", "algorithm.name", "train.num_steps", "r
 
 
 _ABOUT_RECIPES = (
-    "Without a recipe: quickstart.",
+    "Without a recipe: quickstart, a small model from nothing; with a model or data of",
+    "your own (--model.path, --data.path, --data.source): default.",
     'A TOML file may begin with extends = "NAME" and says only what it changes.',
     "Every field of a recipe is an option, --section.key value;",
     "mathrl config RECIPE prints them all with their reasons.",
@@ -40,14 +41,15 @@ def _recipes() -> str:
 
 @takes_fields(*_COMMONEST)
 def _train(
-    recipe: Recipe = "quickstart",
+    recipe: Recipe = "",
     /,
     *,
     resume: Resume = False,
     overwrite: Overwrite = False,
     overrides: Overrides,
 ) -> int:
-    config = load_recipe(recipe, overrides)
+    config = find_recipe(recipe, overrides)
+    check_named(config)
 
     from mathrl.commands.train import train
 
@@ -56,14 +58,15 @@ def _train(
 
 @takes_fields(*_COMMONEST)
 def _sft(
-    recipe: Recipe = "quickstart",
+    recipe: Recipe = "",
     /,
     *,
     resume: Resume = False,
     overwrite: Overwrite = False,
     overrides: Overrides,
 ) -> int:
-    config = load_recipe(recipe, overrides)
+    config = find_recipe(recipe, overrides)
+    check_named(config)
 
     from mathrl.commands.train import make_reference
 
@@ -72,13 +75,13 @@ def _sft(
 
 @takes_fields()
 def _config(
-    recipe: Recipe = "quickstart",
+    recipe: Recipe = "",
     /,
     *,
     plain: Annotated[bool, Parameter(help="without comments", show_default=False)] = False,
     overrides: Overrides,
 ) -> None:
-    print(dump(load_recipe(recipe, overrides), comments=not plain), end="")
+    print(dump(find_recipe(recipe, overrides), comments=not plain), end="")
 
 
 train = App(name="train", help_epilogue=_recipes(), default_command=_train)

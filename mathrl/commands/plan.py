@@ -12,7 +12,7 @@ from mathrl.config import Config
 from mathrl.errors import UserError
 from mathrl.memory.plan import GIB, MemoryPlan, make_plan, of_one_rank
 from mathrl.memory.shapes import load_shape
-from mathrl.recipes import load_recipe
+from mathrl.recipes import find_recipe
 
 _SHOWN = (
     "model.path",
@@ -25,7 +25,7 @@ _SHOWN = (
 
 @takes_fields(*_SHOWN)
 def _plan(
-    recipe: Annotated[str, Parameter(name="RECIPE", help="name of a recipe, or a TOML file")] = "quickstart",
+    recipe: Annotated[str, Parameter(name="RECIPE", help="name of a recipe, or a TOML file")] = "",
     /,
     *,
     gpu_memory_gib: Annotated[
@@ -39,7 +39,7 @@ def _plan(
     """Print the table; 0 if the recipe fits, 1 if not."""
     if gpus < 1:
         raise UserError(f"--gpus must be at least 1, got {gpus}")
-    config = of_one_rank(load_recipe(recipe, overrides), gpus)
+    config = of_one_rank(find_recipe(recipe, overrides), gpus)
     size = gpu_memory_gib * GIB
     if size < 0:
         raise UserError(f"--gpu-memory-gib must be positive, got {gpu_memory_gib:g}")

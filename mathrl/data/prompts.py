@@ -19,7 +19,8 @@ Kind = Literal["plain", "chat"]
 
 # What a chat model is told about the form of its answer: the rule by which that answer is read afterwards.
 _INSTRUCTIONS = {
-    "gsm8k": 'Think step by step, then give the final answer on the last line as "#### answer".',
+    # no word where the answer is to stand: small models copy it ("#### answer"), and an example's number, too
+    "gsm8k": "Think step by step. Then write the final answer on the last line, after ####.",
     "boxed": "Think step by step, then put the final answer in \\boxed{}.",
 }
 _FINAL_ANSWERS = {"gsm8k": "#### {answer}", "boxed": "\\boxed{{{answer}}}"}

@@ -30,8 +30,23 @@ from mathrl.recipes.fields import (
 )
 from mathrl.recipes.writing import dump
 
+SCRATCH_ONLY = (
+    "model.hidden_size",
+    "model.num_layers",
+    "model.num_heads",
+    "model.num_kv_heads",
+    "model.intermediate_size",
+    "model.vocab_size",
+    "model.context_length",
+    "sft.direct_answer_fraction",
+    "sft.direct_answer_steps",
+)
+"""Fields that say what a model built from nothing is, or plant in it what reinforcement is to unlearn."""
+
 __all__ = [
+    "SCRATCH_ONLY",
     "all_fields",
+    "check_named",
     "config_of",
     "differences",
     "dump",
@@ -67,7 +82,10 @@ def load_recipe(recipe: str, overrides: Sequence[tuple[str, Any]] = ()) -> Confi
     Raises:
         UserError: unknown recipe or key (with near names), wrong type, value out of range.
     """
-    return config_of(_read(recipe), where=f"recipe {recipe!r}", overrides=overrides)
+    where, table = f"recipe {recipe!r}", _read(recipe)
+    config = config_of(table, where, overrides)
+    _refuse_scratch(config, table, where, {name for name, _ in overrides})
+    return config
 
 
 def find_recipe(recipe: str, overrides: Sequence[tuple[str, Any]] = ()) -> Config:
@@ -76,9 +94,28 @@ def find_recipe(recipe: str, overrides: Sequence[tuple[str, Any]] = ()) -> Confi
     Raises:
         UserError: as ``load_recipe``.
     """
-    own = {"model.path", "data.path", "data.source"} & {name for name, value in overrides if value}
-    fitting = "default" if own and "default" in recipe_names() else "quickstart"
-    return load_recipe(recipe or fitting, overrides)
+    named = {name for name, value in overrides if value}
+    own = named & {"model.path", "data.path", "data.source", "data.mix"}
+    return load_recipe(recipe or ("default" if own else "quickstart"), overrides)
+
+
+def check_named(config: Config) -> None:
+    """Refuse a recipe for a model and data of one's own that names neither, before anything is loaded.
+
+    Raises:
+        UserError: which is missing, and how it is named.
+    """
+    model, data = config.model, config.data
+    if not model.path and not model.from_scratch:
+        raise UserError(
+            "no model is named: --model.path with a folder or a hub name (a small one is built from nothing "
+            "by the recipe quickstart: mathrl train quickstart)"
+        )
+    if not (data.source or data.path or data.mix):
+        raise UserError(
+            "no problems are named: --data.path with a file, or --data.source with a known data set or a hub "
+            "name (mathrl data lists the known ones)"
+        )
 
 
 def load_config(path: Path) -> Config:
@@ -166,6 +203,27 @@ def _refuse_unknown(table: Mapping[str, Any], model: type[BaseModel], prefix: st
             if not isinstance(value, Mapping):
                 raise UserError(f"{where}: {key!r} is a section and must be a table, not {value!r}")
             _refuse_unknown(value, section, prefix=f"{prefix}{key}.", where=where)
+
+
+def _refuse_scratch(config: Config, table: Mapping[str, Any], where: str, given: set[str]) -> None:
+    """Refuse what only a model built from nothing has, where one is named.
+
+    A recipe's own sizes stand beside a model that is its own reference (sft.skip); what is said on the
+    command line is meant.
+    """
+    if not config.model.path:
+        return
+    usual = Config()
+    for name in SCRATCH_ONLY:
+        section, key = name.split(".")
+        value = getattr(getattr(config, section), key)
+        said = name in given or (key in table.get(section, {}) and not config.sft.skip)
+        if said and value != getattr(getattr(usual, section), key):
+            raise UserError(
+                f"{where}: {name} = {value!r} is for a model built from nothing, and model.path names "
+                f"{config.model.path}: leave one of them out (without a recipe's name, the recipe default "
+                "is taken, which is made for pretrained models)"
+            )
 
 
 def _sentence(error: Any) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from mathrl.config import Config, SftConfig
 from mathrl.data import wordproblems
@@ -22,9 +22,10 @@ from mathrl.data.prompts import PromptTemplate, make_template
 from mathrl.data.stream import ProblemStream
 from mathrl.data.wordproblems import is_drill
 from mathrl.distributed.agreement import any_rank, together
-from mathrl.distributed.collectives import own_share, rank, sum_gradients, sum_ranks
-from mathrl.errors import NonFiniteError
+from mathrl.distributed.collectives import own_share, rank, sum_ranks
+from mathrl.errors import NonFiniteError, UserError
 from mathrl.policy.loading import (
+    add_adapter,
     add_turn_end,
     context_of,
     keep_freed_memory,
@@ -37,6 +38,7 @@ from mathrl.policy.loading import (
 from mathrl.policy.scratch import build_model, build_tokenizer
 from mathrl.run.files import atomic
 from mathrl.training.sft_loss import Example, SftLoss, encode_example, encode_examples
+from mathrl.training.sft_optimizer import Masters, schedule
 from mathrl.types import Problem, derive_seed
 
 OnMetrics = Callable[[int, dict[str, float]], None]
@@ -55,6 +57,7 @@ class SftResult:
     held_out_loss: float  # nats a completion token
     held_out_exact: float  # share of solutions that greedy decoding would reproduce token by token
     reached_target: bool
+    best_step: int  # of the weights that were kept; the last one without sft.keep_best
 
 
 @dataclass(frozen=True)
@@ -125,8 +128,11 @@ def train_reference(
             demonstrations = load_examples(config)
         tokenizer = demonstrations.tokenizer
         model = _base(config, tokenizer)
+        adapted = _adapted(model, config) if config.sft.lora else None
         stage = _Stage(config, model, demonstrations, progress, on_metrics)
     stage.run(start)
+    if adapted is not None:
+        model = adapted.merge_and_unload()
     add_turn_end(model, tokenizer, config.model)
     with together("saving the reference"):
         if rank() == 0:
@@ -140,7 +146,19 @@ def train_reference(
         stage.metrics.get("sft/held_out_loss", math.nan),
         stage.metrics.get("sft/held_out_exact", math.nan),
         stage.reached_target,
+        stage.kept_step,
     )
+
+
+def planned_steps(sft: SftConfig, demonstrations: Demonstrations) -> int:
+    """Optimiser steps of the stage at most: ``sft.max_train_steps``, or what ``sft.epochs`` make of the data.
+
+    Batches are filled up to ``sft.batch_tokens``, so that an epoch is a little more than tokens / batch.
+    """
+    if not sft.epochs:
+        return sft.max_train_steps
+    tokens = sum(e.num_tokens for e in demonstrations.examples.values())
+    return max(1, min(sft.max_train_steps, math.ceil(sft.epochs * tokens / sft.batch_tokens)))
 
 
 class _Stage:
@@ -154,11 +172,14 @@ class _Stage:
         progress: Callable[[int, int], None] | None,
         on_metrics: OnMetrics | None,
     ) -> None:
-        self.sft, self.progress, self.on_metrics = config.sft, progress, on_metrics
+        self.sft = config.sft.model_copy(
+            update={"max_train_steps": planned_steps(config.sft, demonstrations)}
+        )
+        self.progress, self.on_metrics = progress, on_metrics
         self.template, self.held_out = demonstrations.template, demonstrations.held_out
         compiled = config.sft.compile and model.device.type == "cuda"
         self.loss = SftLoss(model, config.sft.prompt_loss_weight, compile_layers=compiled)
-        self.optimizer = _Masters(model, config.sft)
+        self.optimizer = Masters(model, config.sft)
         seed = derive_seed(config.run.seed, "sft")
         self.stream = ProblemStream(demonstrations.train.problems, seed)
         self.rng = random.Random(seed)
@@ -167,11 +188,16 @@ class _Stage:
         self.direct: dict[str, Example] = {}
         self.step, self.tokens, self.reached_target = 0, 0, False
         self.metrics: dict[str, float] = {}
+        self.kept_step = 0
+        self.lowest = math.inf  # held-out loss
+        self.best: list[Tensor] = []  # the weights that reached it
 
     def run(self, start: float) -> None:
         sft = self.sft
         most = sft.max_train_steps + sft.direct_answer_steps
         early = sft.direct_answer_fraction if not sft.direct_answer_steps else 0.0
+        if sft.keep_best:
+            self._evaluate()
         while self.step < sft.max_train_steps and not self.reached_target and not self._is_late(start):
             self._train(early, sft.learning_rate * schedule(self.step, sft), most)
             if self.step % sft.eval_every_steps == 0 or self.step == sft.max_train_steps:
@@ -182,6 +208,9 @@ class _Stage:
             rate = _LAST_PHASE * sft.learning_rate * (1 - done / sft.direct_answer_steps)
             self._train(sft.direct_answer_fraction, rate, most)
         if sft.direct_answer_steps:
+            self._evaluate()
+        if sft.keep_best and self.best and self.kept_step != self.step:
+            self.optimizer.restore(self.best)
             self._evaluate()
         if self.progress:
             self.progress(most, most)
@@ -235,52 +264,12 @@ class _Stage:
         if self.held_out:
             loss, exact = self.loss.held_out(self.held_out, self.sft.batch_tokens)
             self.metrics |= {"sft/held_out_loss": loss, "sft/held_out_exact": exact}
+            if self.sft.keep_best and loss < self.lowest:
+                self.lowest, self.kept_step, self.best = loss, self.step, self.optimizer.snapshot()
+        if not self.sft.keep_best:
+            self.kept_step = self.step
         if self.on_metrics:
             self.on_metrics(self.step, dict(self.metrics))
-
-
-class _Masters:
-    """AdamW on float32 masters of the model's weights: steps of 1e-6 would vanish in bfloat16."""
-
-    def __init__(self, model: Any, sft: SftConfig) -> None:
-        self.weights = [p for p in model.parameters() if p.requires_grad]
-        self.masters = [p if p.dtype == torch.float32 else p.detach().float() for p in self.weights]
-        self.max_grad_norm = sft.max_grad_norm
-        decayed = [m for m in self.masters if m.dim() >= 2]  # norms and biases are not decayed
-        others = [m for m in self.masters if m.dim() < 2]
-        self.adamw = torch.optim.AdamW(
-            [
-                {"params": decayed, "weight_decay": sft.weight_decay},
-                {"params": others, "weight_decay": 0.0},
-            ],
-            betas=(0.9, 0.95),
-            fused=True,
-        )
-
-    def step(self, learning_rate: float) -> float:
-        """Add the ranks' gradients, clip, step, clear them; returns their norm before clipping."""
-        for weight, master in zip(self.weights, self.masters, strict=True):
-            if master is not weight and weight.grad is not None:
-                master.grad, weight.grad = weight.grad.float(), None
-        sum_gradients(self.masters)
-        norm = torch.nn.utils.clip_grad_norm_(self.masters, self.max_grad_norm)
-        for group in self.adamw.param_groups:
-            group["lr"] = learning_rate
-        self.adamw.step()
-        self.adamw.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            for weight, master in zip(self.weights, self.masters, strict=True):
-                if master is not weight:
-                    weight.copy_(master)
-        return norm.item()
-
-
-def schedule(step: int, sft: SftConfig) -> float:
-    """Factor of the learning rate at a 0-based step: warm-up, then cosine to 0 at max_train_steps."""
-    warmup = max(1, round(sft.warmup_fraction * sft.max_train_steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, sft.max_train_steps - warmup)))
 
 
 def base_tokenizer(config: Config, demonstrations: Sequence[Problem]) -> Any:
@@ -292,6 +281,17 @@ def base_tokenizer(config: Config, demonstrations: Sequence[Problem]) -> Any:
     else:
         texts = (f"Question: {p.question}\nAnswer: {p.solution}" for p in demonstrations)
     return build_tokenizer(texts, config.model.vocab_size)
+
+
+def _adapted(model: Any, config: Config) -> Any:
+    """The model with an adapter as ``[lora]`` says, which alone is trainable; the layers are the model's own.
+
+    Raises:
+        UserError: a model built from nothing, whose weights have to be learnt.
+    """
+    if not config.model.path:
+        raise UserError("sft.lora needs model.path: a model built from nothing learns all of its weights")
+    return add_adapter(model.requires_grad_(False), config.lora, derive_seed(config.run.seed, "sft"))
 
 
 def _base(config: Config, tokenizer: Any) -> Any:

@@ -1,0 +1,128 @@
+"""The supervised stage of a model that is there already: an adapter merged in, epochs, the best look kept."""
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mathrl.errors import UserError
+from mathrl.recipes import load_recipe
+from mathrl.training.sft import load_examples, planned_steps, train_reference
+
+TINY = {
+    "run.num_threads": "1",
+    "lora.rank": "4",
+    "data.num_train_problems": "60",
+    "data.max_steps": "1",
+    "sft.num_problems": "300",
+    "sft.max_steps": "1",
+    "sft.batch_tokens": "1024",
+    "sft.eval_every_steps": "10",
+}
+SIZES = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "intermediate_size": 64}
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    path = tmp_path_factory.mktemp("recipe") / "plain.toml"
+    path.write_text("")
+    return path
+
+
+def config_with(recipe, **changes):
+    changes = {name.replace("__", "."): str(value) for name, value in changes.items()}
+    return load_recipe(str(recipe), list((TINY | changes).items()))
+
+
+@pytest.fixture(scope="module")
+def base(recipe, tmp_path_factory):
+    """A model that has learnt a little; what another stage starts from."""
+    out = tmp_path_factory.mktemp("base") / "model"
+    sizes = {f"model__{name}": size for name, size in SIZES.items()}
+    train_reference(config_with(recipe, sft__max_train_steps=20, sft__learning_rate=3e-3, **sizes), out)
+    return out
+
+
+def into(looks):
+    """What notes the held-out losses of a stage in a list."""
+    return lambda step, metrics: looks.append(metrics["sft/held_out_loss"])
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def test_an_adapter_is_merged_into_the_reference(recipe, base, tmp_path):
+    looks = {}
+    config = config_with(
+        recipe,
+        model__path=base,
+        sft__lora=True,
+        sft__keep_best=True,
+        sft__max_train_steps=30,
+        sft__learning_rate=3e-3,
+    )
+    result = train_reference(
+        config, tmp_path / "out", on_metrics=lambda step, m: looks.setdefault(step, m["sft/held_out_loss"])
+    )
+    assert result.held_out_loss < looks[0]  # of the model as it was
+    assert result.held_out_loss == pytest.approx(min(looks.values()), abs=1e-6)
+    before, after = weights(base), weights(tmp_path / "out")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if name.endswith("_proj.weight")}
+    for name in changed:
+        assert torch.linalg.matrix_rank(after[name] - before[name], rtol=1e-3) <= 4
+
+
+def test_the_best_look_is_kept_even_where_it_is_the_model_itself(recipe, base, tmp_path):
+    for lora in (True, False):
+        config = config_with(
+            recipe,
+            model__path=base,
+            sft__lora=lora,
+            sft__keep_best=True,
+            sft__max_train_steps=10,
+            sft__learning_rate=0.5,
+        )
+        looks = []
+        result = train_reference(config, tmp_path / f"{lora}", on_metrics=into(looks))
+        assert result.best_step == 0
+        assert looks[1] > looks[0] == pytest.approx(looks[-1], abs=1e-6)
+        before, after = weights(base), weights(tmp_path / f"{lora}")
+        assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_without_keep_best_the_last_weights_stay(recipe, base, tmp_path):
+    config = config_with(recipe, model__path=base, sft__max_train_steps=10, sft__learning_rate=0.5)
+    looks = []
+    result = train_reference(config, tmp_path / "out", on_metrics=into(looks))
+    assert len(looks) == 1  # none of the model as it was
+    assert result.best_step == result.steps == 10
+
+
+def test_epochs_are_steps_of_the_data_there_is(recipe, base, tmp_path):
+    config = config_with(recipe, model__path=base, sft__epochs=1.5, sft__max_train_steps=1000)
+    found = load_examples(config)
+    tokens = sum(example.num_tokens for example in found.examples.values())
+    steps = planned_steps(config.sft, found)
+    assert steps == math.ceil(1.5 * tokens / 1024)
+    rates = []
+    result = train_reference(
+        config,
+        tmp_path / "out",
+        demonstrations=found,
+        on_metrics=lambda step, m: rates.append(m["sft/learning_rate"]),
+    )
+    assert result.steps == steps
+    assert result.tokens == pytest.approx(1.5 * tokens, rel=0.1)
+    assert rates[-1] < 0.1 * max(rates)  # the schedule ends with them
+    assert planned_steps(config.sft.model_copy(update={"max_train_steps": 3}), found) == 3
+    assert planned_steps(config.sft.model_copy(update={"epochs": 0.0}), found) == 1000
+
+
+def test_a_model_from_nothing_learns_all_of_its_weights(recipe, tmp_path):
+    with pytest.raises(UserError, match=r"sft.lora needs model.path"):
+        train_reference(config_with(recipe, sft__lora=True), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
