@@ -139,7 +139,7 @@ def test_a_recipe_extends_another_and_says_only_what_it_changes(tmp_path):
 )
 def test_without_a_name_the_recipe_is_made_for_what_is_given(fields, recipe):
     assert find_recipe("", list(fields.items())).recipe == recipe
-    assert find_recipe("math", list(fields.items())).recipe == "math"
+    assert find_recipe("default", list(fields.items())).recipe == "default"
 
 
 def test_the_default_recipe_is_for_pretrained_models():
