@@ -84,7 +84,7 @@ def test_the_best_look_is_kept_even_where_it_is_the_model_itself(recipe, base, t
             sft__lora=lora,
             sft__keep_best=True,
             sft__max_train_steps=10,
-            sft__learning_rate=0.5,
+            sft__learning_rate=5.0,
         )
         looks = []
         result = train_reference(config, tmp_path / f"{lora}", on_metrics=into(looks))
