@@ -85,9 +85,9 @@ class ServedModel:
         return _longest(template, problems) if self.tokenizer is not None else (0, problems[0])
 
     def engine(self, config: Config, templates: Mapping[str, PromptTemplate]) -> tuple[Engine, str]:
-        def ask(problem: Problem) -> list[dict[str, str]] | str:
+        def ask(problem: Problem) -> list[dict[str, str]] | tuple[int, ...]:
             template = _of(templates, problem)
-            return template.messages(problem) if self.tokenizer is None else template.text(problem)
+            return template.messages(problem) if self.tokenizer is None else template.encode(problem)
 
         sampling = Sampling(max_completion_tokens=config.rollout.max_completion_tokens, logprobs=False)
         engine = EndpointEngine(self.server, ask, sampling, concurrency=self.source.concurrency)

@@ -22,8 +22,8 @@ ATTEMPTS = 6  # of a request that a busy server turned away; waits of 1, 2, 4 â€
 _BUSY = (408, 409, 425, 429, 500, 502, 503, 504)
 _SEED_BITS = 31  # servers take a signed 32-bit seed
 
-Ask = Callable[[Problem], list[dict[str, str]] | str]
-"""Problem -> chat turns, or a whole prompt as text."""
+Ask = Callable[[Problem], list[dict[str, str]] | tuple[int, ...]]
+"""Problem -> chat turns, or a whole prompt's token ids: to text a server would add its own first token."""
 
 
 class Server:
@@ -150,7 +150,7 @@ class EndpointEngine:
 
     def _body(self, problem: Problem, sampling: Sampling, seed: int) -> dict[str, Any]:
         asked = self.ask(problem)
-        body: dict[str, Any] = {"prompt": asked} if isinstance(asked, str) else {"messages": asked}
+        body: dict[str, Any] = {"prompt": asked} if isinstance(asked, tuple) else {"messages": asked}
         body |= {
             "model": self.server.model,
             "max_tokens": sampling.max_completion_tokens,

@@ -12,7 +12,7 @@ from mathrl.errors import UserError
 from mathrl.evaluation.completions import read_evaluation
 from mathrl.rollout import endpoint
 from mathrl.rollout.endpoint import EndpointEngine, Server
-from mathrl.types import Problem, Sampling
+from mathrl.types import Completion, Problem, Sampling
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -94,6 +94,15 @@ def test_requests_carry_turns_limits_and_a_seed_each(server):
     assert [[c.text for c in g.completions] for g in again] == [
         [c.text for c in g.completions] for g in groups
     ]
+
+
+def test_whole_prompts_go_as_token_ids(server):
+    engine = EndpointEngine(Server(server.url), lambda problem: (1, 5, 7), Sampling())
+    server.plan = [(200, {"choices": [{"text": " #### 2", "finish_reason": "length"}], "usage": None})]
+    (group,) = engine.sample(PROBLEMS[:1], 1, Sampling(temperature=0.0))
+    path, body = server.asked[0]
+    assert (path, body["prompt"], "seed" in body) == ("/v1/completions", [1, 5, 7], False)
+    assert group.completions == (Completion((0, 0), " #### 2", "length"),)
 
 
 def test_a_busy_server_is_asked_again_and_a_refusal_is_told(server, monkeypatch):
