@@ -42,7 +42,8 @@ class Readings:
         parse_reference.cache_clear()
         start = time.perf_counter()
         reading = read_reference(reference, answer_type)
-        verdict = verify(reference, reference, answer_type, extract="bare")
+        extract = "boxed" if "\\boxed" in reference else "bare"
+        verdict = verify(reference, reference, answer_type, extract)
         self.seconds.append(time.perf_counter() - start)
         self.read.append((reference, reading))
         if reading.reading is not Reading.UNREAD and verdict.outcome is not Outcome.CORRECT:

@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from typing import ClassVar
 
+from verifiers.answers.chinese import in_english
 from verifiers.answers.choice import Choice, option_parts, several_letters
 from verifiers.answers.described import OTHER_SCRIPTS, Described, describe, same_description
 from verifiers.answers.spelled import spelled_fraction, spelled_number
@@ -45,6 +46,8 @@ class Auto(AnswerType):
 
     def parse(self, text: str) -> Answer:
         """Read any answer. Raises `ParseError` where it is neither bounded mathematics nor words."""
+        if not text.isascii():
+            text = in_english(text)
         spelled = spelled_number(clean(text) if len(text) < 200 else text)
         text = _SIGN_IN_WORDS.sub("-", text)
         fraction = spelled_fraction(text.strip(" .$*"))

@@ -159,7 +159,7 @@ _NAMES = re.compile(
       | \b(?:has|have|with)\ (?:an?\ |the\ )?
         (?:length|area|volume|measure|value|slope|height|radius|width|mass|speed|magnitude|degree|rank|dimension
          |period|probability|mean|median|mode|variance)(?:\ of)?
-      | [:=] | ^(?:about|approximately|exactly|approx\.?)
+      | [:=是为] | ^(?:about|approximately|exactly|approx\.?)
     )\s*\Z
     """,
     re.IGNORECASE | re.VERBOSE,
