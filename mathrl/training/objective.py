@@ -183,7 +183,7 @@ def _token_sums(
     return {
         "tokens": mask.sum(),
         "kl_old": _sum(kl_k3(old, current, algorithm.kl_knee)),  # KL(old || current)
-        "clip_frac": (clipped & mask).sum(),
+        "clip_frac": clipped.sum(),  # a masked token's ratio is 1
         "ratio_max": exp_with_knee(log_ratio, RATIO_KNEE).max(),
     }
 

@@ -8,6 +8,7 @@ from decimal import Decimal
 import pytest
 
 from mathrl.config import Config, DataConfig
+from mathrl.data.problem_set import ProblemSet, keep_fitting
 from mathrl.data.problems import (
     DATASETS,
     DatasetRow,
@@ -289,6 +290,22 @@ def test_gsm8k_rows_have_answer_and_solution_without_calculator_notes(data_dir):
     assert natalia.solution.endswith("#### 72")
     assert "<<" not in natalia.solution
     assert "48/2 = 24 clips" in natalia.solution
+
+
+def test_problems_that_do_not_fit_are_skipped_up_to_as_many_as_are_wanted():
+    problems = tuple(Problem(f"d/f/{row}", f"{row}?", "1") for row in (3, 5, 8, 9, 12))
+    found = ProblemSet("f", problems)
+    reasons = ["", "70 tokens", "", "80 tokens", ""]
+    kept = keep_fitting(found, reasons, called="too long", skip=True, most=2)
+    assert [p.id for p in kept.problems] == ["d/f/3", "d/f/8"]
+    assert [(s.row, s.reason) for s in kept.skipped] == [(5, "too long")]  # the rest was not looked at
+    whole = keep_fitting(found, reasons, called="too long", skip=True)
+    assert len(whole) == 3
+    assert [s.row for s in whole.skipped] == [5, 9]
+    with pytest.raises(UserError, match="f, problem d/f/5: 70 tokens.*--data.skip_long_prompts"):
+        keep_fitting(found, reasons, called="too long", skip=False)
+    with pytest.raises(UserError, match="no problem is left of f: all are too long .9 tokens"):
+        keep_fitting(found, ["9 tokens"] * 5, called="too long", skip=True)
 
 
 def test_longer_demonstrations_have_their_share():

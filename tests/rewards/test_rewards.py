@@ -163,6 +163,16 @@ def test_a_worked_solution_ends_in_one_alternative_or_in_all_that_is_needed():
         assert verifiers.verify(f"\\boxed{{{text}}}", answer, kind).correct
 
 
+def test_a_group_with_two_rewards_is_not_equal(scorer):
+    """Of four groups one is all alike."""
+    texts = [("#### 42", "#### 41"), ("#### 42", "?"), ("#### 42", "#### 42"), ("#### 1", "#### 42")]
+    groups = [
+        Group(Problem(str(i), "q", "42"), (1,), tuple(completion(text) for text in pair))
+        for i, pair in enumerate(texts)
+    ]
+    assert rollout_metrics(scorer.score(groups))["reward/equal_frac"] == 0.25
+
+
 def test_an_unknown_answer_type_suggests_near_names():
     with pytest.raises(UserError, match="'number'"):
         check_answer_type("nubmer")

@@ -174,17 +174,27 @@ def test_clipped_share_and_the_kl_to_the_policy_before_by_hand(name, share):
     assert metrics["policy/ratio_max"] == pytest.approx(1.3)
 
 
-def test_the_kl_to_the_policy_before_is_that_of_the_policy_that_sampled():
-    """Over a distribution of three tokens, drawn by the old policy: KL(old || new), not the reverse."""
-    old, new = tensor([0.7, 0.2, 0.1], dtype=F64), tensor([0.3, 0.3, 0.4], dtype=F64)
-    config, algorithm = configured("grpo", algorithm__kl_coef=0.0)
-    loss = PolicyLoss(config, algorithm, correct=False)
-    batch = build_batch((3,), (2,)).add(old_logprobs=old.log()[None], advantages=torch.zeros(1, 3, dtype=F64))
-    means = []
+def sums_of_tokens(loss, batch, probabilities, name) -> torch.Tensor:
+    """(3,) a sum of the loss for each of three tokens by itself, at these probabilities."""
+    found = []
     for token in range(3):
         one = batch.add(loss_mask=torch.arange(3)[None] == token)
-        means.append(loss.rows(one, TokenOutputs(new.log()[None]), Totals.of(one.loss_mask)).sums["kl_old"])
-    assert_close((old * torch.stack(means)).sum(), (old * (old / new).log()).sum())
+        outputs = TokenOutputs(probabilities.log()[None])
+        found.append(loss.rows(one, outputs, Totals.of(one.loss_mask)).sums[name])
+    return torch.stack(found)
+
+
+def test_both_kls_are_those_of_the_policy_that_sampled():
+    """Over a distribution of three tokens: KL(old || new) of the old policy's, KL(policy || reference) else."""
+    one, two = tensor([0.7, 0.2, 0.1], dtype=F64), tensor([0.3, 0.3, 0.4], dtype=F64)
+    expected = (one * (one / two).log()).sum()
+    config, algorithm = configured("grpo")
+    loss = PolicyLoss(config, algorithm, correct=False)
+    batch = build_batch((3,), (2,)).add(advantages=torch.zeros(1, 3, dtype=F64))
+    moved = batch.add(old_logprobs=one.log()[None])
+    assert_close((one * sums_of_tokens(loss, moved, two, "kl_old")).sum(), expected)
+    away = batch.add(ref_logprobs=two.log()[None])
+    assert_close((one * sums_of_tokens(loss, away, one, "kl_ref")).sum(), expected)
 
 
 def test_share_beyond_the_knee_is_counted():
