@@ -221,8 +221,8 @@ def write_table(faults: Sequence[Fault], found: Sequence[dict[str, Any]]) -> Non
         "",
         f"`{about['command']}`, commit {about['commit'][:12]}, {about['hardware']}, {about['date']}.",
         "",
-        f"{noticed} of {len(rows)} faults are noticed ({100 * noticed / len(rows):.1f} %): each is planted by "
-        "itself in a copy of the sources, and the tests of its room run there until the first fails.",
+        f"{noticed} of {len(rows)} faults are noticed ({100 * noticed / len(rows):.1f} %): each stands by "
+        "itself in a copy of the sources, where the tests of its room run until the first fails.",
         "",
         "| room | faults | noticed | seconds until noticed, median |",
         "|---|---|---|---|",

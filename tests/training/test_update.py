@@ -185,7 +185,7 @@ def sums_of_tokens(loss, batch, probabilities, name) -> torch.Tensor:
 
 
 def test_both_kls_are_those_of_the_policy_that_sampled():
-    """Over a distribution of three tokens: KL(old || new) of the old policy's, KL(policy || reference) else."""
+    """Over a distribution of three tokens: KL(old || new), and KL(policy || reference)."""
     one, two = tensor([0.7, 0.2, 0.1], dtype=F64), tensor([0.3, 0.3, 0.4], dtype=F64)
     expected = (one * (one / two).log()).sum()
     config, algorithm = configured("grpo")
