@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from mathrl.commands.prepare import HELD_OUT, PreparedRun
 from mathrl.data.prompts import PromptTemplate
+from mathrl.distributed.agreement import on_rank_0
 from mathrl.evaluation.completions import OtherEvaluationError
 from mathrl.evaluation.evaluate import Evaluation, EvaluationSettings, evaluate
 from mathrl.rewards.scorer import RewardScorer
@@ -40,7 +42,7 @@ class HeldOut:
             try:
                 found[name] = self._evaluate(f"{name} {when}", name, *sizes, out)
             except OtherEvaluationError:  # of another last step, or of data that have changed since
-                kept = self.run.folder.set_evaluation_aside(out)
+                kept = on_rank_0("moving it", partial(self.run.folder.set_evaluation_aside, out))
                 self.progress.console.print(
                     f"{out} holds another evaluation, which is kept as {kept}", soft_wrap=True
                 )

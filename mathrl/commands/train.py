@@ -21,6 +21,7 @@ from rich.console import Console
 
 from mathrl.commands.export import export_adapter
 from mathrl.commands.held_out import HeldOut
+from mathrl.commands.launch import OPTIONS
 from mathrl.commands.prepare import Additions, PreparedRun, prepare
 from mathrl.commands.watch import Watch
 from mathrl.config import Config
@@ -28,6 +29,10 @@ from mathrl.data.history import History
 from mathrl.data.problems import extract_rule
 from mathrl.data.prompts import make_template
 from mathrl.data.stream import make_stream
+from mathrl.distributed.agreement import on_rank_0, together
+from mathrl.distributed.collectives import gather
+from mathrl.distributed.session import keep_last_words, ranks
+from mathrl.distributed.shared_folder import check_shared
 from mathrl.errors import NonFiniteError, Stopped, UserError
 from mathrl.evaluation.evaluate import Evaluation
 from mathrl.policy.model import Policy
@@ -52,9 +57,18 @@ from mathrl.training.update import make_update
 def train(
     config: Config, *, resume: bool = False, overwrite: bool = False, additions: Additions | None = None
 ) -> int:
-    """Run the whole job; returns the exit status."""
+    """Run the whole job, on all ranks where there are several; returns the exit status."""
+    with ranks() as session:
+        status = _train(config, resume=resume, overwrite=overwrite, additions=additions)
+        if status:
+            session.end_with(status)
+    return status
+
+
+def _train(config: Config, *, resume: bool, overwrite: bool, additions: Additions | None) -> int:
     console = make_console()
-    run = prepare(config, resume=resume, overwrite=overwrite, additions=additions)
+    with together("checking the recipe"):
+        run = prepare(config, resume=resume, overwrite=overwrite, additions=additions)
     summary = run.folder.read_summary() if run.goes_on else None
     if summary is not None and _no_step_is_left(summary, config):
         console.print(
@@ -72,17 +86,23 @@ def make_reference(config: Config, *, resume: bool = False, overwrite: bool = Fa
     """Only the supervised stage; returns the exit status."""
     if config.sft.skip:
         raise UserError("sft.skip is set: this recipe has no supervised stage")
-    console = make_console()
-    run = prepare(config, resume=resume, overwrite=overwrite)
+    with ranks() as session:
+        console = make_console()
+        with together("checking the recipe"):
+            run = prepare(config, resume=resume, overwrite=overwrite)
+        status = _at_work(run, console, _only_reference, overwrite=overwrite)
+        if status:
+            session.end_with(status)
+    return status
 
-    def only_reference(run: PreparedRun, progress: Progress, stop: StopSignals) -> None:
-        console.print(f"reference: {_reference(run, progress, Tally())}", soft_wrap=True)
 
-    return _at_work(run, console, only_reference, overwrite=overwrite)
+def _only_reference(run: PreparedRun, progress: Progress, stop: StopSignals) -> None:
+    progress.console.print(f"reference: {_reference(run, progress, Tally())}", soft_wrap=True)
 
 
 def _only_report(run: PreparedRun, progress: Progress, stop: StopSignals) -> None:
-    progress.console.print(f"report: {write_report(run.folder.path)}", soft_wrap=True)
+    report = on_rank_0("writing the report", lambda: write_report(run.folder.path))
+    progress.console.print(f"report: {report}", soft_wrap=True)
 
 
 def _at_work(
@@ -92,16 +112,16 @@ def _at_work(
     *,
     overwrite: bool,
 ) -> int:
-    """Work in the run's folder, alone; the exit status."""
+    """Work in the run's folder, this run alone; the exit status."""
     if run.config.run.num_threads:
         torch.set_num_threads(run.config.run.num_threads)
+    folder = run.folder.open(run.config, overwrite=overwrite)  # rank 0 holds it for all
     try:
-        with (
-            run.folder.open(run.config, overwrite=overwrite),
-            StopSignals(console) as stop,
-            Progress(console) as progress,
-        ):
-            work(run, progress, stop)
+        with ExitStack() as stack:
+            on_rank_0("opening the run folder", lambda: stack.enter_context(folder))
+            check_shared(run.folder.path)
+            stop = stack.enter_context(StopSignals(console))
+            work(run, stack.enter_context(Progress(console)), stop)
     except Stopped as stopped:
         console.print(f"Stopped by {stopped.signum.name}. {_how_to_go_on(run)}", soft_wrap=True)
         return stopped.exit_status
@@ -125,25 +145,31 @@ def _stages(run: PreparedRun, progress: Progress, stop: StopSignals) -> None:
     cfg, tally = run.config, Tally()
     reference = _reference(run, progress, tally)
     with ExitStack() as stack:
-        scorer = RewardScorer(
-            cfg.reward, extract_rule(cfg.data), make_reward_model(cfg.reward), run.reward_functions
-        )
-        stack.callback(scorer.close)  # its processes start while the model loads
-        policy = Policy.from_pretrained(reference, cfg)
-        template = make_template(cfg, policy.tokenizer)
-        scorer.prompt_text = template.text
-        engine, reason = make_engine(cfg, policy, template.encode)
-        stack.callback(engine.close)
+        with together("loading the model and starting the engine"):
+            scorer = RewardScorer(
+                cfg.reward, extract_rule(cfg.data), make_reward_model(cfg.reward), run.reward_functions
+            )
+            stack.callback(scorer.close)  # its processes start while the model loads
+            policy = Policy.from_pretrained(reference, cfg)
+            template = make_template(cfg, policy.tokenizer)
+            scorer.prompt_text = template.text
+            engine, reason = make_engine(cfg, policy, template.encode)
+            stack.callback(engine.close)
+            engine.load(policy.adapter(), version=0)
         progress.console.print(f"  engine: {reason}", soft_wrap=True)
-        engine.load(policy.adapter(), version=0)
         held_out = HeldOut(run, engine, scorer, template, progress, tally)
 
         before = held_out.measure("before")
-        trainer = _make_trainer(run, policy, engine, scorer)
+        with together("preparing to train"):
+            trainer = _make_trainer(run, policy, engine, scorer)
         early = _reinforce(run, trainer, held_out, tally, progress, stop, reference)
-        export_adapter(run.folder.adapter, policy.adapter(), reference)
+        adapter = policy.adapter()
+        on_rank_0("exporting", lambda: export_adapter(run.folder.adapter, adapter, reference))
         after = held_out.measure("after")
-        _finish(run, trainer, tally, before, after, progress, stopped_early=early)
+        on_rank_0(
+            "finishing",
+            lambda: _finish(run, trainer, tally, before, after, progress, stopped_early=early),
+        )
 
 
 def _reference(run: PreparedRun, progress: Progress, tally: Tally) -> str:
@@ -151,16 +177,21 @@ def _reference(run: PreparedRun, progress: Progress, tally: Tally) -> str:
     cfg, folder = run.config, run.folder
     if cfg.sft.skip:
         return cfg.model.path
-    if folder.reference.is_dir():
+    if gather(folder.reference.is_dir())[0]:
         return str(folder.reference)
     with (
         tally.timed("sft"),
         progress.stage("SFT", cfg.sft.max_train_steps) as stage,
-        closing(SftTracker(folder, cfg.tracking)) as tracker,
+        ExitStack() as stack,
     ):
+        tracker = on_rank_0(
+            "opening the metrics",
+            lambda: stack.enter_context(closing(SftTracker(folder, cfg.tracking))),
+        )
 
         def on_metrics(step: int, metrics: Metrics) -> None:
-            tracker.log(step, metrics)
+            if tracker is not None:
+                tracker.log(step, metrics)
             stage.show(step, metrics)
 
         train_reference(
@@ -200,11 +231,12 @@ def _reinforce(
     """From the newest checkpoint, if there is one, to the last step; whether it stopped early."""
     console, num_steps = progress.console, run.config.train.num_steps
     store = CheckpointStore(run.folder.checkpoints, run.config.checkpoint.keep_last)
-    newest = store.latest()
+    newest = gather(store.latest())[0]
     if newest is not None:
-        state = store.load(newest)
-        trainer.restore(state["trainer"])
-        tally.restore(state)
+        with together("reading the checkpoint"):
+            state = store.load(newest)
+            trainer.restore(state["trainer"])
+            tally.restore(state)
         console.print(f"  resumed after step {trainer.steps_done}")
     with stop.deferred(), progress.stage("train", num_steps) as bar:
         bar(trainer.steps_done, num_steps)
@@ -212,11 +244,12 @@ def _reinforce(
             run, trainer, held_out, store, tally, stop, reference=reference, bar=bar, console=console
         )
         trainer.hooks = watch.hooks
+        keep_last_words(watch.save_in_need)
         with closing(watch):
             try:
                 watch.catch_up()
                 if not (trainer.ended or watch.stopped_early):
-                    run.folder.set_results_aside()
+                    on_rank_0("setting results aside", run.folder.set_results_aside)
                     trainer.run()
             except NonFiniteError as error:
                 raise NonFiniteError(f"{error}; {watch.evidence()}", error.rows) from error
@@ -225,7 +258,9 @@ def _reinforce(
                     watch.save_last()
                 raise
             watch.save_last()
-    stop.raise_if_asked()
+        keep_last_words(None)
+    with together("stopping"):
+        stop.raise_if_asked()
     return watch.stopped_early
 
 
@@ -291,7 +326,8 @@ def _how_to_go_on(run: PreparedRun) -> str:
         kept = "What was done is saved"
     else:
         kept = "The supervised stage begins anew"
-    return f"{kept}. Go on with: {_program()} train {shlex.quote(str(run.folder.config))} --resume"
+    options = f" {os.environ[OPTIONS]}" if OPTIONS in os.environ else ""
+    return f"{kept}. Go on with: {_program()} train {shlex.quote(str(run.folder.config))} --resume{options}"
 
 
 def _program() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -13,12 +13,15 @@ from rich.console import Console
 from mathrl.commands.held_out import HeldOut
 from mathrl.commands.prepare import PreparedRun
 from mathrl.commands.replay import save_batch, save_metrics
+from mathrl.distributed.agreement import any_rank, on_rank_0, together
+from mathrl.distributed.collectives import gather
 from mathrl.report.doctor import Doctor, tell
 from mathrl.run.checkpoint import CheckpointStore
 from mathrl.run.progress import Stage
 from mathrl.run.stop import StopSignals
 from mathrl.run.tally import Tally
 from mathrl.run.tracking import Tracker
+from mathrl.training.sharing import agree_on_adapter, whole_batch, worst
 from mathrl.training.trainer import Hooks, Metrics, Trainer
 from mathrl.types import Batch, Group
 
@@ -48,16 +51,19 @@ class Watch:
         self.run, self.trainer, self.held_out, self.reference = run, trainer, held_out, reference
         self.store, self.tally, self.stop = store, tally, stop
         self.bar, self.console = bar, console
-        self.tracker = Tracker(run.folder, run.config, trainer.steps_done)
+        steps = trainer.steps_done
+        self.tracker = on_rank_0("opening the metrics", lambda: Tracker(run.folder, run.config, steps))
         self.doctor = Doctor(run.config)
         self.hooks = Hooks(self.after_step, self.should_stop, self.on_batch, stop.interruptible)
-        self.saved_step = trainer.steps_done if store.latest() else None
+        self.saved_step = steps if gather(store.latest())[0] else None
+        self.counted_step = steps  # the last that is in the tally
         self.batch: tuple[int, Batch] | None = None  # number of the step under way, and its batch
         self.groups: Sequence[Group] = ()  # of the last step, where this process has made it
 
     def close(self) -> None:
         """Close what metrics go to; safe to call twice."""
-        self.tracker.close()
+        if self.tracker is not None:
+            self.tracker.close()
 
     # --- what the trainer calls -----------------------------------------------------------------------------
 
@@ -69,7 +75,8 @@ class Watch:
     def after_step(self, done: int, metrics: Metrics, groups: Sequence[Group]) -> None:
         self._measure_memory(metrics)
         self.tally.add(metrics)
-        self.tracker.samples(done, groups)
+        self.counted_step = done
+        self._write(lambda tracker: tracker.samples(done, groups))
         self.groups = groups
         self.tally.unlogged = metrics
         self.catch_up()
@@ -101,18 +108,30 @@ class Watch:
         improved = False
         if cfg.evaluate.every_steps and done % cfg.evaluate.every_steps == 0:
             improved = self._look(done, metrics)
-        self._log(done, metrics)
+        saves = improved or bool(cfg.checkpoint.every_steps and done % cfg.checkpoint.every_steps == 0)
+        if saves:
+            metrics |= agree_on_adapter(self.trainer.policy.adapter(), f"step {done}")
+        self._write(lambda tracker: self._log(tracker, done, metrics))
         self.tally.unlogged = None
-        if improved or (cfg.checkpoint.every_steps and done % cfg.checkpoint.every_steps == 0):
-            self.save(best=improved)
-        if self.run.after_step is not None and self.run.after_step(done, metrics, self.groups) is False:
+        if saves:
+            self._save(best=improved)
+        if self._told_to_stop(done, metrics):
             self.tally.told_to_stop_of = cfg.train.num_steps
-            self.save()
+            self._save()
+
+    def _told_to_stop(self, done: int, metrics: Metrics) -> bool:
+        """Whether the caller's own ``after_step``, which rank 0 asks, says that this is the end."""
+        ask = self.run.after_step
+        if ask is None:
+            return False
+        return any_rank(on_rank_0("after_step", lambda: ask(done, metrics, self.groups)) is False)
 
     def _measure_memory(self, metrics: Metrics) -> None:
-        metrics["memory/rss_mib"] = psutil.Process().memory_info().rss / 2**20
+        """The most that any rank takes."""
+        own = {"memory/rss_mib": psutil.Process().memory_info().rss / 2**20}
         if self.trainer.policy.device.type == "cuda":
-            metrics["memory/gpu_peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
+            own["memory/gpu_peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
+        metrics |= worst(gather(own))
 
     def _look(self, done: int, metrics: Metrics) -> bool:
         """Add held-out accuracy to the metrics; whether its lower bound is the best so far."""
@@ -120,11 +139,20 @@ class Watch:
         with self.stop.interruptible():
             evaluation = self.held_out.look(done)
         metrics |= evaluation.metrics() | {"time/evaluate_s": time.perf_counter() - start}
-        self.tracker.watch(done, evaluation.records[: self.run.config.tracking.num_watched])
+        watched = evaluation.records[: self.run.config.tracking.num_watched]
+        self._write(lambda tracker: tracker.watch(done, watched))
         return self.tally.looked(done, metrics["held_out/accuracy_low"])
 
-    def _log(self, done: int, metrics: Metrics) -> None:
-        self.tracker.log(done, metrics)
+    def _write(self, write: Callable[[Tracker], None]) -> None:
+        """Rank 0 writes, and no rank goes on where it cannot."""
+        with together("writing the metrics"):
+            if self.tracker is not None:
+                write(self.tracker)
+
+    def _log(self, tracker: Tracker, done: int, metrics: Metrics) -> None:
+        tracker.log(done, metrics)
+        if len(self.trainer.rank_seconds) > 1:
+            tracker.ranks(done, self.trainer.rank_seconds)
         if self._keeps_batch(done) and self._batch_folder(done).is_dir():  # a skipped step has no batch
             save_metrics(self._batch_folder(done), metrics)
         self.bar.show(done, metrics)
@@ -138,16 +166,33 @@ class Watch:
     def _batch_folder(self, step: int) -> Path:
         return self.run.folder.batches / f"step-{step:08d}"
 
-    def save(self, *, best: bool = False) -> None:
-        """A checkpoint of the last whole step."""
+    def _save(self, *, best: bool = False) -> None:
+        """A checkpoint of the last whole step; rank 0 writes it."""
         step = self.trainer.steps_done
-        self.store.save(step, {"trainer": self.trainer.state()} | self.tally.state(), best=best)
+        state = {"trainer": self.trainer.state()} | self.tally.state()
+        on_rank_0("writing a checkpoint", lambda: self.store.save(step, state, best=best))
         self.saved_step = step
 
     def save_last(self) -> None:
         """A checkpoint where the last whole step has none yet."""
         if self.saved_step != self.trainer.steps_done:
-            self.save()
+            agree_on_adapter(self.trainer.policy.adapter(), f"step {self.trainer.steps_done}")
+            self._save()
+
+    def save_in_need(self) -> None:
+        """What can be kept of a run that loses a rank: the last whole step, written by whoever calls this.
+
+        Nothing where the step under way has begun to change the policy.
+        """
+        whole = self.trainer.last_whole()
+        if whole is None:
+            return
+        state, metrics = whole
+        if state["steps_done"] > self.counted_step:  # made, and not yet told
+            self.tally.add(metrics)
+            self.tally.unlogged = metrics
+        if state["steps_done"] != self.saved_step:
+            self.store.save(state["steps_done"], {"trainer": state} | self.tally.state())
 
     def evidence(self) -> str:
         """Keep the batch whose step was not made; where it is, and which checkpoint is good."""
@@ -156,14 +201,19 @@ class Watch:
         return f"{good}; the batch is kept for mathrl replay {self._save_batch()}"
 
     def _save_batch(self) -> Path:
+        """Every rank calls it; rank 0 writes."""
         assert self.batch is not None, "the trainer announces a batch before it updates"
-        step, batch = self.batch
-        return save_batch(
-            self.run.folder.batches,
-            self.run.config,
-            self.trainer.policy,
-            self.trainer.update,
-            batch,
-            step=step,
-            reference=self.reference,
+        step, batch = self.batch[0], whole_batch(self.batch[1])
+        on_rank_0(
+            "keeping a batch",
+            lambda: save_batch(
+                self.run.folder.batches,
+                self.run.config,
+                self.trainer.policy,
+                self.trainer.update,
+                batch,
+                step=step,
+                reference=self.reference,
+            ),
         )
+        return self._batch_folder(step)

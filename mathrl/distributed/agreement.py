@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import pickle
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from types import FrameType
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from mathrl.distributed.collectives import gather, measured
-from mathrl.distributed.group import Group, current
+from mathrl.distributed.collectives import gather, measured, rank
+from mathrl.distributed.group import Group, current, joined
 from mathrl.errors import Stopped, UserError
+
+T = TypeVar("T")
 
 _FINE, _FAILED, _STOPPED = 0, 1, 2  # stopped: and the signal's number on top
 
@@ -26,8 +30,7 @@ class RankError(RuntimeError):
     """Another rank raised an error that is nobody's input; its traceback stands on that rank's stderr."""
 
 
-@contextmanager
-def together(work: str) -> Iterator[None]:
+def together(work: str) -> AbstractContextManager[None]:
     """Around work of this rank alone, after which all ranks go on, or all raise.
 
     Args:
@@ -39,19 +42,48 @@ def together(work: str) -> Iterator[None]:
             unless all say the same.
     """
     group = current()
-    if group is None:
-        yield
-        return
-    error: BaseException | None = None
-    assert not group.local_work, f"{work} inside {group.local_work}"
-    group.local_work = work
-    try:
-        yield
-    except (Exception, KeyboardInterrupt) as caught:  # noqa: BLE001 - told to all below, then raised
-        error = caught
-    finally:
-        group.local_work = ""
-    _agree(group, error)
+    return nullcontext() if group is None else _Together(group, work)
+
+
+class _Together:
+    """No generator, in whose ends a signal handler could raise before this rank has told how it went."""
+
+    def __init__(self, group: Group, work: str) -> None:
+        self.group, self.work = group, work
+
+    def __enter__(self) -> None:
+        group = self.group
+        assert not group.local_work, f"{self.work} inside {group.local_work}"
+        try:
+            group.raise_if_stopped()
+        except KeyboardInterrupt as stopped:
+            _agree(group, stopped)
+            raise
+        group.local_work = self.work
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        self.group.local_work = ""
+        if error is None or isinstance(error, (Exception, KeyboardInterrupt)):
+            _agree(self.group, error)
+
+
+def is_own_work(frame: FrameType | None) -> bool:
+    """Whether a signal handler that interrupts this frame may raise: inside ``together``, not at its ends."""
+    group = joined()
+    return bool(group and group.local_work) and (frame is None or frame.f_code.co_filename != __file__)
+
+
+def on_rank_0(work: str, do: Callable[[], T]) -> T | None:
+    """What rank 0 alone does, such as writing a file; the others get None, once it is done.
+
+    Raises:
+        Exception: on all ranks, as ``together``.
+    """
+    result: T | None = None
+    with together(work):
+        if rank() == 0:
+            result = do()
+    return result
 
 
 def any_rank(flag: bool) -> bool:
@@ -64,9 +96,9 @@ def agreed_rank(error: BaseException) -> int | None:
     """The rank whose error all ranks have raised; None: this error is this rank's own affair."""
     seen: BaseException | None = error
     while seen is not None:
-        rank: int | None = getattr(seen, "agreed_rank", None)
-        if rank is not None:
-            return rank
+        found: int | None = getattr(seen, "agreed_rank", None)
+        if found is not None:
+            return found
         seen = seen.__cause__
     return None
 
@@ -79,7 +111,9 @@ def _agree(group: Group, error: BaseException | None) -> None:
     if worst == _FINE:
         return
     if worst >= _STOPPED:
-        raise error if isinstance(error, Stopped) else Stopped(worst - _STOPPED) from error
+        if not isinstance(error, Stopped):
+            raise Stopped(worst - _STOPPED) from error
+        return
     told = gather(None if error is None else _portable(error))
     failed = [rank for rank, found in enumerate(told) if found is not None]
     first, sentence = failed[0], str(told[failed[0]])
@@ -91,7 +125,9 @@ def _agree(group: Group, error: BaseException | None) -> None:
     if not everywhere and isinstance(raised, (UserError, RankError)):
         raised.args = (f"rank {first}: {sentence}", *raised.args[1:])
     raised.agreed_rank = first  # type: ignore[attr-defined]
-    raise raised from (error if raised is not error else None)
+    if raised is not error:
+        raise raised from error
+    # else it is on its way already
 
 
 def _worst(group: Group, status: int) -> int:

@@ -8,7 +8,7 @@ long as a stage of another rank does; who has ended or fallen silent meanwhile i
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -30,15 +30,22 @@ class Group:
     waiting: dist.ProcessGroup  # gloo: for tensors on the CPU, objects and agreements
     tensors: dist.ProcessGroup | None  # NCCL: for tensors on GPUs; None on the CPU
     local_work: str = ""  # what ``together`` is around at the moment: nothing in it may ask other ranks
+    raise_if_stopped: Callable[[], None] = lambda: None  # run/stop.py: whoever is told to stop, all do
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # since last taken
     agreements: list[float] = field(default_factory=list)  # seconds of each, since last taken
 
 
 _group: Group | None = None  # of this process, as torch's own process group is
+_is_alone = False
 
 
 def current() -> Group | None:
-    """The group, or None in a run of one process."""
+    """The group, or None in a run of one process and inside ``alone``."""
+    return None if _is_alone else _group
+
+
+def joined() -> Group | None:
+    """The group, also inside ``alone``."""
     return _group
 
 
@@ -84,9 +91,9 @@ def alone() -> Iterator[None]:
 
     For work that not all ranks do, or whose result is nobody else's.
     """
-    global _group
-    group, _group = _group, None
+    global _is_alone
+    before, _is_alone = _is_alone, True
     try:
         yield
     finally:
-        _group = group
+        _is_alone = before

@@ -17,18 +17,31 @@ from mathrl.errors import UserError
 EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
 
 
+_session: Session | None = None  # of this process, while it has ranks
+
+
+def keep_last_words(words: Callable[[], None] | None) -> None:
+    """``words`` is called at a bad end by the lowest rank that is left, in any of its threads; None: no more.
+
+    It saves what can be saved. With one process nobody calls it.
+    """
+    if _session is not None:
+        _session.lookout.last_words = words
+
+
 @contextmanager
-def ranks() -> Iterator[Session]:
+def ranks() -> Iterator[Alone]:
     """The ranks of this run. With one process: nothing but the place of the only one.
 
     With several this process ends with the block: well where it does so on all ranks, and with one sentence,
     told by one of them, where anything is raised on any.
     """
+    global _session
     own = group.start()
     if own.world == 1:
-        yield Session(own, None)
+        yield Alone()
         return
-    session = Session(own, Lookout(own, connect(own)))
+    _session = session = Session(own, Lookout(own, connect(own)))
     try:
         yield session
         with together("the end"):
@@ -38,32 +51,31 @@ def ranks() -> Iterator[Session]:
     session.leave()
 
 
-class Session:
-    """A run's ranks while it lasts."""
-
-    def __init__(self, place: Place, lookout: Lookout | None) -> None:
-        self.place, self._lookout = place, lookout
-
-    def keep_last_words(self, words: Callable[[], None] | None) -> None:
-        """``words`` is called at a bad end by the lowest rank that is left, in any of its threads."""
-        if self._lookout is not None:
-            self._lookout.last_words = words
+class Alone:
+    """The only process of a run."""
 
     def end_with(self, status: int) -> None:
-        """End all ranks with this status, without a word; does nothing for a single process."""
-        if self._lookout is not None:
-            self._lookout.end(self._lookout.settle("", status))
+        """It ends with its command."""
+
+
+class Session(Alone):
+    """A run's ranks while it lasts."""
+
+    def __init__(self, place: Place, lookout: Lookout) -> None:
+        self.place, self.lookout = place, lookout
+
+    def end_with(self, status: int) -> None:
+        """End all ranks with this status, without a word; does not return."""
+        self.lookout.end(self.lookout.settle("", status))
 
     def leave(self) -> None:
         """All ranks have come to their end."""
-        assert self._lookout is not None
-        self._lookout.stop()
+        self.lookout.stop()
         group.stop()
 
     def end_after(self, error: BaseException) -> None:
         """End this process, and so the run, with one sentence; does not return."""
-        lookout = self._lookout
-        assert lookout is not None
+        lookout = self.lookout
         lost = _lost_connection(error)
         if lost is not None:
             lookout.end(lookout.wait_for_verdict(lost))

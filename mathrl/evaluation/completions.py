@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -51,12 +52,16 @@ class CompletionLog:
     Args:
         header: identifies the evaluation; its ``resume_key`` must be the file's.
         replace_other: start anew where the file belongs to another evaluation.
+        rank: of several that evaluate together; all but rank 0 write into hidden files beside it, which
+            ``join_parts`` brings into it.
 
     Raises:
         UserError: the file belongs to another evaluation and ``replace_other`` is false.
     """
 
-    def __init__(self, path: Path | None, header: Mapping[str, Any], *, replace_other: bool = False):
+    def __init__(
+        self, path: Path | None, header: Mapping[str, Any], *, replace_other: bool = False, rank: int = 0
+    ):
         self.path = path
         self.found: dict[Key, Completion] = {}
         self._file: BinaryIO | None = None
@@ -65,16 +70,20 @@ class CompletionLog:
         if not replace_other:
             refuse_other(path, header["resume_key"])
         begun = _belongs(path, header["resume_key"])
+        if rank:
+            self.path = _part(path, rank)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(path, "a+b" if begun else "w+b")  # noqa: SIM115 - closed by close()
+            goes_on = begun and not rank
+            self._file = open(self.path or path, "a+b" if goes_on else "w+b")  # noqa: SIM115 - closed by close()
         except OSError as error:
-            raise UserError(f"{path} cannot be written: {cannot_write(error)}") from error
-        if begun:
+            raise UserError(f"{self.path} cannot be written: {cannot_write(error)}") from error
+        if goes_on:
             cut_unfinished(self._file)
-            self._read(path)
         else:
             self._write({"kind": "header", **header})
+        if begun:
+            self._read(path)
 
     def _read(self, path: Path) -> None:
         for _, row in read_rows(path, growing=True):
@@ -103,6 +112,33 @@ class CompletionLog:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def join_parts(path: Path, header: Mapping[str, Any]) -> None:
+    """Bring what several ranks have left of an interrupted evaluation into its file, and remove their parts.
+
+    Where the file belongs to another evaluation, everything is left as it is.
+    """
+    parts = sorted(path.parent.glob(_part(path, "*").name))
+    key = header["resume_key"]
+    if not parts or (path.exists() and not _only_begun(path) and not _belongs(path, key)):
+        return
+    with closing(CompletionLog(path, header)) as log:
+        for part in parts:
+            for _, row in read_rows(part, growing=True) if _belongs(part, key) else ():
+                if row["kind"] != "header":
+                    log._write(row)
+    remove_parts(path)
+
+
+def remove_parts(path: Path) -> None:
+    """Remove the ranks' files beside an evaluation's."""
+    for part in path.parent.glob(_part(path, "*").name):
+        part.unlink()
+
+
+def _part(path: Path, rank: int | str) -> Path:
+    return path.with_name(f".{path.stem}.rank{rank}{path.suffix}")
 
 
 class OtherEvaluationError(UserError):

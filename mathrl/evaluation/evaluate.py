@@ -15,8 +15,10 @@ from mathrl.evaluation.completions import (
     GREEDY,
     SAMPLE,
     CompletionLog,
+    join_parts,
     judged_records,
     read_evaluation,
+    remove_parts,
     write_evaluation,
 )
 from mathrl.evaluation.paired import Difference, compare_evaluations
@@ -65,7 +67,9 @@ def evaluate(
     replace_other: bool = False,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Sample, judge and count, with the weights the engine has now.
+    """Sample, judge and count, with the weights the engine has now; several ranks share the problems.
+
+    Every rank gets the whole evaluation, and it does not depend on how many there are.
 
     Args:
         info: told in the result, not compared (model, engine …).
@@ -77,15 +81,25 @@ def evaluate(
         UserError: no problem, two problems with one id, a prompt too long for the model's context, or
             ``out`` holds an evaluation of something else.
     """
+    from mathrl.distributed.agreement import (
+        on_rank_0,
+        together,
+    )  # torch: what judges saved files does without
+    from mathrl.distributed.collectives import gather, interleaved, own_share, rank
+
     _check_ids(problems, name)
     protocol = make_protocol(problems, settings, extract=scorer.extract)
     header = {"name": name, "resume_key": resume_key(protocol, seed, engine.version, info)}
     start = time.perf_counter()
-    with closing(CompletionLog(out, header, replace_other=replace_other)) as log:
-        sampler = _Sampler(engine, problems, scorer, settings, log, progress)
-        groups = sampler.groups(seed)
-    generated = time.perf_counter()
-    records, skipped = judge_groups(scorer, groups, name)
+    if out is not None:
+        on_rank_0("opening an evaluation", lambda: join_parts(out, header))
+    with together(f"evaluation {name}"):
+        with closing(CompletionLog(out, header, replace_other=replace_other, rank=rank())) as log:
+            sampler = _Sampler(engine, own_share(problems), scorer, settings, log, progress, len(problems))
+            groups = sampler.groups(seed)
+        generated = time.perf_counter()
+        own = _judge_each(scorer, groups)
+    records, skipped = _kept(interleaved(gather(own)), name)
     evaluation = Evaluation(
         name=name,
         records=records,
@@ -93,12 +107,17 @@ def evaluate(
         version=engine.version,
         seed=seed,
         skipped=skipped,
-        reused=sampler.reused,
+        reused=sum(gather(sampler.reused)),
         seconds={"generate": generated - start, "verify": time.perf_counter() - generated},
         info={"engine": engine.name, **(info or {})},
     )
+
+    def write(path: Path) -> None:
+        write_evaluation(evaluation, path, header)
+        remove_parts(path)
+
     if out is not None:
-        write_evaluation(evaluation, out, header)
+        on_rank_0("writing an evaluation", lambda: write(out))
     return evaluation
 
 
@@ -122,10 +141,12 @@ class _Sampler:
         settings: EvaluationSettings,
         log: CompletionLog,
         progress: Progress | None,
+        num_problems: int,
     ):
         self.engine, self.problems, self.scorer, self.log = engine, problems, scorer, log
         self.settings, self.progress = settings, progress
-        self.total = len(problems) * (1 + settings.num_samples)
+        self.total = num_problems * (1 + settings.num_samples)  # of all ranks; shown as this one gets on
+        self.shares = num_problems / max(len(problems), 1)
         self.done = self.reused = 0
 
     def groups(self, seed: int) -> list[Group]:
@@ -171,7 +192,7 @@ class _Sampler:
     def _count(self, more: int) -> None:
         self.done += more
         if self.progress is not None:
-            self.progress(self.done, self.total)
+            self.progress(min(round(self.done * self.shares), self.total), self.total)
 
 
 def judge_groups(scorer: Scorer, groups: Sequence[Group], name: str) -> tuple[tuple[Record, ...], int]:
@@ -180,11 +201,22 @@ def judge_groups(scorer: Scorer, groups: Sequence[Group], name: str) -> tuple[tu
     Raises:
         UserError: none is left.
     """
+    return _kept(_judge_each(scorer, groups), name)
+
+
+def _judge_each(scorer: Scorer, groups: Sequence[Group]) -> list[Record | None]:
+    """The record of each group; None where no verifier reads its reference."""
     records = [record_of(group) for group in scorer.judge(groups)]
     kept = judged_records(records)
+    left, voted = {id(record) for record in kept}, iter(with_votes(scorer, kept))
+    return [next(voted) if id(record) in left else None for record in records]
+
+
+def _kept(records: Sequence[Record | None], name: str) -> tuple[tuple[Record, ...], int]:
+    kept = tuple(record for record in records if record is not None)
     if not kept:
         raise UserError(f"evaluation {name}: no verifier can read any of the {len(records)} references")
-    return tuple(with_votes(scorer, kept)), len(records) - len(kept)
+    return kept, len(records) - len(kept)
 
 
 def with_votes(scorer: Scorer, records: Sequence[Record]) -> list[Record]:

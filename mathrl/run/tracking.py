@@ -53,6 +53,8 @@ class Watched(Protocol):
 class Tracker:
     """Writes ``metrics.jsonl`` (a row a step), ``samples.jsonl`` (a row a problem) and the sinks asked for.
 
+    Of several ranks, ``ranks.jsonl`` has each one's seconds.
+
     Each row is on its way to the disk when ``log`` returns, so a killed run keeps all its rows. A resumed run
     continues after its checkpoint: rows of later steps, which will be made again, are dropped first.
 
@@ -69,7 +71,8 @@ class Tracker:
         check_trackers(config.tracking)
         self.config = config.tracking
         self.metrics_file, self.samples_file = folder.path / "metrics.jsonl", folder.path / "samples.jsonl"
-        for file in (self.metrics_file, self.samples_file):
+        self.ranks_file = folder.path / "ranks.jsonl"
+        for file in (self.metrics_file, self.samples_file, self.ranks_file):
             keep_rows(file, lambda row: row.get("step", math.inf) <= steps_done)
         self.sinks: list[Sink] = []
         if self.config.tensorboard:
@@ -87,6 +90,10 @@ class Tracker:
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         for sink in self.sinks:
             sink.log(step, finite)
+
+    def ranks(self, step: int, seconds: Sequence[Mapping[str, float]]) -> None:
+        """Write every rank's seconds of a step by phase, to ``ranks.jsonl``."""
+        append_rows(self.ranks_file, [{"step": step, "ranks": [dict(row) for row in seconds]}])
 
     def samples(self, step: int, groups: Sequence[Group]) -> None:
         """Write the first ``tracking.samples_per_step`` groups of a step, with their scores."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mathrl.types import Batch, Group
@@ -61,6 +63,26 @@ def collate_share(groups: Sequence[Group], own: Sequence[bool], pad_id: int) -> 
     places = [first[g] + i for g, mine in enumerate(own) if mine for i in range(sizes[g])]
     batch = collate([group for group, mine in zip(groups, own, strict=True) if mine], pad_id)
     return replace(batch, places=torch.tensor(places, dtype=torch.long), num_places=sum(sizes))
+
+
+def merge_shares(shares: Sequence[Batch]) -> Batch:
+    """The batch of which these are the ranks' shares, with its rows in their places; all on one device."""
+    width = max(share.loss_mask.shape[1] for share in shares)
+    order = torch.cat([share.places for share in shares if share.places is not None]).argsort()
+    changes: dict[str, Any] = {"places": None, "num_places": 0}
+    for f in fields(Batch):
+        values = [getattr(share, f.name) for share in shares if share.num_completions]
+        if f.name not in ("places", "group_ids") and isinstance(values[0], Tensor):
+            wide = [F.pad(v, (0, width - v.shape[1])) if v.dim() == 2 else v for v in values]
+            changes[f.name] = torch.cat(wide)[order]
+    prompts = [prompt for share in shares for prompt in share.prompts]
+    before = [sum(len(share.prompts) for share in shares[:r]) for r in range(len(shares))]
+    group_ids = torch.cat([share.group_ids + first for share, first in zip(shares, before, strict=True)])[
+        order
+    ]
+    changes["group_ids"] = torch.unique_consecutive(group_ids, return_inverse=True)[1]
+    changes["prompts"] = tuple(prompts[int(g)] for g in torch.unique_consecutive(group_ids))
+    return replace(shares[0], **changes)
 
 
 def micro_batches(batch: Batch, max_tokens: int) -> Iterator[Tensor]:

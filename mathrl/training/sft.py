@@ -117,7 +117,8 @@ def train_reference(
     Args:
         demonstrations: as ``load_examples`` gives them; None: loaded here.
         progress: called as (steps done, steps at most).
-        on_metrics: called as (step, metrics) every ``sft.eval_every_steps`` and at the end.
+        on_metrics: called as (step, metrics) every ``sft.eval_every_steps`` and at the end. If it is given,
+            it must be on every rank.
 
     Raises:
         UserError: no worked solutions, or a base that cannot be loaded; nothing is written then.
@@ -269,7 +270,8 @@ class _Stage:
         if not self.sft.keep_best:
             self.kept_step = self.step
         if self.on_metrics:
-            self.on_metrics(self.step, dict(self.metrics))
+            with together("telling how the supervised stage goes"):
+                self.on_metrics(self.step, dict(self.metrics))
 
 
 def base_tokenizer(config: Config, demonstrations: Sequence[Problem]) -> Any:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import torch
 
 from mathrl.distributed.collectives import gather, interleaved, rank, world_size
 from mathrl.errors import UserError
-from mathrl.training.batch import collate
+from mathrl.training.batch import merge_shares
 from mathrl.types import Adapter, Batch, Group, Problem
 
 _HASH_BITS = 52  # of an adapter's hash as a metric: numbers of JSON and of charts hold so many exactly
@@ -40,37 +40,11 @@ def all_groups(problems: Sequence[Problem], own: Sequence[Group]) -> list[Group]
     return interleaved(groups)
 
 
-def whole_batch(own: Batch, groups: Sequence[Group], pad_id: int) -> Batch:
-    """The step's batch of all ranks, on the CPU: all groups, and what each rank computed for its own.
-
-    Every rank must call it.
-
-    Args:
-        own: this rank's rows.
-        groups: all that train in this step.
-    """
+def whole_batch(own: Batch) -> Batch:
+    """The step's batch of all ranks; on the CPU where there are several. Every rank must call it."""
     if world_size() == 1:
         return replace(own, places=None, num_places=0)
-    whole = collate(groups, pad_id)
-    for part in gather(own.to("cpu")):
-        assert part.places is not None
-        width = part.loss_mask.shape[1]
-        for name, tensor in _computed(part).items():
-            if getattr(whole, name) is None:
-                whole = whole.add(**{name: torch.zeros(whole.loss_mask.shape, dtype=tensor.dtype)})
-            getattr(whole, name)[part.places, :width] = tensor
-    return whole
-
-
-def _computed(batch: Batch) -> dict[str, torch.Tensor]:
-    """Its tensors of tokens that do not come from the groups."""
-    given = ("completion_ids", "loss_mask", "sampling_logprobs")
-    values = {f.name: getattr(batch, f.name) for f in fields(batch)}
-    return {
-        name: value
-        for name, value in values.items()
-        if isinstance(value, torch.Tensor) and value.dim() == 2 and name not in given
-    }
+    return merge_shares(gather(own.to("cpu")))
 
 
 def adapter_hash(adapter: Adapter) -> int:
@@ -91,6 +65,8 @@ def agree_on_adapter(adapter: Adapter, when: str) -> dict[str, float]:
     Raises:
         DivergedError: on all ranks; they hold different weights.
     """
+    if world_size() == 1:
+        return {}
     own = adapter_hash(adapter)
     found = gather(own)
     for other, value in enumerate(found):

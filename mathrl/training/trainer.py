@@ -16,7 +16,7 @@ from mathrl.clock import Clock
 from mathrl.config import Config
 from mathrl.data.stream import ProblemStream
 from mathrl.distributed.agreement import any_rank, together
-from mathrl.distributed.collectives import gather, own_share
+from mathrl.distributed.collectives import gather, own_share, world_size
 from mathrl.distributed.group import alone
 from mathrl.distributed.timing import forget_calls, seconds_away, seconds_by_rank, step_metrics
 from mathrl.errors import NonFiniteError, UserError
@@ -83,6 +83,7 @@ class Trainer:
     seconds: float = 0.0  # that these steps took
     forward_parts: MicroBatches = field(init=False)  # cuts the forward passes before the update
     rank_seconds: list[dict[str, float]] = field(default_factory=list)  # of the last step, by rank and phase
+    _noted: tuple[list[int], dict[str, Any], Metrics] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.forward_parts = MicroBatches(self.config.update.micro_batch_tokens)
@@ -97,11 +98,13 @@ class Trainer:
                 dry_step(self.config, self.algorithm, self.policy, self.update, self.forward_parts)
             if self.sentinel:
                 self.sentinel.check()  # what later moves of the policy are measured from
+        self._note({})
         with short_collections():
             while not (self.ended or any_rank(self.hooks.should_stop(self.steps_done))):
                 metrics, groups = self.step(self.steps_done)
                 self.steps_done += 1
                 self.seconds += metrics["time/step_s"]
+                self._note(metrics)
                 self.hooks.after_step(self.steps_done, metrics, groups)
 
     @property
@@ -142,6 +145,7 @@ class Trainer:
         with clock("update"):  # first order, or trust region (TRPO)
             metrics |= self._update(batch, selected, index)
         policy.version = index + 1
+        self._note(metrics, index + 1)
         synced: Metrics = {}
         with together("handing over the weights"), clock("sync"):
             self.engine.load(policy.adapter(), version=policy.version)
@@ -215,14 +219,42 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """All that the next step depends on, besides the configuration."""
+        return self._state_beside_adapter() | {"adapter": self.policy.adapter()}
+
+    def _state_beside_adapter(self) -> dict[str, Any]:
         return {
             "steps_done": self.steps_done,
             "seconds": self.seconds,
             "version": self.policy.version,
-            "adapter": self.policy.adapter(),
             "update": self.update.state_dict(),
             "problems": self.problems.state(),
         }
+
+    def _note(self, metrics: Metrics, steps_done: int | None = None) -> None:
+        """Remember that a step is whole, as far as the policy goes, for ``last_whole``.
+
+        Only of several ranks: a single process has nobody to save what it leaves.
+        """
+        if world_size() > 1:
+            state = self._state_beside_adapter() | {"steps_done": steps_done or self.steps_done}
+            self._noted = (self._versions(), state, dict(metrics))
+
+    def last_whole(self) -> tuple[dict[str, Any], Metrics] | None:
+        """``state()`` after the last whole step and that step's metrics, whenever it is asked, by any thread.
+
+        None where the step under way has begun to change the policy.
+        """
+        if self._noted is None or self._noted[0] != self._versions():
+            return None
+        versions, state, metrics = self._noted
+        adapter = self.policy.adapter()
+        return ({**state, "adapter": adapter}, metrics) if versions == self._versions() else None
+
+    def _versions(self) -> list[int]:
+        """How often each trained tensor has been written to, as torch counts it."""
+        critic = self.update.critic
+        parameters = [*self.update.parameters, *(critic.model.parameters if critic else ())]
+        return [parameter._version for parameter in parameters]
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from ``state()``; the engine gets the restored adapter."""
