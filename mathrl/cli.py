@@ -14,6 +14,7 @@ import cyclopts
 from cyclopts import App, CycloptsError, Parameter
 
 from mathrl import __version__
+from mathrl.distributed.environment import settle_in
 from mathrl.errors import UserError, did_you_mean
 
 COMMANDS = {
@@ -38,6 +39,9 @@ COMMANDS = {
     ),
 }
 """Command -> its function (or App) in mathrl/commands/, and its line in ``mathrl --help``."""
+
+ON_RANKS = ("train", "sft", "eval")
+"""Commands that several processes do together: --gpus N, --ranks N, or under torchrun."""
 
 EXAMPLES = """\
 Examples:
@@ -74,23 +78,38 @@ def make_app(*, examples: bool = True) -> App:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit status: 0 fine, 2 something the user can put right, 130 interrupted."""
+    """Run a command; returns its exit status.
+
+    0 fine, 1 a process was lost and --resume goes on, 2 something the user can put right, 130 interrupted.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        words = _joined(words)
-        return int(make_app(examples=not words or words[0] not in COMMANDS)(words) or 0)
-    except CycloptsError as error:
-        print(f"mathrl: {_sentence(error, words)}", file=sys.stderr)
-        return EXIT_USER_ERROR
+        own = settle_in()
     except UserError as error:
         print(f"mathrl: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
+    try:
+        if own.world > 1:
+            _refuse_ranks(words)
+        words = _joined(words)
+        return int(make_app(examples=not words or words[0] not in COMMANDS)(words) or 0)
+    except (CycloptsError, UserError) as error:
+        if own.is_main:  # before the ranks have met all say the same
+            sentence = _sentence(error, words) if isinstance(error, CycloptsError) else str(error)
+            print(f"mathrl: {sentence}", file=sys.stderr)
+        return getattr(error, "exit_status", EXIT_USER_ERROR)
     except KeyboardInterrupt:
         print("mathrl: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         sys.stderr.close()
         return 0
+
+
+def _refuse_ranks(words: Sequence[str]) -> None:
+    """Raise where torchrun has started a command that works in one process."""
+    if words and words[0] in COMMANDS and words[0] not in ON_RANKS:
+        raise UserError(f"mathrl {words[0]} works in one process: start it without torchrun")
 
 
 def _joined(argv: Sequence[str]) -> list[str]:

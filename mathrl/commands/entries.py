@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
+from mathrl.commands.launch import ALONE, LaunchOptions, launch
 from mathrl.commands.recipe_fields import Overrides, takes_fields
 from mathrl.recipes import check_named, dump, find_recipe, recipe_descriptions
 
@@ -46,10 +47,13 @@ def _train(
     *,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    on: LaunchOptions = ALONE,
     overrides: Overrides,
 ) -> int:
     config = find_recipe(recipe, overrides)
     check_named(config)
+    if on.wanted:
+        return launch(_words("train", recipe, overrides, resume=resume, overwrite=overwrite), on)
 
     from mathrl.commands.train import train
 
@@ -63,14 +67,27 @@ def _sft(
     *,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    on: LaunchOptions = ALONE,
     overrides: Overrides,
 ) -> int:
     config = find_recipe(recipe, overrides)
     check_named(config)
+    if on.wanted:
+        return launch(_words("sft", recipe, overrides, resume=resume, overwrite=overwrite), on)
 
     from mathrl.commands.train import make_reference
 
     return make_reference(config, resume=resume, overwrite=overwrite)
+
+
+def _words(command: str, recipe: str, overrides: Overrides, **flags: bool) -> list[str]:
+    """The command line again, for the ranks."""
+    return [
+        command,
+        recipe,
+        *(f"--{name}" for name, given in flags.items() if given),
+        *(f"--{field}={text}" for field, text in overrides),
+    ]
 
 
 @takes_fields()

@@ -10,11 +10,14 @@ from cyclopts import App, Parameter
 from rich.console import Console
 
 from mathrl.commands.evaluation_options import EvaluationOptions
+from mathrl.commands.launch import ALONE, LaunchOptions, launch
 from mathrl.commands.model_source import EndpointSource, ModelSource, find_endpoint, find_model
 from mathrl.commands.recipe_fields import Overrides, takes_fields
 from mathrl.data.fields import UnusableRow, questions_in
 from mathrl.data.problems import load_demonstrations, load_problems
 from mathrl.data.source import read_file
+from mathrl.distributed.agreement import on_rank_0
+from mathrl.distributed.environment import place
 from mathrl.errors import UserError
 from mathrl.evaluation.benchmark_sets import (
     Benchmark,
@@ -60,6 +63,7 @@ def _evaluate(
     /,
     *,
     options: EvaluationOptions = _DEFAULTS,
+    on: LaunchOptions = ALONE,
     overrides: Overrides,
 ) -> int:
     """Evaluate; everything that can be wrong is told before anything is generated."""
@@ -69,12 +73,31 @@ def _evaluate(
             line = "  ".join([f"{row[0]:<15}", f"{row[1]:<36}", f"{row[2]:<8}", row[3]])
             console.print(line, soft_wrap=True)
         return 0
+    if options.endpoint and (on.wanted or place().world > 1):
+        raise UserError("--endpoint asks a server: how many GPUs it has is its own affair; leave --gpus out")
+    if on.wanted:
+        fields = [f"--{field}={text}" for field, text in overrides]
+        return launch(["eval", *([model] if model else []), *options.words(), *fields], on)
+    if place().world == 1:
+        return _evaluate_and_tell(model, options, overrides, make_console())
+
+    from mathrl.distributed.session import ranks  # torch
+    from mathrl.run.stop import StopSignals
+
     console = make_console()
+    with ranks() as session, StopSignals(console):
+        status = _evaluate_and_tell(model, options, overrides, console)
+        if status:
+            session.end_with(status)
+    return status
+
+
+def _evaluate_and_tell(model: str, options: EvaluationOptions, overrides: Overrides, console: Console) -> int:
     source, out, results = evaluate_model(model, options, overrides, console)
     if results is None:
         console.print(f"Interrupted; what was finished is in {out}. The same command goes on from there.")
         return EXIT_INTERRUPTED
-    page = write_results(out, source.name, results, versions())
+    page = on_rank_0("writing the results", lambda: write_results(out, source.name, results, versions()))
     print_results(console, results)
     console.print(f"completions, numbers and page: {page}")
     return 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -66,3 +67,14 @@ class EvaluationOptions:
             )
         if not 0 < self.top_p <= 1:
             raise UserError(f"--top-p must lie in (0, 1], got {self.top_p}")
+
+    def words(self) -> Sequence[str]:
+        """The options as they are typed."""
+        found: list[str] = []
+        for field in fields(self):
+            value, option = getattr(self, field.name), f"--{field.name.replace('_', '-')}"
+            if value == field.default:
+                continue
+            values = value if isinstance(value, tuple) else (value,)
+            found += [option if each is True else f"{option}={each}" for each in values]
+        return found

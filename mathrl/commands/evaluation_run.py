@@ -14,6 +14,7 @@ from mathrl.commands.evaluation_subject import Subject, load_subject
 from mathrl.commands.model_source import EndpointSource, ModelSource
 from mathrl.data.few_shot import STOP
 from mathrl.data.prompts import PromptTemplate
+from mathrl.distributed.agreement import together
 from mathrl.errors import UserError
 from mathrl.evaluation.benchmark_sets import BenchmarkProblems
 from mathrl.evaluation.completions import refuse_other
@@ -67,15 +68,16 @@ def evaluate_benchmarks(request: EvaluationRequest, console: Console) -> list[Re
             results were made by another protocol, or ``out`` holds an evaluation of something else. All of
             this comes before anything is generated.
     """
-    subject = load_subject(request.source)
-    tasks = [_task(found, subject, request) for found in request.found]
-    limits = {
-        "max_prompt_tokens": max(8, *(task.longest_prompt for task in tasks)),
-        "max_completion_tokens": max(task.settings.max_completion_tokens for task in tasks),
-    }
-    config = request.source.config
-    config = config.model_copy(update={"rollout": config.rollout.model_copy(update=limits)})
-    engine, reason = subject.engine(config, {task.name: task.template for task in tasks})
+    with together("loading the model and starting the engine"):
+        subject = load_subject(request.source)
+        tasks = [_task(found, subject, request) for found in request.found]
+        limits = {
+            "max_prompt_tokens": max(8, *(task.longest_prompt for task in tasks)),
+            "max_completion_tokens": max(task.settings.max_completion_tokens for task in tasks),
+        }
+        config = request.source.config
+        config = config.model_copy(update={"rollout": config.rollout.model_copy(update=limits)})
+        engine, reason = subject.engine(config, {task.name: task.template for task in tasks})
     console.print(f"{request.source.name}: {reason}")
     for task in tasks:
         wanted = request.options.max_completion_tokens or task.found.benchmark.max_completion_tokens

@@ -14,10 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from types import FrameType
 from typing import Any, TypeVar
 
-import torch
-import torch.distributed as dist
-
-from mathrl.distributed.collectives import gather, measured, rank
+from mathrl.distributed.collectives import all_reduce, gather, rank
 from mathrl.distributed.group import Group, current, joined
 from mathrl.errors import Stopped, UserError
 
@@ -132,9 +129,10 @@ def _agree(group: Group, error: BaseException | None) -> None:
 
 def _worst(group: Group, status: int) -> int:
     """The largest status of all ranks. Its seconds are mostly waiting for the last of them."""
+    import torch
+
     flag, before = torch.tensor([status], dtype=torch.int32), group.seconds["agree"]
-    with measured(group, "agree"):
-        dist.all_reduce(flag, dist.ReduceOp.MAX, group=group.waiting)
+    all_reduce(group, flag, "MAX", "agree")
     group.agreements.append(group.seconds["agree"] - before)
     return int(flag)
 

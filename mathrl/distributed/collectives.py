@@ -9,13 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
-
-import torch
-import torch.distributed as dist
-from torch import Tensor
+from typing import TYPE_CHECKING, TypeVar
 
 from mathrl.distributed.group import Group, current
+
+if TYPE_CHECKING:  # one process, which may have no tensor at all, does without torch here
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -49,12 +48,12 @@ def interleaved(parts: Sequence[Sequence[T]]) -> list[T]:
 
 def sum_ranks(tensor: Tensor) -> Tensor:
     """Sum over ranks of a tensor that has the same shape everywhere; a new tensor."""
-    return _reduced(tensor, dist.ReduceOp.SUM)
+    return _reduced(tensor, "SUM")
 
 
 def max_ranks(tensor: Tensor) -> Tensor:
     """Maximum over ranks, elementwise; a new tensor."""
-    return _reduced(tensor, dist.ReduceOp.MAX)
+    return _reduced(tensor, "MAX")
 
 
 def gather(value: T) -> list[T]:
@@ -62,6 +61,8 @@ def gather(value: T) -> list[T]:
     group = current()
     if group is None:
         return [value]
+    import torch.distributed as dist
+
     found: list[T | None] = [None] * group.place.world
     with measured(group, "gather"):
         dist.all_gather_object(found, value, group=group.waiting)
@@ -73,10 +74,12 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
     group = current()
     if group is None:
         return
+    import torch
+
     for bucket in _buckets(parameters):
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
         flat = torch.cat([g.reshape(-1) for g in gradients])
-        _all_reduce(group, flat, dist.ReduceOp.SUM)
+        all_reduce(group, flat, "SUM")
         for parameter, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
             parameter.grad = part.view_as(parameter)
 
@@ -84,6 +87,8 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
 @contextmanager
 def measured(group: Group, what: str) -> Iterator[None]:
     """Count the seconds of a call to other ranks; a broken connection becomes a LostRankError."""
+    import torch
+
     assert not group.local_work, f"{group.local_work} is this rank's own work: it cannot ask other ranks"
     if group.tensors is not None:
         torch.cuda.synchronize()  # what is still under way there is not the call's
@@ -100,18 +105,28 @@ def measured(group: Group, what: str) -> Iterator[None]:
         group.seconds[what] += time.perf_counter() - start
 
 
-def _reduced(tensor: Tensor, op: dist.ReduceOp.RedOpType) -> Tensor:
+def all_reduce(group: Group, tensor: Tensor, op: str, counts_as: str = "reduce") -> None:
+    """torch's all_reduce in place: over NCCL where the tensor is on a GPU, else over gloo.
+
+    Args:
+        op: of ``torch.distributed.ReduceOp``: SUM, MAX.
+        counts_as: the kind of call its seconds are counted under.
+    """
+    import torch.distributed as dist
+
+    with measured(group, counts_as):
+        dist.all_reduce(
+            tensor, getattr(dist.ReduceOp, op), group=group.tensors if tensor.is_cuda else group.waiting
+        )
+
+
+def _reduced(tensor: Tensor, op: str) -> Tensor:
     group = current()
     if group is None:
         return tensor
     result = tensor.clone()
-    _all_reduce(group, result, op)
+    all_reduce(group, result, op)
     return result
-
-
-def _all_reduce(group: Group, tensor: Tensor, op: dist.ReduceOp.RedOpType) -> None:
-    with measured(group, "reduce"):
-        dist.all_reduce(tensor, op, group=group.tensors if tensor.is_cuda else group.waiting)
 
 
 def _buckets(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:

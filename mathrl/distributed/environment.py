@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,15 +60,35 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
     return Place(rank, world, local, local_world)
 
 
-def keep_to_own_gpu() -> None:
-    """Let this rank see its own GPU alone, and so do the processes that it starts (the engine's among them).
+_settled = False
 
-    Call it before torch is loaded: CUDA reads the variable once. Every ``cuda`` of the program is then the
-    rank's own, in all threads; NCCL finds the others' GPUs by their bus addresses all the same.
+
+def settle_in() -> Place:
+    """Let this rank see its own GPU alone, and be silent where it is not rank 0; does nothing a second time.
+
+    The processes that it starts, the engine's among them, see that GPU alone as well. Call it before CUDA
+    starts, which reads the variable once: every ``cuda`` of the program is then the rank's own, in all
+    threads. NCCL finds the others' GPUs by their bus addresses all the same.
+
+    Raises:
+        UserError: the host shows fewer GPUs than it has ranks.
     """
+    global _settled
     own = place()
+    if own.world == 1 or _settled:
+        return own
+    _settled = True
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost rank is told of in a sentence
+    _keep_to_own_gpu(own)
+    if not own.is_main:
+        logging.disable(logging.WARNING)
+        warnings.simplefilter("ignore")
+    return own
+
+
+def _keep_to_own_gpu(own: Place) -> None:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if own.world == 1 or visible == "":
+    if visible == "":
         return
     devices = [str(n) for n in range(own.local_world)] if visible is None else visible.split(",")
     if own.local_rank >= len(devices):

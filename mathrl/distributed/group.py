@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
-import torch
-import torch.distributed as dist
-
-from mathrl.distributed.environment import Place, place
+from mathrl.distributed.environment import Place, settle_in
 from mathrl.errors import UserError
+
+if TYPE_CHECKING:  # one process, which may have no tensor at all, does without torch here
+    import torch.distributed as dist
 
 _WAIT = timedelta(days=30)  # over gloo; the lookout notices what has gone wrong
 
@@ -56,9 +57,12 @@ def start() -> Place:
         UserError: some ranks have a GPU and others none.
     """
     global _group
-    own = place()
+    own = settle_in()
     if own.world == 1 or _group is not None:
         return own
+    import torch
+    import torch.distributed as dist
+
     dist.init_process_group("gloo", timeout=_WAIT)
     with_gpu: list[bool] = [False] * own.world
     dist.all_gather_object(with_gpu, torch.cuda.is_available())
@@ -69,7 +73,7 @@ def start() -> Place:
                 f"rank {with_gpu.index(False)} finds no GPU on its host and others do: start as many ranks a "
                 "host as it has GPUs"
             )
-        device = torch.device("cuda", 0)  # its only one: keep_to_own_gpu
+        device = torch.device("cuda", 0)  # its only one
         torch.cuda.set_device(device)
         tensors = dist.new_group(backend="nccl", device_id=device)
     assert dist.group.WORLD is not None
@@ -81,6 +85,8 @@ def stop() -> None:
     """Leave the group; all ranks do at the same time."""
     global _group
     if _group is not None:
+        import torch.distributed as dist
+
         _group = None
         dist.destroy_process_group()
 

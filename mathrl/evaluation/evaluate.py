@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from mathrl.distributed.agreement import on_rank_0, together
+from mathrl.distributed.collectives import gather, interleaved, own_share, rank
 from mathrl.errors import UserError
 from mathrl.evaluation.completions import (
     GREEDY,
@@ -81,12 +83,6 @@ def evaluate(
         UserError: no problem, two problems with one id, a prompt too long for the model's context, or
             ``out`` holds an evaluation of something else.
     """
-    from mathrl.distributed.agreement import (
-        on_rank_0,
-        together,
-    )  # torch: what judges saved files does without
-    from mathrl.distributed.collectives import gather, interleaved, own_share, rank
-
     _check_ids(problems, name)
     protocol = make_protocol(problems, settings, extract=scorer.extract)
     header = {"name": name, "resume_key": resume_key(protocol, seed, engine.version, info)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+
+from mathrl.distributed.environment import place
 
 _LINE_EVERY_S = 10.0  # between plain lines: a log file of an hour has some hundred of them
 
@@ -28,7 +31,9 @@ _NUMBERS = (  # metric, how it is shown
 
 
 def make_console() -> Console:
-    """The console of a command; a file or pipe gets whole lines, however long."""
+    """The console of a command; a file or pipe gets whole lines, however long. Of all ranks rank 0 speaks."""
+    if not place().is_main:
+        return Console(file=io.StringIO(), quiet=True)
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _FILE_WIDTH
