@@ -397,6 +397,9 @@ class RewardConfig(Section):
     )
     format: float = Field(0.0, description="added where an answer could be read, right or wrong")
     length: float = Field(0.0, description="added for every token of a completion (negative: prefer short)")
+    mask_truncated: bool = Field(
+        False, description="completions cut at the token limit give no gradient; their rewards still count"
+    )
     functions: tuple[RewardFunctionConfig, ...] = Field(
         (), description="Python functions beside the verifier: module:function=weight, joined by commas"
     )

@@ -179,6 +179,12 @@ class Evaluation:
         return sum(r.greedy.finish_reason == "length" for r in self.records)
 
     @property
+    def ended(self) -> Slice:
+        """Greedy accuracy among the completions that ended by themselves: what the length limit hides."""
+        by_itself = [r.greedy.finish_reason != "length" for r in self.records]
+        return self._slice("finish", "ended by itself", by_itself)
+
+    @property
     def tokens(self) -> int:
         return sum(c.num_tokens for r in self.records for c in (r.greedy, *r.samples))
 
@@ -205,7 +211,8 @@ class Evaluation:
 
     def _slice(self, key: str, value: str, inside: Sequence[bool]) -> Slice:
         right = [r.greedy.correct for r, kept in zip(self.records, inside, strict=True) if kept]
-        return Slice(key, value, len(right), sum(right) / len(right), wilson_interval(sum(right), len(right)))
+        share = sum(right) / len(right) if right else 0.0
+        return Slice(key, value, len(right), share, wilson_interval(sum(right), len(right)))
 
     @cached_property
     def keys(self) -> list[str]:
@@ -250,6 +257,7 @@ class Evaluation:
             "outcomes": self.outcomes,
             "sample_outcomes": self.sample_outcomes,
             "truncated": self.truncated,
+            "ended": {"n": self.ended.n, "accuracy": self.ended.accuracy, "ci95": list(self.ended.ci95)},
             "skipped": self.skipped,
             "by": {
                 key: [

@@ -96,6 +96,8 @@ def print_results(console: Console, results: Sequence[Result]) -> None:
         table.add_row(*cells)
     console.print(table)
     for r in results:
+        if 0 < r.evaluation.ended.n < r.evaluation.n:
+            console.print(f"{r.name}: {_ended(r.evaluation)}")
         if r.contamination.get("warning"):
             console.print(f"{r.name}: {r.contamination['warning']}")
         if r.benchmark.get("num_duplicates"):
@@ -103,6 +105,12 @@ def print_results(console: Console, results: Sequence[Result]) -> None:
         if r.evaluation.skipped or r.benchmark.get("num_unreadable_references"):
             count = r.evaluation.skipped + r.benchmark.get("num_unreadable_references", 0)
             console.print(f"{r.name}: {count} references no verifier reads are left out")
+
+
+def _ended(e: Evaluation) -> str:
+    """Accuracy apart from the length limit."""
+    ended = _with_interval(Estimate(e.ended.accuracy, e.ended.ci95))
+    return f"of the {e.ended.n} greedy completions that ended by themselves {ended} are right"
 
 
 def _with_interval(e: Estimate) -> str:
@@ -292,7 +300,9 @@ def _verdicts(r: Result) -> Markup:
         if counts
     ]
     cut = percent(e.truncated / e.n) if e.n else "none"
-    return share_bars("Verdicts", rows, note=f"{cut} of the greedy completions ended at the length limit.")
+    note = f"{cut} of the greedy completions ended at the length limit"
+    note += f"; {_ended(e)}." if 0 < e.ended.n < e.n else "."
+    return share_bars("Verdicts", rows, note=note)
 
 
 def _slices(r: Result, key: str) -> Markup:

@@ -72,8 +72,8 @@ LEARNING = (
     ),
     Chart(
         "Truncated completions",
-        (("rollout/truncated_frac", "truncated"),),
-        "Ended at the length limit without an end token.",
+        (("rollout/truncated_frac", "truncated"), ("rollout/unfinished_thought_frac", "thought unfinished")),
+        "Ended at the length limit without an end token; of those that think, without ending their thought.",
         low=0.0,
         show=percent,
     ),

@@ -22,7 +22,7 @@ from mathrl.rewards.votes import same_answers
 from mathrl.types import Completion, Group, Problem, Score
 from verifiers import Outcome, ParseError, Verdict, plugins
 from verifiers.extraction.rules import extract
-from verifiers.extraction.thoughts import PROMPT_TAIL_CHARS, opens_thought
+from verifiers.extraction.thoughts import PROMPT_TAIL_CHARS, opens_thought, without_thinking
 from verifiers.pool.pool import Request, VerifierPool
 from verifiers.tools.references import Reading, read_reference
 
@@ -32,6 +32,7 @@ RewardModel = Callable[[Sequence[Problem], Sequence[Completion]], Sequence[float
 Terms = tuple[str, list[list[float]]]
 """A term of the reward: its name, and its weighted value of every completion (empty: there is none)."""
 
+UNFINISHED_THOUGHT = "its thought did not end"
 _EXTRACTED = (Outcome.CORRECT, Outcome.WRONG)
 
 
@@ -201,9 +202,16 @@ class RewardScorer:
 
     def _verdicts(self, groups: Sequence[Group]) -> list[list[Verdict]]:
         futures = [[self._verdict(g.problem, c) for c in g.completions] for g in groups]
+        ends = dict(self._prompt_ends)
         self._under_way.clear()
         self._prompt_ends.clear()
-        return [[future.result() for future in row] for row in futures]
+        return [
+            [
+                _explained(future.result(), completion, ends[group.problem.id])
+                for future, completion in zip(row, group.completions, strict=True)
+            ]
+            for group, row in zip(groups, futures, strict=True)
+        ]
 
     def _model_terms(self, groups: Sequence[Group]) -> Terms:
         if self.reward_model is None or not self.config.model_weight:
@@ -252,6 +260,13 @@ class RewardScorer:
         return cfg.wrong if apart is None else apart
 
 
+def _explained(verdict: Verdict, completion: Completion, prompt: str) -> Verdict:
+    """The verdict, saying so where there is no answer because a thought did not end."""
+    if verdict.outcome is Outcome.NO_ANSWER and without_thinking(completion.text, prompt) is None:
+        return replace(verdict, detail=UNFINISHED_THOUGHT)
+    return verdict
+
+
 def could_be_judged(groups: Sequence[Group]) -> list[Group]:
     """Groups whose reference could be read: BAD_REFERENCE is neither right nor wrong, so it never trains."""
     return [g for g in groups if not any(s.outcome == Outcome.BAD_REFERENCE for s in g.scores)]
@@ -276,6 +291,7 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "rollout/length_mean": fmean(lengths),
         "rollout/length_max": float(max(lengths)),
         "rollout/truncated_frac": fmean(float(c.finish_reason == "length") for c in completions),
+        "rollout/unfinished_thought_frac": fmean(float(s.detail == UNFINISHED_THOUGHT) for s in scores),
         "rollout/prompt_length_mean": fmean(len(g.prompt_ids) for g in groups),
         "tokens/sampled": float(sum(lengths)),
     }

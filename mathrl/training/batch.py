@@ -85,6 +85,15 @@ def merge_shares(shares: Sequence[Batch]) -> Batch:
     return replace(shares[0], **changes)
 
 
+def without_truncated(batch: Batch) -> Batch:
+    """The batch whose completions that were cut at the length limit give no gradient.
+
+    Their rewards have counted in the advantages of their group: only their own tokens train no more, and are
+    no more part of what a loss is divided by (overlong filtering, arXiv:2503.14476, section 3.4).
+    """
+    return batch.add(loss_mask=batch.loss_mask & ~batch.truncated[:, None])
+
+
 def micro_batches(batch: Batch, max_tokens: int) -> Iterator[Tensor]:
     """Row indices of micro-batches of at most ``max_tokens`` tokens; a prompt counts once a group.
 

@@ -16,7 +16,7 @@ from mathrl.clock import Clock
 from mathrl.config import Config
 from mathrl.data.stream import ProblemStream
 from mathrl.distributed.agreement import any_rank, together
-from mathrl.distributed.collectives import gather, own_share, world_size
+from mathrl.distributed.collectives import gather, own_share, sum_ranks, world_size
 from mathrl.distributed.group import alone
 from mathrl.distributed.timing import forget_calls, seconds_away, seconds_by_rank, step_metrics
 from mathrl.errors import NonFiniteError, UserError
@@ -24,7 +24,7 @@ from mathrl.policy.model import Policy
 from mathrl.rewards.scorer import RewardScorer, could_be_judged, rollout_metrics
 from mathrl.rollout.base import Engine
 from mathrl.training.annotate import annotate
-from mathrl.training.batch import collate_share
+from mathrl.training.batch import collate_share, without_truncated
 from mathrl.training.blame import explain
 from mathrl.training.dry_run import dry_step
 from mathrl.training.micro_batching import MicroBatches
@@ -141,6 +141,11 @@ class Trainer:
                     values=algorithm.needs_values,
                 )
             batch = algorithm.advantages(batch, kl_coef=self.update.kl_coef)
+        if self.config.reward.mask_truncated:
+            batch = without_truncated(batch)
+            if not sum_ranks(batch.loss_mask.sum()):  # every completion was cut: nothing to learn from
+                self.update.skip()
+                return self._conclude(metrics | {"update/skipped": 1.0}, {}, clock), groups
         self.hooks.on_batch(index, batch)
         with clock("update"):  # first order, or trust region (TRPO)
             metrics |= self._update(batch, selected, index)

@@ -9,6 +9,7 @@ from policy.conftest import build_batch, build_policy
 
 from mathrl.data.stream import ProblemStream
 from mathrl.errors import UserError
+from mathrl.training.objective import Meter
 from mathrl.training.trainer import Hooks, Trainer, rollout_seed
 from mathrl.training.update import learning_rate, make_update
 from mathrl.types import Completion, Group, Problem, Score, derive_seed
@@ -53,11 +54,58 @@ class Rewards:
         return tuple(Score(float(r), "correct" if r else "wrong") for r in right)
 
 
-def stepped(name, kinds, **settings):
+def cut(kinds):
+    """An engine whose first completion of each group was cut at the limit, or all of them."""
+    engine = Engine()
+    sample = engine.sample
+
+    def sampled(problems, group_size, **more):
+        groups = sample(problems, group_size, **more)
+        return [
+            replace(g, completions=tuple(
+                replace(c, finish_reason="length") if i == 0 or kinds == "all" else c
+                for i, c in enumerate(g.completions)
+            ))
+            for g in groups
+        ]  # fmt: skip
+
+    engine.sample = sampled
+    return engine
+
+
+def test_masked_completions_give_no_gradient_and_count_in_the_baseline():
+    masked = {"reward__mask_truncated": True}
+    _, _, (plain,), *_ = stepped("grpo", ["mixed"] * 12, engine=cut("first"))
+    metrics, _, (batch,), _, trainer = stepped("grpo", ["mixed"] * 12, engine=cut("first"), **masked)
+    assert batch.loss_mask.any(1).tolist() == [False, True] * 3
+    assert torch.equal(batch.advantages[1::2], plain.advantages[1::2])  # the cut one was the right one
+    assert batch.advantages[1].min() < 0
+    # loss and gradient are those of the batch without these rows
+    loss = trainer.update.loss
+    alone = loss.backward(policy := build_policy(), batch.rows([1, 3, 5]), Meter())
+    wanted = [p.grad.clone() for p in policy.trainable_parameters()]
+    again = loss.backward(policy := build_policy(), batch, Meter())
+    torch.testing.assert_close(again, alone)
+    torch.testing.assert_close([p.grad for p in policy.trainable_parameters()], wanted)
+    assert metrics["rollout/truncated_frac"] == 0.5
+
+
+def test_a_step_whose_completions_were_all_cut_is_skipped():
+    before = build_policy().adapter().tensors
+    metrics, _, batches, engine, trainer = stepped(
+        "grpo", ["mixed"] * 12, engine=cut("all"), reward__mask_truncated=True
+    )
+    assert metrics["update/skipped"] == 1.0
+    assert batches == engine.loaded == []
+    after = trainer.policy.adapter().tensors
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def stepped(name, kinds, engine=None, **settings):
     """One step of a trainer whose problems come in order and have these kinds."""
     settings = {"rollout__problems_per_step": 3, "rollout__group_size": 2, **settings}
     config, algorithm = configured(name, **settings)
-    policy, engine, batches = build_policy(), Engine(), []
+    policy, engine, batches = build_policy(), engine or Engine(), []
     problems = ProblemStream(PROBLEMS, 0)
     given = iter(PROBLEMS)
     problems.take = lambda n: [next(given) for _ in range(n)]

@@ -61,6 +61,30 @@ def test_the_format_reward_is_for_answers_that_were_read(scorer):
     assert [s.parts["format"] for s in scored.scores] == [0.25, 0.25, 0.0, 0.0]
 
 
+def test_a_thought_that_did_not_end_is_told_and_counted():
+    scorer = RewardScorer(RewardConfig(num_workers=1), extract="gsm8k")
+    scorer.prompt_text = lambda problem: (
+        "<|im_start|>assistant\n<think>\n" if problem.id == "a" else "Answer:"
+    )
+    texts = (
+        ("so #### 42", "so 42.</think>\n#### 42", "<think> or #### 41"),
+        ("#### 42", "<think> 42", "nothing"),
+    )
+    groups = [
+        Group(Problem(i, "q", "42"), (1,), tuple(map(completion, t)))
+        for i, t in zip("ab", texts, strict=True)
+    ]
+    try:
+        scored = scorer.score(groups)
+    finally:
+        scorer.close()
+    assert [s.outcome for g in scored for s in g.scores] == [
+        "no_answer", "correct", "no_answer", "correct", "no_answer", "no_answer",
+    ]  # fmt: skip
+    assert [s.detail == "its thought did not end" for g in scored for s in g.scores] == [1, 0, 1, 0, 1, 0]
+    assert rollout_metrics(scored)["rollout/unfinished_thought_frac"] == 0.5
+
+
 def test_an_unreadable_reference_is_neither_right_nor_wrong(scorer):
     scored = scorer.score(GROUPS)
     assert {s.outcome for s in scored[2].scores} == {"bad_reference"}
