@@ -8,7 +8,8 @@ function of ``mathrl`` and ``verifiers`` that is called is noted. Counted are
 
 - the lines of those functions, from their decorators to their last line, with their docstrings and comments;
   nested ones are part of the one around them, and no line counts twice. Not counted: what a module or a class
-  body does when it is imported, and functions that dataclasses and torch make without a source;
+  body does when it is imported, and functions that dataclasses and torch make without a source. How many of
+  them are code, and how long the files are in which they stand, is said beside it;
 - *the trainer*: all threads of the process that steps (the verifiers' supervisors are among them);
 - apart from it, *the core*, which is our part in vLLM's own process, and *the workers*, processes that judge
   what the verifiers' fast way in the trainer cannot: each under the process that ran it.
@@ -21,15 +22,32 @@ from __future__ import annotations
 
 import argparse
 import ast
+import io
 import os
 import tempfile
+import tokenize
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.record import ROOT, describe, store
 from benchmarks.step_trace import Call, Switch
+from mathrl.algorithms.table import resolve_algorithm
+from mathrl.data.problems import load_problems
+from mathrl.data.prompts import make_template
+from mathrl.data.rows import extract_rule
+from mathrl.data.stream import ProblemStream
+from mathrl.policy.model import Policy
+from mathrl.recipes import load_recipe
+from mathrl.rewards.scorer import RewardScorer
+from mathrl.rollout.engine_choice import make_engine
+from mathrl.training.sentinel import Sentinel
+from mathrl.training.sft import train_reference
+from mathrl.training.trainer import Trainer
+from mathrl.training.update import make_update
 
 MODEL = {
     "hidden_size": "64", "num_layers": "2", "num_heads": "2", "num_kv_heads": "1", "intermediate_size": "128",
@@ -45,7 +63,9 @@ PROCESSES = ("trainer", "core", "workers")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--algorithm", default="grpo")
-    parser.add_argument("--store", action="store_true", help="write results/step_map.json")
+    parser.add_argument(
+        "--store", action="store_true", help="write results/step_map.json, which the README quotes"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
@@ -67,20 +87,6 @@ def main() -> None:
 
 def step(folder: Path, algorithm: str, switch: Switch) -> tuple[str, dict[str, float]]:
     """Two steps of a tiny recipe, the second one traced; the engine's name and the step's metrics."""
-    import torch
-
-    from mathrl.algorithms.table import resolve_algorithm
-    from mathrl.data.problems import ProblemStream, extract_rule, load_problems
-    from mathrl.data.prompts import make_template
-    from mathrl.policy.model import Policy
-    from mathrl.recipes import load_recipe
-    from mathrl.rewards.scorer import RewardScorer
-    from mathrl.rollout.engine_choice import make_engine
-    from mathrl.training.sentinel import Sentinel
-    from mathrl.training.sft import train_reference
-    from mathrl.training.trainer import Trainer
-    from mathrl.training.update import make_update
-
     torch.set_num_threads(1)
     settings = {"model": MODEL, "sft": SFT, "rollout": ROLLOUT, "algorithm": {"name": algorithm}}
     overrides = [(f"{section}.{key}", text) for section, of in settings.items() for key, text in of.items()]
@@ -111,29 +117,43 @@ def step(folder: Path, algorithm: str, switch: Switch) -> tuple[str, dict[str, f
 
 
 def count(calls: Iterable[Call]) -> dict[str, Any]:
-    """Lines by process and file, and all together."""
+    """Lines by process, room and file, and how many of them are code."""
     calls = list(calls)
-    files = {call.file for call in calls}
-    spans = {file: functions(file.read_text(encoding="utf-8")) for file in files}
-    lines: dict[str, dict[str, set[int]]] = {name: defaultdict(set) for name in PROCESSES}
+    sources = {file: file.read_text(encoding="utf-8") for file in {call.file for call in calls}}
+    spans = {file: functions(source) for file, source in sources.items()}
+    code = {file: code_lines(source) for file, source in sources.items()}
+    lines: dict[str, dict[Path, set[int]]] = {name: defaultdict(set) for name in PROCESSES}
     imported = set()
     for process, file, line, name in calls:
-        relative = file.relative_to(ROOT).as_posix()
         if name == "<module>":
-            imported.add(relative)
-            continue
-        lines[_role(process, calls)][relative] |= set(_span(spans[file], line))
+            imported.add(_named(file))
+        else:
+            lines[_role(process, calls)][file] |= set(_span(spans[file], line))
     found: dict[str, Any] = {"imported meanwhile": sorted(imported)}
     for role, of in lines.items():
-        table = {file: len(own) for file, own in sorted(of.items())}
-        whole = sum(len((ROOT / file).read_text(encoding="utf-8").splitlines()) for file in table)
+        rooms: dict[str, dict[str, int]] = {}
+        for file, own in of.items():
+            room = rooms.setdefault(_room(file), {"lines": 0, "code": 0, "files": 0})
+            room["lines"] += len(own)
+            room["code"] += len(own & code[file])
+            room["files"] += 1
         found[role] = {
-            "lines": sum(table.values()),
-            "files": len(table),
-            "lines of these files": whole,
-            "by file": table,
+            **{what: sum(room[what] for room in rooms.values()) for what in ("lines", "code", "files")},
+            "lines of these files": sum(len(sources[file].splitlines()) for file in of),
+            "by room": dict(sorted(rooms.items())),
+            "by file": {_named(file): len(own) for file, own in sorted(of.items())},
         }
     return found
+
+
+def _named(file: Path) -> str:
+    return file.relative_to(ROOT).as_posix()
+
+
+def _room(file: Path) -> str:
+    """A folder of mathrl, or a file at its top; all of verifiers."""
+    top, *rest = file.relative_to(ROOT).parts
+    return top if top == "verifiers" else f"{top}/{rest[0]}" + "/" * (len(rest) > 1)
 
 
 def functions(source: str) -> list[range]:
@@ -148,8 +168,21 @@ def functions(source: str) -> list[range]:
     return found
 
 
+def code_lines(source: str) -> set[int]:
+    """Lines with code: no docstrings, no comments, nothing empty."""
+    found = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type in (tokenize.NAME, tokenize.NUMBER, tokenize.STRING, tokenize.OP):
+            found |= set(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(source)):
+        alone = node.value if isinstance(node, ast.Expr) else None
+        if isinstance(alone, ast.Constant) and isinstance(alone.value, str):
+            found -= set(range(alone.lineno, (alone.end_lineno or alone.lineno) + 1))
+    return found
+
+
 def _span(spans: list[range], line: int) -> range:
-    """The outermost function around a line that is not longer than ... the innermost that begins there."""
+    """The function that begins at a line; else the innermost around it (of comprehensions)."""
     own = [span for span in spans if span.start == line] or [span for span in spans if line in span]
     return min(own, key=len) if own else range(line, line + 1)
 
@@ -164,11 +197,23 @@ def _role(process: int, calls: list[Call]) -> str:
 def print_table(found: dict[str, Any]) -> None:
     for role in PROCESSES:
         part = found[role]
-        print(f"{role}: {part['lines']} lines in {part['files']} files (of {part['lines of these files']})")
+        print(
+            f"{role}: {part['lines']} lines in {part['files']} files, {part['code']} of them code "
+            f"({part['lines of these files']} lines are in these files)"
+        )
         for file, lines in part["by file"].items():
             print(f"  {lines:5d}  {file}")
     if found["imported meanwhile"]:
         print("imported meanwhile:", ", ".join(found["imported meanwhile"]))
+    print("for the README:", *readme_lines(found), sep="\n")
+
+
+def readme_lines(found: dict[str, Any]) -> list[str]:
+    """The rows of the README's table: room, lines, files."""
+    trainer = found["trainer"]
+    rows = [(f"`{name}`", room) for name, room in trainer["by room"].items()]
+    rows += [("the trainer's process", trainer), ("`mathrl/rollout/`, in vLLM's process", found["core"])]
+    return [f"| {name} | {of['lines']:,} | {of['files']} |" for name, of in rows]
 
 
 if __name__ == "__main__":
