@@ -436,7 +436,9 @@ class UpdateConfig(Section):
     num_epochs: int = Field(1, ge=1, description="passes over a rollout")
     num_minibatches: int = Field(1, ge=1, description="optimiser steps a pass")
     micro_batch_tokens: int = Field(
-        8192, ge=16, description="tokens (prompt + completion) of one forward/backward"
+        8192,
+        ge=0,
+        description="tokens (prompt + completion) of a forward/backward; 0: what the memory holds",
     )
     fused_lora: bool = Field(True, description="own LoRA linears instead of peft's eager ones")
     compile: bool = Field(False, description="torch.compile the layers (CUDA)")
@@ -444,6 +446,13 @@ class UpdateConfig(Section):
     gradient_checkpointing: bool = Field(
         False, description="recompute activations: less memory, a third more work"
     )
+
+    @field_validator("micro_batch_tokens")
+    @classmethod
+    def _micro_batch(cls, tokens: int) -> int:
+        if 0 < tokens < 16:
+            raise ValueError(f"a micro-batch has 16 tokens or more, got {tokens}; 0: what the memory holds")
+        return tokens
 
 
 class TrainConfig(Section):

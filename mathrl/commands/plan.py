@@ -14,6 +14,7 @@ from mathrl.memory.plan import GIB, MemoryPlan, make_plan, of_one_rank
 from mathrl.memory.shapes import load_shape
 from mathrl.recipes import find_recipe
 
+_ASSUMED = {"max_prompt_tokens": 512, "max_completion_tokens": 1024}  # where a recipe leaves them open
 _SHOWN = (
     "model.path",
     "rollout.problems_per_step",
@@ -39,7 +40,7 @@ def _plan(
     """Print the table; 0 if the recipe fits, 1 if not."""
     if gpus < 1:
         raise UserError(f"--gpus must be at least 1, got {gpus}")
-    config = of_one_rank(find_recipe(recipe, overrides), gpus)
+    config, assumed = _with_limits(of_one_rank(find_recipe(recipe, overrides), gpus))
     size = gpu_memory_gib * GIB
     if size < 0:
         raise UserError(f"--gpu-memory-gib must be positive, got {gpu_memory_gib:g}")
@@ -56,7 +57,17 @@ def _plan(
     each = f", each of {gpus} GPUs: {config.rollout.problems_per_step} problems a step" if gpus > 1 else ""
     print(f"{config.recipe}: {shape.num_parameters / 1e6:.1f} M parameters{each}")
     print("\n".join(lines(plan, config)))
+    if assumed:
+        print(f"assumed: {assumed}; the recipe leaves them to the data and the model")
     return 0 if plan.fits else 1
+
+
+def _with_limits(config: Config) -> tuple[Config, str]:
+    """The recipe with the limits that it leaves open (0), and which these are in words."""
+    assumed = {name: tokens for name, tokens in _ASSUMED.items() if getattr(config.rollout, name) == 0}
+    rollout = config.rollout.model_copy(update=assumed)
+    told = ", ".join(f"rollout.{name} {tokens}" for name, tokens in assumed.items())
+    return config.model_copy(update={"rollout": rollout}), told
 
 
 command = App(

@@ -9,6 +9,12 @@ from typing import Any
 import torch
 
 from mathrl.algorithms.table import Algorithm, resolve_algorithm
+from mathrl.commands.settle import (
+    settle_demonstrations,
+    settle_limits,
+    settle_micro_batch,
+    settled_before,
+)
 from mathrl.config import Config
 from mathrl.data.hub import check_model
 from mathrl.data.problem_set import ProblemSet, check_enough, keep_fitting
@@ -16,10 +22,11 @@ from mathrl.data.problems import Role, load_problems
 from mathrl.data.prompts import PromptTemplate, make_template
 from mathrl.errors import UserError
 from mathrl.policy.loading import context_of, load_tokenizer
+from mathrl.recipes import check_named
 from mathrl.rewards.functions import RewardFunction, checked, load_functions
 from mathrl.rewards.scorer import check_answer_type
 from mathrl.run.folder import RunFolder
-from mathrl.training.sft import Demonstrations, load_examples
+from mathrl.training.sft import Demonstrations
 from mathrl.types import Group
 
 HELD_OUT: Role = "held_out"
@@ -42,7 +49,8 @@ class Additions:
 class PreparedRun:
     """A checked recipe: what will run, on which problems, into which folder."""
 
-    config: Config
+    config: Config  # with all that was open settled
+    asked: Config  # as it was asked for
     algorithm: Algorithm
     train: ProblemSet
     held_out: dict[str, ProblemSet]  # by name; "held_out" first
@@ -61,8 +69,12 @@ def prepare(
     Raises:
         UserError: what is wrong, where, and what to do.
     """
+    check_named(config)
+    asked = config
     algorithm = resolve_algorithm(config.algorithm, config.rollout, config.update)
     folder = RunFolder.of(config)
+    if resume and not overwrite:
+        config = settled_before(config, folder.config)
     goes_on = folder.check(config, resume=resume, overwrite=overwrite)
     if config.run.device == "cuda" and not torch.cuda.is_available():
         raise UserError("run.device is 'cuda' and there is no CUDA device here: use auto or cpu")
@@ -80,11 +92,12 @@ def prepare(
         check_model(config.model.path)
     demonstrations = None
     if config.sft.skip or (goes_on and folder.reference.is_dir()):
-        made = config.model.path if config.sft.skip else str(folder.reference)
-        template = make_template(config, load_tokenizer(made))
+        template = _template_of(config, "" if config.sft.skip else str(folder.reference))
     else:
-        demonstrations = load_examples(config)
-        template = demonstrations.template
+        config, demonstrations = settle_demonstrations(config)
+        template = demonstrations.template if demonstrations else _template_of(config)
+    config = settle_limits(config, template, (train, *held_out.values()), context_of(config.model))
+    config = settle_micro_batch(config)
     train = _fitting(config, template, train)
     held_out = {
         name: _fitting(config, template, problems, most=config.evaluate.num_problems)
@@ -93,6 +106,7 @@ def prepare(
     check_enough(config.rollout.problems_per_step, len(train), train.name)
     return PreparedRun(
         config,
+        asked,
         algorithm,
         train,
         held_out,
@@ -102,6 +116,10 @@ def prepare(
         functions,
         additions.after_step,
     )
+
+
+def _template_of(config: Config, reference: str = "") -> PromptTemplate:
+    return make_template(config, load_tokenizer(reference or config.model.path))
 
 
 def _fitting(

@@ -12,7 +12,6 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from rich.console import Console
 from mathrl.commands.export import export_adapter
 from mathrl.commands.held_out import HeldOut
 from mathrl.commands.launch import OPTIONS
+from mathrl.commands.opening import opening
 from mathrl.commands.prepare import Additions, PreparedRun, prepare
 from mathrl.commands.watch import Watch
 from mathrl.config import Config
@@ -49,7 +49,7 @@ from mathrl.run.stop import StopSignals
 from mathrl.run.tally import Tally
 from mathrl.run.tracking import SftTracker
 from mathrl.training.sentinel import Sentinel
-from mathrl.training.sft import train_reference
+from mathrl.training.sft import planned_steps, train_reference
 from mathrl.training.trainer import Metrics, Trainer
 from mathrl.training.update import make_update
 
@@ -78,7 +78,8 @@ def _train(config: Config, *, resume: bool, overwrite: bool, additions: Addition
         )
         print_summary(console, summary)
         return 0 if run.folder.report.is_file() else _at_work(run, console, _only_report, overwrite=False)
-    _announce(console, run)
+    for line in opening(run):
+        console.print(line, soft_wrap=True, markup=False)
     return _at_work(run, console, _stages, overwrite=overwrite)
 
 
@@ -90,6 +91,8 @@ def make_reference(config: Config, *, resume: bool = False, overwrite: bool = Fa
         console = make_console()
         with together("checking the recipe"):
             run = prepare(config, resume=resume, overwrite=overwrite)
+            if run.config.sft.skip:
+                raise UserError(f"no problem of {run.train.name} has a worked solution to learn from")
         status = _at_work(run, console, _only_reference, overwrite=overwrite)
         if status:
             session.end_with(status)
@@ -179,9 +182,11 @@ def _reference(run: PreparedRun, progress: Progress, tally: Tally) -> str:
         return cfg.model.path
     if gather(folder.reference.is_dir())[0]:
         return str(folder.reference)
+    assert run.demonstrations is not None
+    steps = planned_steps(cfg.sft, run.demonstrations)
     with (
         tally.timed("sft"),
-        progress.stage("SFT", cfg.sft.max_train_steps) as stage,
+        progress.stage("SFT", steps) as stage,
         ExitStack() as stack,
     ):
         tracker = on_rank_0(
@@ -299,22 +304,6 @@ def _finish(
     progress.close()
     print_summary(console, summary)
     console.print(f"report: {report}\nadapter: {folder.adapter}", soft_wrap=True)
-
-
-def _announce(console: Console, run: PreparedRun) -> None:
-    cfg = run.config
-    per_step = cfg.rollout.problems_per_step * cfg.rollout.group_size
-    updates = cfg.update.num_epochs * cfg.update.num_minibatches
-    say = partial(console.print, soft_wrap=True)
-    say(
-        f"{cfg.recipe}: {run.algorithm.name} on {run.train.name} → {run.folder.path}\n"
-        f"  {cfg.rollout.problems_per_step} problems × {cfg.rollout.group_size} completions = {per_step} "
-        f"completions a step, {updates} update{'s' * (updates > 1)} of "
-        f"{per_step // cfg.update.num_minibatches} each; {cfg.train.num_steps} steps"
-    )
-    demonstrations = [run.demonstrations.train] if run.demonstrations else []
-    for problems in (*demonstrations, run.train, *run.held_out.values()):
-        say(f"  {problems.describe()}")
 
 
 def _how_to_go_on(run: PreparedRun) -> str:

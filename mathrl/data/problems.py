@@ -54,6 +54,10 @@ _HELD_OUT_TOO = "asked in the held-out problems too"
 _NUM_HELD_OUT_DEMONSTRATIONS = 300
 
 
+class NoSolutions(UserError):
+    """None of the problems has a worked solution to train on."""
+
+
 @overload
 def load_problems(data: DataConfig, role: Literal["train", "held_out"], seed: int) -> ProblemSet: ...
 @overload
@@ -91,7 +95,8 @@ def load_demonstrations(config: Config) -> tuple[ProblemSet, ProblemSet]:
     come from ``sft.path``, or are the share ``data.sft_fraction`` of the training problems (all of them: 0).
 
     Raises:
-        UserError: as ``load_problems``; or no problem has a worked solution.
+        NoSolutions: no problem has a worked solution.
+        UserError: as ``load_problems``.
     """
     data, sft, seed = config.data, config.sft, config.run.seed
     if _is_generated(data) and not sft.path:
@@ -104,7 +109,7 @@ def load_demonstrations(config: Config) -> tuple[ProblemSet, ProblemSet]:
         train = part_by_question(train, "sft", data.sft_fraction, inside=True)
     train, held_out = (_solved(found, seed) for found in (train, held_out))
     if not train.problems:
-        raise UserError(
+        raise NoSolutions(
             f"no problem of {train.name} has a worked solution to train on: give solutions with --sft.path, "
             "or start from a trained model with --sft.skip --model.path"
         )

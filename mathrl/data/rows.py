@@ -40,7 +40,7 @@ def dataset_row(data: DataConfig) -> DatasetRow:
     Raises:
         UserError: neither a known data set nor a name on the hub (``owner/name``); unknown answer type.
     """
-    if data.source == GENERATED and data.path:
+    if data.path and data.source in (GENERATED, ""):
         row = UNKNOWN  # a local file and nothing said about it
     elif data.source in DATASETS:
         row = DATASETS[data.source]

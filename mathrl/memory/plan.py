@@ -121,7 +121,7 @@ def make_plan(config: Config, shape: Shape, device_bytes: int, *, itemsize: int 
     # the cache gets what it wants up to half of the room: with less, sampling only takes longer
     cache = int(max(0, min(wanted, room / 2)))
     pick = _largest_micro_batch(shape, activation, room - cache, tokens, itemsize)
-    chosen = min(update.micro_batch_tokens, tokens)
+    chosen = min(update.micro_batch_tokens or pick, tokens)
     work = int(chosen * activation)
     transient = int(_transient(shape, chosen, itemsize))
     trainer_tensors = sum(fixed.values()) - TRAINER_CONTEXT + work + transient
