@@ -178,8 +178,6 @@ def evaluate(
     )
     overrides = list(_fields(sections).items())
     source, folder, results = evaluate_model(_path(model), asked, overrides, make_console())
-    if results is None:
-        raise KeyboardInterrupt(f"what was finished is in {folder}; the same call goes on")
     write_results(folder, source.name, results, versions())
     return results[0].evaluation
 

@@ -98,9 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             sentence = _sentence(error, words) if isinstance(error, CycloptsError) else str(error)
             print(f"mathrl: {sentence}", file=sys.stderr)
         return getattr(error, "exit_status", EXIT_USER_ERROR)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print("mathrl: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return int(getattr(stopped, "exit_status", EXIT_INTERRUPTED))
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         sys.stderr.close()
         return 0

@@ -233,7 +233,11 @@ class SftConfig(Section):
     lora: bool = Field(
         False, description="train an adapter as [lora] says and merge it into the reference; else all weights"
     )
-    max_train_steps: int = Field(1500, ge=1, description="optimiser steps at most; the schedule's length")
+    max_train_steps: int = Field(
+        1500,
+        ge=1,
+        description="optimiser steps at most, direct_answer_steps come on top; the schedule's length",
+    )
     epochs: float = Field(
         0.0,
         ge=0.0,
@@ -268,6 +272,11 @@ class SftConfig(Section):
     direct_answer_steps: int = Field(
         0, ge=0, description="last steps, after the target, that have such examples; 0: all steps have them"
     )
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps at most, those with direct answers included."""
+        return self.max_train_steps + self.direct_answer_steps
 
     @model_validator(mode="after")
     def _steps(self) -> SftConfig:

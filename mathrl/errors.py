@@ -1,5 +1,7 @@
 """The one error that a user can cause, and the words it is told in."""
 
+from __future__ import annotations
+
 import difflib
 import errno
 import signal
@@ -37,6 +39,11 @@ class Stopped(KeyboardInterrupt):
         super().__init__(signum)
         self.signum, self.forced = signal.Signals(signum), forced
         self.exit_status = 128 + signum  # as a shell tells it: 130 and 143
+
+    @classmethod
+    def of(cls, interrupt: KeyboardInterrupt) -> Stopped:
+        """The same, of an interrupt that Python raised by itself."""
+        return interrupt if isinstance(interrupt, cls) else cls(signal.SIGINT)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -169,7 +169,7 @@ def make_reference(console: Console, base: Config, folder: Path, *, overwrite: b
         return base.model.path
     reference = folder / "reference"
     if overwrite or not reference.is_dir() or not saved.is_file():
-        with Progress(console) as progress, progress.stage("SFT", base.sft.max_train_steps) as stage:
+        with Progress(console) as progress, progress.stage("SFT", base.sft.num_steps) as stage:
             train_reference(base, reference, progress=stage)
     write_text(saved, dump(base))
     return str(reference)

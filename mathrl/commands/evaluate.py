@@ -18,7 +18,7 @@ from mathrl.data.problems import load_demonstrations, load_problems
 from mathrl.data.source import read_file
 from mathrl.distributed.agreement import on_rank_0
 from mathrl.distributed.environment import place
-from mathrl.errors import UserError
+from mathrl.errors import Stopped, UserError
 from mathrl.evaluation.benchmark_sets import (
     Benchmark,
     BenchmarkProblems,
@@ -33,9 +33,9 @@ from mathrl.recipes import load_config
 from mathrl.report.evaluation_page import Result, print_results, write_results
 from mathrl.report.summary import versions
 from mathrl.run.progress import make_console
+from mathrl.run.stop import StopSignals
 from mathrl.types import Problem
 
-EXIT_INTERRUPTED = 130
 _EPILOGUE = """\
 A model is asked as a recipe asks: fields of a recipe, --section.key value, may stand among the options.
 
@@ -82,10 +82,9 @@ def _evaluate(
         return _evaluate_and_tell(model, options, overrides, make_console())
 
     from mathrl.distributed.session import ranks  # torch
-    from mathrl.run.stop import StopSignals
 
     console = make_console()
-    with ranks() as session, StopSignals(console):
+    with ranks() as session:
         status = _evaluate_and_tell(model, options, overrides, console)
         if status:
             session.end_with(status)
@@ -93,10 +92,10 @@ def _evaluate(
 
 
 def _evaluate_and_tell(model: str, options: EvaluationOptions, overrides: Overrides, console: Console) -> int:
-    source, out, results = evaluate_model(model, options, overrides, console)
-    if results is None:
-        console.print(f"Interrupted; what was finished is in {out}. The same command goes on from there.")
-        return EXIT_INTERRUPTED
+    try:
+        source, out, results = evaluate_model(model, options, overrides, console)
+    except Stopped as stopped:
+        return stopped.exit_status
     page = on_rank_0("writing the results", lambda: write_results(out, source.name, results, versions()))
     print_results(console, results)
     console.print(f"completions, numbers and page: {page}")
@@ -105,11 +104,12 @@ def _evaluate_and_tell(model: str, options: EvaluationOptions, overrides: Overri
 
 def evaluate_model(
     model: str, options: EvaluationOptions, overrides: Overrides, console: Console
-) -> tuple[ModelSource | EndpointSource, Path, list[Result] | None]:
-    """What was evaluated, the folder of its completions, and the results; None where it was interrupted.
+) -> tuple[ModelSource | EndpointSource, Path, list[Result]]:
+    """What was evaluated, the folder of its completions, and the results.
 
     Raises:
         UserError: what is wrong with the request, before anything is generated.
+        Stopped: by Ctrl-C or SIGTERM; it has been said how to go on.
     """
     if not model and not options.endpoint:
         raise UserError(
@@ -136,9 +136,16 @@ def evaluate_model(
 
     request = EvaluationRequest(source, found, examples, before, trained_on, out, options)
     try:
-        return source, out, evaluate_benchmarks(request, console)
-    except KeyboardInterrupt:
-        return source, out, None
+        with StopSignals(console):
+            return source, out, evaluate_benchmarks(request, console)
+    except KeyboardInterrupt as interrupt:
+        stopped = Stopped.of(interrupt)
+        console.print(
+            f"Stopped by {stopped.signum.name}; what was finished is in {out}. The same command goes on from "
+            "there.",
+            soft_wrap=True,
+        )
+        raise stopped from None
 
 
 command = App(name="eval", help_epilogue=_EPILOGUE, default_command=_evaluate)

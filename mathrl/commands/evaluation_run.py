@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from rich.console import Console
 from mathrl.commands.evaluation_options import EvaluationOptions
 from mathrl.commands.evaluation_subject import Subject, load_subject
 from mathrl.commands.model_source import EndpointSource, ModelSource
+from mathrl.config import Config
 from mathrl.data.few_shot import STOP
 from mathrl.data.prompts import PromptTemplate
-from mathrl.distributed.agreement import together
+from mathrl.distributed.agreement import on_rank_0, together
 from mathrl.errors import UserError
 from mathrl.evaluation.benchmark_sets import BenchmarkProblems
 from mathrl.evaluation.completions import refuse_other
@@ -24,6 +26,8 @@ from mathrl.evaluation.paired import check_comparable, compare_evaluations
 from mathrl.evaluation.protocol import EvaluationSettings, make_protocol, resume_key
 from mathrl.report.evaluation_page import Result
 from mathrl.rewards.scorer import RewardScorer
+from mathrl.rollout.base import Engine
+from mathrl.run.lock import opened
 from mathrl.run.progress import Progress
 from mathrl.types import Problem
 
@@ -87,32 +91,34 @@ def evaluate_benchmarks(request: EvaluationRequest, console: Console) -> list[Re
                 f"{task.name}: completions end at {limit} tokens, for the model's context holds "
                 f"no more beside a prompt of {task.longest_prompt}"
             )
-    options, results = request.options, []
-    try:
-        for task in tasks:
-            scorer = RewardScorer(config.reward, task.found.benchmark.extract)
-            scorer.prompt_text = task.template.text
-            total = len(task.found.problems) * (1 + options.samples)
-            try:
-                with Progress(console) as progress, progress.stage(task.name, total) as stage:
-                    evaluation = evaluate(
-                        engine,
-                        task.found.problems,
-                        scorer,
-                        task.settings,
-                        seed=options.seed,
-                        name=task.name,
-                        info=task.info,
-                        out=task.file,
-                        replace_other=options.overwrite,
-                        progress=stage,
-                    )
-            finally:
-                scorer.close()
-            results.append(_result(task, evaluation, request.trained_on))
-    finally:
-        engine.close()
-    return results
+    folder = opened(request.out, f"the evaluation in {request.out}")  # rank 0 holds it for all
+    with closing(engine), ExitStack() as stack:
+        on_rank_0("opening the folder", lambda: stack.enter_context(folder))
+        return [
+            _result(task, _evaluate(task, engine, config, request.options, console), request.trained_on)
+            for task in tasks
+        ]
+
+
+def _evaluate(
+    task: Task, engine: Engine, config: Config, options: EvaluationOptions, console: Console
+) -> Evaluation:
+    scorer = RewardScorer(config.reward, task.found.benchmark.extract)
+    scorer.prompt_text = task.template.text
+    total = len(task.found.problems) * (1 + options.samples)
+    with closing(scorer), Progress(console) as progress, progress.stage(task.name, total) as stage:
+        return evaluate(
+            engine,
+            task.found.problems,
+            scorer,
+            task.settings,
+            seed=options.seed,
+            name=task.name,
+            info=task.info,
+            out=task.file,
+            replace_other=options.overwrite,
+            progress=stage,
+        )
 
 
 def _task(found: BenchmarkProblems, subject: Subject, request: EvaluationRequest) -> Task:

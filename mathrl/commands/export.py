@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import PeftModel
-from peft.tuners.lora import LoraLayer
-from transformers import AutoModelForCausalLM
 
 from mathrl.errors import UserError, cannot_write
-from mathrl.policy.loading import load_tokenizer
+from mathrl.policy.loading import load_tokenizer, load_whole, without_bars
+from mathrl.policy.merge import Merger, deltas
 from mathrl.recipes import load_config
 from mathrl.rollout.adapter_files import write_adapter
 from mathrl.run.checkpoint import CheckpointStore, read_checkpoint
@@ -32,7 +30,9 @@ class Exported:
 
 
 def export_run(run_dir: Path, out_dir: Path, which: Literal["last", "best"] = "last") -> Exported:
-    """Write ``OUT/adapter`` (peft's files, float32) and ``OUT/merged`` (a transformers model and tokenizer).
+    """Write ``OUT/adapter`` (peft's files, float32) and ``OUT/merged`` (a transformers model).
+
+    The tokenizer is in both.
 
     The sum W + (alpha/r)·B·A is made in float32 and rounded once to the base model's own type.
 
@@ -56,25 +56,28 @@ def export_run(run_dir: Path, out_dir: Path, which: Literal["last", "best"] = "l
         why = "no checkpoint" if which == "last" else "no best checkpoint (evaluate.every_steps 0?)"
         raise UserError(f"{run_dir} has {why}: nothing to export")
     content = read_checkpoint(checkpoint)
+    adapter: Adapter = content["state"]["trainer"]["adapter"]
     reference = config.model.path if config.sft.skip else str(run.reference)
+    tokenizer = load_tokenizer(reference)
     try:
         out_dir.parent.mkdir(parents=True, exist_ok=True)
         with atomic(out_dir) as temporary:
             temporary.mkdir()
-            export_adapter(temporary / "adapter", content["state"]["trainer"]["adapter"], reference)
-            dtype, kept = _write_merged(temporary / "adapter", reference, temporary / "merged")
+            export_adapter(temporary / "adapter", adapter, reference, tokenizer)
+            merged = _write_merged(adapter, reference, tokenizer, temporary / "merged")
     except OSError as error:
         raise UserError(f"{out_dir} cannot be written: {cannot_write(error)}") from error
-    return Exported(out_dir, content["step"], dtype, kept)
+    return Exported(out_dir, content["step"], merged.dtype, merged.kept)
 
 
-def export_adapter(folder: Path, adapter: Adapter, reference: str) -> None:
-    """Write an adapter as peft does, all of it or nothing.
+def export_adapter(folder: Path, adapter: Adapter, reference: str, tokenizer: Any) -> None:
+    """Write an adapter as peft does, and the tokenizer beside it; all of it or nothing.
 
     Args:
         folder: to be made or replaced.
         adapter: its tensors are written in float32: in half precision small deltas vanish.
         reference: folder or hub name of the model that it adapts.
+        tokenizer: of that model.
     """
     local = Path(reference)
     base = str(local.resolve()) if local.is_dir() else reference
@@ -83,35 +86,17 @@ def export_adapter(folder: Path, adapter: Adapter, reference: str) -> None:
     )
     with atomic(folder) as temporary:
         write_adapter(told, temporary, torch.float32)
-
-
-def _write_merged(adapter: Path, reference: str, folder: Path) -> tuple[torch.dtype, float]:
-    """Write reference + adapter as a transformers model; its type, and the share of the change it keeps."""
-    tokenizer = load_tokenizer(reference)
-    try:
-        base: Any = AutoModelForCausalLM.from_pretrained(reference, dtype="auto")
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"the model {reference} that the adapter belongs to cannot be loaded: {error}"
-        ) from error
-    dtype: torch.dtype = base.dtype
-    model = PeftModel.from_pretrained(base.float(), str(adapter))
-    kept = _share_kept(model, dtype)
-    merged = model.merge_and_unload().to(dtype)
-    merged.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return dtype, kept
+        tokenizer.save_pretrained(temporary)
 
 
 @torch.no_grad()
-def _share_kept(model: PeftModel, dtype: torch.dtype) -> float:
-    """<rounded(W + Δ) - W, Δ> / <Δ, Δ> over all adapted weights, W a float32 copy of ``dtype`` values."""
-    along = norm = 0.0
-    for layer in model.modules():
-        if isinstance(layer, LoraLayer):
-            weight = layer.get_base_layer().weight
-            delta = sum(layer.get_delta_weight(name) for name in layer.active_adapters)
-            moved = (weight + delta).to(dtype).float() - weight
-            along += float((moved.double() * delta).sum())
-            norm += float(delta.double().square().sum())
-    return along / norm if norm else 1.0
+def _write_merged(adapter: Adapter, reference: str, tokenizer: Any, folder: Path) -> Merger:
+    """Write reference + adapter as a transformers model; what its rounding kept."""
+    base: Any = load_whole(reference)
+    merger, weights = Merger(base.dtype), dict(base.named_parameters())
+    for name, delta in deltas(adapter).items():
+        weights[name].data = merger.merge(weights[name].data, delta)
+    with without_bars():
+        base.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return merger

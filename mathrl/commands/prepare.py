@@ -21,7 +21,7 @@ from mathrl.data.problem_set import ProblemSet, check_enough, keep_fitting
 from mathrl.data.problems import Role, load_problems
 from mathrl.data.prompts import PromptTemplate, make_template
 from mathrl.errors import UserError
-from mathrl.policy.loading import context_of, load_tokenizer
+from mathrl.policy.loading import check_weights, context_of, load_tokenizer
 from mathrl.recipes import check_named
 from mathrl.rewards.functions import RewardFunction, checked, load_functions
 from mathrl.rewards.scorer import check_answer_type
@@ -90,6 +90,7 @@ def prepare(
             held_out[role] = problems
     if config.model.path:
         check_model(config.model.path)
+        check_weights(config.model.path)
     demonstrations = None
     if config.sft.skip or (goes_on and folder.reference.is_dir()):
         template = _template_of(config, "" if config.sft.skip else str(folder.reference))

@@ -125,7 +125,8 @@ def _at_work(
             check_shared(run.folder.path)
             stop = stack.enter_context(StopSignals(console))
             work(run, stack.enter_context(Progress(console)), stop)
-    except Stopped as stopped:
+    except KeyboardInterrupt as interrupt:
+        stopped = Stopped.of(interrupt)
         console.print(f"Stopped by {stopped.signum.name}. {_how_to_go_on(run)}", soft_wrap=True)
         return stopped.exit_status
     return 0
@@ -167,7 +168,10 @@ def _stages(run: PreparedRun, progress: Progress, stop: StopSignals) -> None:
             trainer = _make_trainer(run, policy, engine, scorer)
         early = _reinforce(run, trainer, held_out, tally, progress, stop, reference)
         adapter = policy.adapter()
-        on_rank_0("exporting", lambda: export_adapter(run.folder.adapter, adapter, reference))
+        on_rank_0(
+            "exporting",
+            lambda: export_adapter(run.folder.adapter, adapter, reference, policy.tokenizer),
+        )
         after = held_out.measure("after")
         on_rank_0(
             "finishing",
@@ -183,7 +187,7 @@ def _reference(run: PreparedRun, progress: Progress, tally: Tally) -> str:
     if gather(folder.reference.is_dir())[0]:
         return str(folder.reference)
     assert run.demonstrations is not None
-    steps = planned_steps(cfg.sft, run.demonstrations)
+    steps = planned_steps(cfg.sft, run.demonstrations) + cfg.sft.direct_answer_steps
     with (
         tally.timed("sft"),
         progress.stage("SFT", steps) as stage,

@@ -54,7 +54,13 @@ class Watch:
         steps = trainer.steps_done
         self.tracker = on_rank_0("opening the metrics", lambda: Tracker(run.folder, run.config, steps))
         self.doctor = Doctor(run.config)
-        self.hooks = Hooks(self.after_step, self.should_stop, self.on_batch, stop.interruptible)
+        self.hooks = Hooks(
+            self.after_step,
+            self.should_stop,
+            self.on_batch,
+            stopping=lambda: stop.asked is not None,
+            interruptible=stop.interruptible,
+        )
         self.saved_step = steps if gather(store.latest())[0] else None
         self.counted_step = steps  # the last that is in the tally
         self.batch: tuple[int, Batch] | None = None  # number of the step under way, and its batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
@@ -72,7 +74,7 @@ def load_tokenizer(path: str) -> Any:
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
         raise UserError(f"no tokenizer could be loaded from {path!r} ({_first_line(error)})") from error
     if tokenizer.eos_token_id is None:
         raise UserError(
@@ -114,7 +116,7 @@ def _load_config(path: str) -> Any:
         raise UserError(f"model.path {path!r} is no folder")
     try:
         return AutoConfig.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
         raise UserError(
             f"no causal LM could be loaded from model.path {path!r} ({_first_line(error)})"
         ) from error
@@ -128,18 +130,62 @@ def load_base(path: str, device: torch.device, dtype: torch.dtype) -> Any:
     """
     if not path:
         raise UserError("model.path is empty: name a model folder, or build one first with `mathrl sft`")
-    config = _load_config(path)
+    implementation = "sdpa" if why_not_packed(_load_config(path)) else IMPLEMENTATION
+    model = _load_model(path, dtype=dtype, attn_implementation=implementation)
+    return model.to(device).requires_grad_(False).eval()
+
+
+def load_whole(path: str) -> Any:
+    """A causal LM on the CPU, in the type of its files.
+
+    Raises:
+        UserError: nothing there that transformers can load as a causal LM.
+    """
+    return _load_model(path, dtype="auto")
+
+
+def _load_model(path: str, **how: Any) -> Any:
     try:
-        implementation = "sdpa" if why_not_packed(config) else IMPLEMENTATION
         with without_bars() if Path(path).is_dir() else nullcontext():  # downloads keep theirs
-            model = AutoModelForCausalLM.from_pretrained(
-                path, dtype=dtype, attn_implementation=implementation
-            )
-    except (OSError, ValueError, KeyError) as error:
+            model, found = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **how)
+    except Exception as error:
         raise UserError(
             f"no causal LM could be loaded from model.path {path!r} ({_first_line(error)})"
         ) from error
-    return model.to(device).requires_grad_(False).eval()
+    if missing := sorted(found["missing_keys"]):
+        raise UserError(  # transformers would draw them at random
+            f"the model at {path!r} has no weights for {missing[0]} ({len(missing)} are missing in all): "
+            "is it whole, and a causal LM?"
+        )
+    return model
+
+
+def check_weights(path: str) -> None:
+    """Refuse a local model whose weight files are not whole, before anything is made of it.
+
+    Only their headers are read. Names on the hub are not looked at.
+
+    Raises:
+        UserError: a file is damaged, or one that the index names is missing.
+    """
+    folder = Path(path)
+    index = folder / "model.safetensors.index.json"
+    try:
+        if index.is_file():
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            missing = sorted(name for name in shards if not (folder / name).is_file())
+            if missing:
+                raise UserError(f"the model in {folder} lacks {missing[0]}, which {index.name} names")
+        for file in sorted(folder.glob("*.safetensors")):
+            try:
+                with safe_open(file, "pt"):
+                    pass
+            except (SafetensorError, OSError) as error:
+                raise UserError(
+                    f"{file} is damaged ({_first_line(error)}): copy or download the model again"
+                ) from error
+    except (json.JSONDecodeError, KeyError, AttributeError) as error:
+        raise UserError(f"{index} is damaged ({_first_line(error)})") from error
 
 
 def add_adapter(base: Any, lora: LoraSection, seed: int) -> PeftModel:
@@ -238,4 +284,8 @@ def add_stop_tokens(base: Any, tokenizer: Any, tokens: Sequence[int | str]) -> N
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
+    """What an error says in its first line, and in the next where that ends in a colon."""
+    first, _, rest = str(error).strip().partition("\n")
+    if first.endswith(":"):
+        first = f"{first} {rest.strip().partition(chr(10))[0]}"
+    return first or type(error).__name__

@@ -13,7 +13,7 @@ from mathrl.errors import UserError
 from mathrl.evaluation.paired import compare_evaluations, compare_slices
 from mathrl.evaluation.result import Evaluation
 from mathrl.evaluation.statistics import Interval
-from mathrl.recipes import differences, load_recipe, recipe_names, values_by_name
+from mathrl.recipes import differences, load_recipe, recipe_descriptions, recipe_names, values_by_name
 from mathrl.report import pages
 from mathrl.report.charts import IntervalRow, Point, interval_rows
 from mathrl.report.doctor import diagnose
@@ -45,6 +45,9 @@ TABLE = (
     "policy/grad_norm",
     "time/step_s",
 )
+_WHAT_IT_IS = ("model.", "data.", "sft.", "algorithm.")
+"""Sections that make a run another one than its recipe's description says; others are how long and where."""
+
 _MAX_WATCHED, _MAX_GROUPS, _MAX_TABLE_ROWS = 24, 12, 40
 
 
@@ -70,7 +73,7 @@ def render(run: RunRecord) -> str:
         title=f"{run.name}: training report",
         subtitle=" · ".join(
             filter(
-                None, [config.description, f"{config.algorithm.name} on {data}", f"seed {config.run.seed}"]
+                None, [_description(config), f"{config.algorithm.name} on {data}", f"seed {config.run.seed}"]
             )
         ),
         unfinished=None if summary.get("finished") else _progress(run),
@@ -255,6 +258,16 @@ def _numbers(run: RunRecord) -> dict[str, Any]:
         for row in evenly(run.rows, _MAX_TABLE_ROWS)
     ]
     return {"header": ["step", *names], "rows": rows}
+
+
+def _description(config: Config) -> str:
+    """What the recipe says it is; "" where that tells of a packaged recipe from which this one departs."""
+    for name, told in recipe_descriptions().items():
+        if config.description == told:
+            changed = differences(config, load_recipe(name))
+            if any(field.startswith(_WHAT_IT_IS) for field in changed):
+                return ""
+    return config.description
 
 
 def _changed(config: Config) -> tuple[str, list[tuple[str, str, str]]]:

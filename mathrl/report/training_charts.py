@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from mathrl.report.charts import Number, Series, line_chart, stacked_chart
 from mathrl.report.pages import OUTCOME_WORDS, number, percent
-from mathrl.report.run_record import RunRecord
+from mathrl.report.run_record import MAIN_SET, RunRecord
 
 _SMOOTHING = 0.15  # weight of the newest value in the smoothed curve
 
@@ -200,7 +200,8 @@ def held_out_chart(run: RunRecord) -> Markup:
     if values:
         _, low = run.present("held_out/accuracy_low")
         _, high = run.present("held_out/accuracy_high")
-        n = run.config.evaluate.every_num_problems
+        asked, there = run.config.evaluate.every_num_problems, run.evaluations.get((MAIN_SET, "before"))
+        n = min(asked, there.n) if there else asked
         series.append(Series(f"during training, n = {n}", steps, values, low, high, "c0", dots=True))
     if run.summary:
         last = float(run.summary["steps"])

@@ -63,7 +63,7 @@ def make_reward_model(config: RewardConfig) -> RewardModelScorer | None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.model_path)
         model = AutoModelForSequenceClassification.from_pretrained(config.model_path)
-    except (OSError, ValueError) as error:
+    except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(
             f"reward.model_path {config.model_path!r} holds no sequence-classification model with its "

@@ -6,19 +6,17 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
+from mathrl.policy.merge import Merger, deltas
+from mathrl.run.files import json_default
 from mathrl.types import Adapter
 
 RAM_DISK = Path("/dev/shm")
 _PREFIX = "mathrl-weights-"
-_PEFT_PREFIX = "base_model.model."
 
 
 def weights_folder() -> Path:
@@ -40,7 +38,7 @@ def write_adapter(adapter: Adapter, folder: Path, dtype: torch.dtype) -> None:
     tensors = {name: t.detach().to(dtype).contiguous().cpu() for name, t in adapter.tensors.items()}
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     (folder / "adapter_config.json").write_text(
-        json.dumps(dict(adapter.config), default=_plain), encoding="utf-8"
+        json.dumps(dict(adapter.config), default=json_default), encoding="utf-8"
     )
 
 
@@ -54,9 +52,7 @@ def write_merged(adapter: Adapter | None, model: Path, folder: Path, dtype: torc
         dtype: of the written weights.
 
     Returns:
-        ``merge/kept``: <rounded − W, Δ> / <Δ, Δ> over all adapted weights, the share of the adapter's
-        change Δ that rounding leaves (1: all; what is under half a unit in the last place of W vanishes),
-        and ``merge/relative_error``: ‖rounded − W − Δ‖ / ‖Δ‖. Both are absent where Δ = 0.
+        ``merge/kept`` and ``merge/relative_error`` (see ``Merger``); absent where Δ = 0.
 
     Raises:
         ValueError: the adapter has weights that the model has not, or is no plain LoRA.
@@ -65,54 +61,19 @@ def write_merged(adapter: Adapter | None, model: Path, folder: Path, dtype: torc
     for file in model.iterdir():
         if file.is_file() and not file.name.endswith((".safetensors", ".bin", ".index.json")):
             shutil.copy(file, folder)
-    deltas = _deltas(adapter) if adapter is not None else {}
-    dot = norm = error = 0.0
+    left = deltas(adapter) if adapter is not None else {}
+    merger = Merger(dtype)
     for file in sorted(model.glob("*.safetensors")):
         tensors = load_file(file)
         for name in tensors:
-            base = tensors[name].to(dtype)
-            delta = deltas.pop(name, None)
-            if delta is None:
-                tensors[name] = base
-                continue
-            tensors[name] = (tensors[name].float() + delta).to(dtype)
-            moved = (tensors[name].float() - base.float()).double()
-            dot += float((moved * delta).sum())
-            norm += float(delta.double().square().sum())
-            error += float((moved - delta).square().sum())
+            delta = left.pop(name, None)
+            tensors[name] = tensors[name].to(dtype) if delta is None else merger.merge(tensors[name], delta)
         save_file(tensors, folder / file.name, metadata={"format": "pt"})
-    if deltas:
-        raise ValueError(f"the model at {model} has no weights {sorted(deltas)[:3]} that the adapter changes")
+    if left:
+        raise ValueError(f"the model at {model} has no weights {sorted(left)[:3]} that the adapter changes")
     index = model / "model.safetensors.index.json"
     if index.is_file():
         shutil.copy(index, folder)
-    return {"merge/kept": dot / norm, "merge/relative_error": (error / norm) ** 0.5} if norm > 0 else {}
-
-
-def _deltas(adapter: Adapter) -> dict[str, Tensor]:
-    """(alpha/r)·B·A in float32 by the name of the weight it is added to."""
-    config = adapter.config
-    if (
-        config.get("use_rslora")
-        or config.get("use_dora")
-        or config.get("rank_pattern")
-        or config.get("alpha_pattern")
-    ):
-        raise ValueError("only plain LoRA can be merged: no rsLoRA, DoRA, rank_pattern or alpha_pattern")
-    scale = float(config["lora_alpha"]) / int(config["r"])
-    deltas = {}
-    for name, a in adapter.tensors.items():
-        if name.endswith("lora_A.weight"):
-            b = adapter.tensors[name.replace("lora_A", "lora_B")]
-            target = name.removeprefix(_PEFT_PREFIX).replace("lora_A.weight", "weight")
-            deltas[target] = scale * (b.detach().float().cpu() @ a.detach().float().cpu())
-    return deltas
-
-
-def _plain(value: Any) -> Any:
-    """peft's settings hold sets and enums, which JSON does not know."""
-    if isinstance(value, set | frozenset):
-        return sorted(value)
-    if isinstance(value, Mapping):
-        return dict(value)
-    return str(getattr(value, "value", value))
+    if not merger.changed:
+        return {}
+    return {"merge/kept": merger.kept, "merge/relative_error": merger.relative_error}

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import gc
 import importlib
-import multiprocessing
-import os
-import signal
-import threading
 from typing import Any
 
 import numpy as np
+
+from mathrl.rollout.core_process import belong_to_trainer
 
 
 class FinishedOnly:
@@ -29,8 +27,7 @@ class FinishedOnly:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        threading.Thread(target=_end_with_trainer, daemon=True).start()
-        self._ignores_interrupts = False
+        belong_to_trainer()
         gc.set_threshold(50_000, 20, 100)  # a step makes thousands of short-lived objects and no cycles
         _leave_adapters_unpinned()
         self._tokens: dict[str, list[int]] = {}
@@ -40,12 +37,6 @@ class FinishedOnly:
         self._spare_blocks()
 
     def update_from_output(self, *args: Any, **kwargs: Any) -> dict[int, Any]:
-        if not self._ignores_interrupts:
-            # Ctrl-C reaches every process of the terminal, and the trainer still wants its step finished;
-            # vLLM sets its own handler after the scheduler is made
-            self._ignores_interrupts = True
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGINT, signal.SIG_IGN)
         messages: dict[int, Any] = super().update_from_output(*args, **kwargs)  # type: ignore[misc]
         for message in messages.values():
             message.outputs = [output for output in message.outputs if self._finish(output)]
@@ -126,14 +117,6 @@ def _leave_adapters_unpinned() -> None:
             module.PIN_MEMORY = False
         if hasattr(module, "is_pin_memory_available"):
             module.is_pin_memory_available = lambda: False
-
-
-def _end_with_trainer() -> None:
-    """End the core when the trainer is killed: nobody else would, and it holds the device's memory."""
-    trainer = multiprocessing.parent_process()
-    if trainer is not None:
-        trainer.join()
-        os._exit(1)
 
 
 def _says_something(message: Any) -> bool:

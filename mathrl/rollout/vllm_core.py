@@ -30,6 +30,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
+from mathrl.rollout.core_process import ask_to_end
 from mathrl.rollout.finished_only import FinishedOnly
 from mathrl.rollout.vllm_client import AdapterRefused, Ask, CoreEnded, Output, end_processes, first_line
 from mathrl.types import FinishReason, Sampling
@@ -130,6 +131,7 @@ class CoreClient:
 
     def close(self) -> None:
         self.closed = True
+        ask_to_end(self.processes)
         self._core.shutdown(timeout=10.0)
         end_processes(self.processes)
 

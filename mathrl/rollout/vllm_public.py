@@ -19,10 +19,13 @@ from typing import Any, TypeVar
 from vllm import LLM, SamplingParams
 from vllm.lora.request import LoRARequest
 
+from mathrl.rollout.core_process import ask_to_end
 from mathrl.rollout.vllm_client import AdapterRefused, Ask, CoreEnded, Output, end_processes, first_line
 from mathrl.types import FinishReason, Sampling
 
 T = TypeVar("T")
+EXTENSION = "mathrl.rollout.core_extension.WorkerExtension"
+"""By its name alone: importing it is what ties a process to the one that started it."""
 _REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 
 
@@ -36,9 +39,10 @@ class PublicClient:
 
     def __init__(self, arguments: Mapping[str, Any], device: str) -> None:
         before = {process.pid for process in multiprocessing.active_children()}
-        self._llm: Any = LLM(**arguments)
+        self._llm: Any = LLM(**arguments, worker_extension_cls=EXTENSION)
         self.processes = [p for p in multiprocessing.active_children() if p.pid not in before]
         self._lora: LoRARequest | None = None
+        self._workers_in_core = device == "cuda"  # elsewhere the extension is in a process below the core's
 
     def sample(
         self,
@@ -102,6 +106,8 @@ class PublicClient:
         return bool(self._call(self._llm.reset_prefix_cache))
 
     def close(self) -> None:
+        if self._workers_in_core:
+            ask_to_end(self.processes)
         self._llm = None
         gc.collect()  # vLLM ends its processes when its objects go
         for process in self.processes:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from mathrl.errors import UserError, cannot_write
-from mathrl.run.files import atomic, sweep, write_json
+from mathrl.run.files import atomic, json_default, sweep, write_json
 from mathrl.types import Adapter
 
 _FORMAT = 1
@@ -148,7 +148,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     """The value with each Adapter as a marked dict; its configuration as JSON types."""
     if isinstance(value, Adapter):
-        config = json.loads(json.dumps(dict(value.config), default=_json_default))
+        config = json.loads(json.dumps(dict(value.config), default=json_default))
         return {"__adapter__": {"config": config, "tensors": dict(value.tensors)}}
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
@@ -165,11 +165,6 @@ def _revived(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(_revived(item) for item in value)
     return value
-
-
-def _json_default(value: Any) -> Any:
-    """peft's configurations hold sets of module names and enums."""
-    return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
 
 
 def _write(file: Path, data: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,15 @@ def to_json(value: Any, *, indent: int | None = None, allow_nan: bool = False) -
         return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=allow_nan).encode()
     except UnicodeEncodeError:  # half a surrogate pair, which JSON can hold and UTF-8 cannot: escaped
         return json.dumps(value, indent=indent, allow_nan=allow_nan).encode()
+
+
+def json_default(value: Any) -> Any:
+    """What JSON does not know of peft's settings: sets of module names, enums, mappings of other kinds."""
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    return str(getattr(value, "value", value))
 
 
 def is_left_over(path: Path) -> bool:

@@ -15,7 +15,7 @@ from mathrl.config import Config
 from mathrl.errors import UserError, cannot_write
 from mathrl.recipes import differences, dump, load_config
 from mathrl.run.files import is_left_over, remove, sweep, write_json, write_text
-from mathrl.run.lock import FolderLock
+from mathrl.run.lock import FolderLock, opened
 
 FREE_FIELDS = (
     "run.name",
@@ -87,7 +87,11 @@ class RunFolder:
 
     @property
     def lock(self) -> FolderLock:
-        return FolderLock(self.path, f"the run in {self.path}")
+        return FolderLock(self.path, self._what)
+
+    @property
+    def _what(self) -> str:
+        return f"the run in {self.path}"
 
     @classmethod
     def of(cls, config: Config) -> RunFolder:
@@ -142,11 +146,7 @@ class RunFolder:
         Raises:
             UserError: it cannot be made, or another process works in it.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{self.path} cannot be made: {cannot_write(error)}") from error
-        with self.lock:
+        with opened(self.path, self._what):
             try:
                 if overwrite or self._half_emptied():
                     self._empty()

@@ -14,6 +14,8 @@ import os
 import platform
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +23,7 @@ from typing import Self
 
 import psutil
 
-from mathrl.errors import UserError
+from mathrl.errors import UserError, cannot_write
 
 _BEAT_S = 5.0  # a holder touches the file so often
 _SILENT_S = 20.0  # and is gone where nobody has touched it for so long
@@ -142,6 +144,21 @@ class FolderLock:
         if holder is not None:
             who = f"process {holder.pid} on {holder.host}, since {holder.since}"
         return f"{self.what} is being worked on by {who}: wait for it or stop it first"
+
+
+@contextmanager
+def opened(folder: Path, what: str) -> Iterator[None]:
+    """Inside, the folder is there and its lock is held.
+
+    Raises:
+        UserError: it cannot be made, or another process holds the lock.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made: {cannot_write(error)}") from error
+    with FolderLock(folder, what):
+        yield
 
 
 def _place() -> str:

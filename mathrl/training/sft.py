@@ -195,7 +195,7 @@ class _Stage:
 
     def run(self, start: float) -> None:
         sft = self.sft
-        most = sft.max_train_steps + sft.direct_answer_steps
+        most = sft.num_steps
         early = sft.direct_answer_fraction if not sft.direct_answer_steps else 0.0
         if sft.keep_best:
             self._evaluate()
@@ -205,6 +205,7 @@ class _Stage:
                 self._evaluate()
                 reached = self.metrics.get("sft/held_out_exact", 0.0)
                 self.reached_target = 0 < sft.target_accuracy <= reached
+        most = self.step + sft.direct_answer_steps  # the target may have come early
         for done in range(sft.direct_answer_steps):
             rate = _LAST_PHASE * sft.learning_rate * (1 - done / sft.direct_answer_steps)
             self._train(sft.direct_answer_fraction, rate, most)

@@ -63,6 +63,7 @@ class Hooks:
     after_step: Callable[[int, Metrics, Sequence[Group]], None] = lambda done, metrics, groups: None
     should_stop: Callable[[int], bool] = lambda done: False
     on_batch: Callable[[int, Batch], None] = lambda index, batch: None  # just before the update
+    stopping: Callable[[], bool] = lambda: False  # whether the run has been told to end, after this step
     interruptible: Callable[[], AbstractContextManager[None]] = nullcontext  # around what changes nothing
 
 
@@ -153,10 +154,11 @@ class Trainer:
         self._note(metrics, index + 1)
         synced: Metrics = {}
         with together("handing over the weights"), clock("sync"):
-            self.engine.load(policy.adapter(), version=policy.version)
-            synced |= getattr(self.engine, "sync_metrics", {})
-            if self.sentinel:
-                synced |= self.sentinel.check()
+            if not self.hooks.stopping():  # else nothing is sampled any more, and the engine may be gone
+                self.engine.load(policy.adapter(), version=policy.version)
+                synced |= getattr(self.engine, "sync_metrics", {})
+                if self.sentinel:
+                    synced |= self.sentinel.check()
         return self._conclude(metrics, synced, clock), groups
 
     @contextmanager

@@ -63,12 +63,15 @@ def exported(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("which", "step"), [("last", 20), ("best", 10)])
-def test_adapter_and_merged_model_compute_what_the_policy_computes(exported, which, step):
+def test_adapter_and_merged_model_compute_what_the_policy_computes(exported, which, step, capfd):
     folder, run, policies = exported
     result = export_run(run.path, folder / which, which)
+    assert capfd.readouterr() == ("", ""), "bars and reports of transformers"
     assert (result.step, result.dtype, result.kept) == (step, torch.float32, pytest.approx(1.0, abs=1e-5))
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / which / "merged")
     ids = torch.tensor([tokenizer.encode(TEXT)])
+    beside = transformers.AutoTokenizer.from_pretrained(folder / which / "adapter")
+    assert (beside.encode(TEXT), beside.decode(ids[0])) == (ids[0].tolist(), tokenizer.decode(ids[0]))
     assert ids.tolist() == [transformers.AutoTokenizer.from_pretrained(run.reference).encode(TEXT)]
     expected = logits(policies[step], ids)
     merged = transformers.AutoModelForCausalLM.from_pretrained(folder / which / "merged")
@@ -92,11 +95,12 @@ def test_half_precision_keeps_its_type_and_says_what_it_lost(tmp_path):
 
 def test_an_adapter_alone_is_replaced_whole(exported, tmp_path):
     _, run, policies = exported
+    tokenizer = transformers.AutoTokenizer.from_pretrained(run.reference)
     config = policies[10].peft_config["default"].to_dict()
     tensors = peft.get_peft_model_state_dict(policies[10])
     for factor in (1.0, 2.0):
         adapter = Adapter(config, {name: factor * tensor for name, tensor in tensors.items()})
-        export.export_adapter(tmp_path / "adapter", adapter, str(run.reference))
+        export.export_adapter(tmp_path / "adapter", adapter, str(run.reference), tokenizer)
     found = peft.load_peft_weights(str(tmp_path / "adapter"))
     assert all(torch.equal(found[name], 2.0 * tensors[name]) for name in tensors)
     assert [p.name for p in tmp_path.iterdir()] == ["adapter"]

@@ -292,8 +292,9 @@ def test_another_configuration_and_an_existing_folder_are_refused(whole, recipe,
     assert {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file()} == kept
 
 
-def test_only_the_reference_can_be_made(recipe, tmp_path, whole):
+def test_only_the_reference_can_be_made(recipe, tmp_path, whole, capsys):
     assert main(["sft", str(recipe), "--run.output_dir", str(tmp_path)]) == 0
+    assert "SFT 60/60" in capsys.readouterr().out
     made, same = (r / "reference" / "model.safetensors" for r in (tmp_path / "tiny", whole))
     assert made.read_bytes() == same.read_bytes()
 
@@ -324,6 +325,10 @@ GOOD = [{"question": f"What is {n} plus 1?", "answer": str(n + 1)} for n in rang
         (["{recipe}", "--sft.skip"], ["model.path"]),
         (["{recipe}", "--sft.skip", "--model.path", "{folder}/none"], ["none"]),
         (["{recipe}", "--sft.skip", "--model.path", "{no_tokenizer}"], ["no tokenizer"]),
+        (["{recipe}", "--sft.skip", "--model.path", "{cut}"], ["model.safetensors is damaged", "again"]),
+        (["{recipe}", "--sft.skip", "--model.path", "{shards}"], ["lacks model-00002.safetensors"]),
+        (["{recipe}", "--sft.skip", "--model.path", "{settings}"],
+         ["could be loaded", "hidden_size", "expected int"]),
         (["{recipe}", "--sft.skip", "--model.path", "{model}", "--model.prompt", "chat"], ["chat template"]),
         (["{recipe}", "--sft.skip", "--model.path", "{model}", "--rollout.max_prompt_tokens", "9"],
          ["max_prompt_tokens 9"]),
@@ -344,7 +349,19 @@ def test_bad_input_ends_in_one_sentence_before_anything_is_written(
     for name in ("config.json", "model.safetensors"):
         (no_tokenizer / name).write_bytes((whole / "reference" / name).read_bytes())
     (tmp_path / "unread").mkdir()
+    cut, shards, settings = (
+        Path(shutil.copytree(whole / "reference", tmp_path / name)) for name in ("cut", "shards", "settings")
+    )
+    weights = (cut / "model.safetensors").read_bytes()
+    (cut / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002.safetensors"}}
+    (shards / "model.safetensors.index.json").write_text(json.dumps(index))
+    told = json.loads((settings / "config.json").read_text()) | {"hidden_size": "wide"}
+    (settings / "config.json").write_text(json.dumps(told))
     places = {
+        "cut": cut,
+        "shards": shards,
+        "settings": settings,
         "recipe": recipe,
         "folder": tmp_path,
         "good": problems_file(tmp_path, GOOD),

@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from mathrl.errors import UserError
 from mathrl.recipes import differences, load_recipe
 from mathrl.report.doctor import diagnose
 from mathrl.report.run_page import evenly, render, write_report
-from mathrl.report.run_record import read_run
+from mathrl.report.run_record import RunRecord, read_run
 
 
 class Page(HTMLParser):
@@ -191,3 +192,39 @@ def test_other_folders_and_damaged_files_are_one_sentence(made_run: Path, tmp_pa
 def test_spread_keeps_both_ends() -> None:
     assert evenly(list(range(100)), 4) == [0, 33, 66, 99]
     assert evenly([1, 2], 4) == [1, 2]
+
+
+def with_config(run: RunRecord, *overrides: tuple[str, str]) -> RunRecord:
+    return replace(run, config=load_recipe("quickstart", list(overrides)))
+
+
+def test_looks_are_told_with_the_number_of_problems_that_there_are(made_run: Path) -> None:
+    run = read_run(made_run)
+    for asked, told in (("2000", 500), ("100", 100)):
+        html = render(with_config(run, ("evaluate.every_num_problems", asked)))
+        assert re.findall(r"during training, n = (\d+)", html)[0] == str(told)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "kept"),
+    [
+        ("run.seed", "7", True),
+        ("train.num_steps", "9", True),
+        ("lora.rank", "8", True),
+        ("data.path", "mine.jsonl", False),
+        ("model.hidden_size", "64", False),
+        ("algorithm.name", "rloo", False),
+        ("sft.direct_answer_steps", "0", False),
+    ],
+)
+def test_a_run_that_departs_from_a_recipe_does_not_carry_its_description(made_run, field, value, kept):
+    run = with_config(read_run(made_run), (field, value))
+    description = load_recipe("quickstart").description
+    assert len(description) > 20
+    assert (description in subtitle(render(run))) is kept
+    own = replace(run, config=run.config.model_copy(update={"description": "My own words"}))
+    assert "My own words" in subtitle(render(own))
+
+
+def subtitle(html: str) -> str:
+    return re.findall(r'<p class="sub">(.*?)</p>', html)[0]

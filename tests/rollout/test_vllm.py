@@ -134,13 +134,14 @@ def largest_gap(policy, groups, **how) -> float:
     return float(((logprobs - batch.sampling_logprobs).abs() * batch.loss_mask).max())
 
 
-def test_an_interrupt_from_the_terminal_does_not_end_the_rollout_under_way(synced):
+def test_signals_to_the_whole_job_do_not_end_the_rollout_under_way(synced):
     synced.sample(PROBLEMS[:1], 1, seed=1)
     sent = []
 
     def interrupt(*_):
         if not sent:  # while others are still being sampled
-            sent.extend(os.kill(process.pid, signal.SIGINT) for process in synced.client.processes)
+            for process in synced.client.processes:
+                sent.extend(os.kill(process.pid, signum) for signum in (signal.SIGINT, signal.SIGTERM))
 
     groups = synced.sample(PROBLEMS, 4, seed=1, on_completion=interrupt)
     assert sent

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from mathrl.errors import UserError
 from mathrl.recipes import load_recipe
 from mathrl.training.sft import load_examples, planned_steps, train_reference
+from mathrl.training.sft_loss import SftLoss
 
 TINY = {
     "run.num_threads": "1",
@@ -126,3 +127,23 @@ def test_a_model_from_nothing_learns_all_of_its_weights(recipe, tmp_path):
     with pytest.raises(UserError, match=r"sft.lora needs model.path"):
         train_reference(config_with(recipe, sft__lora=True), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("reached", "steps"), [(0.0, 30), (1.0, 10)])
+def test_progress_says_what_will_run_and_what_ran(recipe, tmp_path, monkeypatch, reached, steps):
+    """The steps with direct answers come on top, and an early target brings the end nearer."""
+    monkeypatch.setattr(SftLoss, "held_out", lambda *_: (1.0, reached))
+    config = config_with(
+        recipe,
+        **{f"model__{name}": size for name, size in SIZES.items()},
+        sft__max_train_steps=30,
+        sft__target_accuracy=0.9,
+        sft__direct_answer_fraction=0.5,
+        sft__direct_answer_steps=5,
+    )
+    told = []
+    result = train_reference(config, tmp_path / "out", progress=lambda *count: told.append(count))
+    assert told[: steps + 5] == [*((n, 35) for n in range(1, steps + 1)), *(
+        (steps + n, steps + 5) for n in range(1, 6)
+    )]  # fmt: skip
+    assert told[-1] == (result.steps, result.steps) == (steps + 5, steps + 5)
