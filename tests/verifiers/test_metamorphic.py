@@ -75,6 +75,8 @@ def accepted(case: dict[str, Any], completion: str) -> bool:
         case.get("type", "auto"),
         case.get("extract", "auto"),
         case.get("options", ()),
+        case.get("prompt", ""),
+        case.get("row"),
     )
     return verdict.outcome is Outcome.CORRECT
 

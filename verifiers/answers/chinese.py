@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from verifiers.grammar.clean import clean
+
 _WHOLE = {
     "是": "yes", "对": "yes", "能": "yes", "否": "no", "不是": "no", "不能": "no",
     "正确": "true", "错误": "false", "不存在": "does not exist", "无解": "no solution",
@@ -20,18 +22,24 @@ _UNITS = {
 _SYLLABLE = "\u3400-\u9fff"
 _WORDS = re.compile(rf"[{_SYLLABLE}]+")
 _UNIT = re.compile(rf"(?<=[\d}})$])\s*({'|'.join(_UNITS)})(?![{_SYLLABLE}])")
+_IN_TEXT = re.compile(r"\\text(?:bf|rm)?\{\s*(\S+?)\s*\}")
 _OR = re.compile(rf"(?<![{_SYLLABLE}])\s*或者?\s*(?![{_SYLLABLE}])")
 _AND = re.compile(rf"(?<![{_SYLLABLE}])\s*[和与且]\s*(?![{_SYLLABLE}])")
 
 
 def in_english(text: str) -> str:
-    """Yes, no and the like, units behind a number, and "or" and "and" between formulas; the rest stays."""
-    bare = text.strip(" .。$")
-    if found := _WORDS.search(bare):
-        inside = re.fullmatch(r"\\text(?:bf|rm)?\{\s*(\S+?)\s*\}", bare)
-        if word := _WHOLE.get(inside[1] if inside else bare):
-            return word
-        if len(found[0]) <= 4:
-            text = _UNIT.sub(lambda unit: rf"\text{{ {_UNITS[unit[1]]}}}", text)
-            text = _AND.sub(r" \\text{ and } ", _OR.sub(r" \\text{ or } ", text))
-    return text
+    """Yes, no and the like, units behind a number, and "or" and "and" between formulas; the rest stays.
+
+    Raises `ParseError` as `clean` does.
+    """
+    found = _WORDS.search(text)
+    if found is None:
+        return text
+    cleaned = clean(text)
+    inside = _IN_TEXT.fullmatch(cleaned)
+    if word := _WHOLE.get(inside[1] if inside else cleaned):
+        return word
+    if len(found[0]) > 4:
+        return text
+    text = _UNIT.sub(lambda unit: rf"\text{{ {_UNITS[unit[1]]}}}", cleaned)
+    return _AND.sub(r" \\text{ and } ", _OR.sub(r" \\text{ or } ", text))

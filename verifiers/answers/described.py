@@ -43,7 +43,7 @@ def describe(answer: Answer, text: str, *, is_reference: bool = False) -> Answer
     worded = answer.node is None or is_word(answer.node) or answer.contradicts
     if not worded or len(text) > MAX_DESCRIBED_CHARS:
         return answer
-    clauses = _clauses(text)
+    clauses = _clauses(text if _FORMULA_MARK.search(text) else answer.cleaned)
     value = _value(text) if is_reference else None
     if not clauses and value is None:
         return answer
@@ -79,6 +79,7 @@ def _same_clause(ours: Clause, theirs: Clause) -> bool:
 
 _TEXT = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|mbox)\s*\{([^{}]*)\}")
 _SPACING = re.compile(r"\\(?:[,;:! ]|q?quad(?![A-Za-z]))|~")
+_FORMULA_MARK = re.compile(r"(?<!\\)\$")
 _MATH_MARK = re.compile(r"(?<!\\)\$+|\\[()\[\]]")
 # In $a$ it is a name.
 _ARTICLE = re.compile(r"(?<![$\w\\{(=,])(?:[aA]|[Aa]n|[Tt]he)\s+(?=[A-Za-z]{2,}\b)")

@@ -20,6 +20,7 @@ from verifiers.answers.stated import parse_stated
 from verifiers.answers.structured import Answer
 from verifiers.answers.text import Boolean
 from verifiers.base import AnswerType, ParseError
+from verifiers.grammar.clean import clean
 
 MAX_SEVERAL = 64
 MAX_LIST_CHARS = 20_000
@@ -231,7 +232,10 @@ _WRAPPED = re.compile(r"(?:\\left)?\s*(?:\\\{|[\[({])(.*?)(?:\\right)?\s*(?:\\\}
 
 def _partitions(text: str) -> Iterator[list[str]]:
     """The parts of a text at each sort of separator outside of brackets; also of what brackets hold whole."""
-    text = text.strip().strip("$").strip()
+    try:
+        text = clean(text).strip("$").strip()
+    except ParseError:
+        return
     inner = _WRAPPED.fullmatch(text)
     for whole in (text, inner[1] if inner else ""):
         for separator in _SEPARATORS:

@@ -102,16 +102,21 @@ _PROSE_UNIT = re.compile(
 )
 
 
+_STARTS_A_FORMULA = re.compile(r"(?:(?<!\\)\$|\\[\[(]|(?:\A|\s)[a-z]{2,12}:?\ )\Z")
+_CLOSING = " \t\r\n$.*"
+
+
 def with_context(content: str, before: str, after: str) -> str | None:
     """A box's content with what is glued to it; None where that makes another value of it.
 
     before, after: the text around the box, `MAX_CONTEXT_CHARS` of it at most.
     """
+    if _STARTS_A_FORMULA.search(before) and not after.strip(_CLOSING):
+        return content  # most boxes stand alone
     before, after, content = _out_of_brackets(before, after, content)
-    blank = _is_a_blank(after)
-    if _OPERAND_BEFORE.search(before) or (_SUM_BEFORE.search(before) and not blank):
-        return None
-    if _DIGITS_AFTER.match(after):
+    in_sum = _SUM_BEFORE.search(before)
+    blank = in_sum is not None and _is_a_blank(after)
+    if _OPERAND_BEFORE.search(before) or (in_sum and not blank) or _DIGITS_AFTER.match(after):
         return None
     sign = _SIGN_BEFORE.search(before)
     if sign:

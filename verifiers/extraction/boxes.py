@@ -54,6 +54,8 @@ _MARKS = " \t\r\n" + string.punctuation
 
 def without_placeholders(text: str) -> str:
     """Without the empty boxes that words follow; one that ends a text stays, an answer that never came."""
+    if _PLACEHOLDER_BOX.search(text) is None:
+        return text
     end = len(text.rstrip(_MARKS))
     return _PLACEHOLDER_BOX.sub(lambda box: box[0] if box.end() >= end else "", text)
 
@@ -112,7 +114,11 @@ def boxed(text: str) -> str | None:
     r"""The last complete box; boxes joined by connectives are returned together, comma-separated."""
     if "\\boxed" not in text and "\\fbox" not in text:
         return None
-    text = without_placeholders(text)
+    return boxed_without_placeholders(without_placeholders(text))
+
+
+def boxed_without_placeholders(text: str) -> str | None:
+    """`boxed` of a text that `without_placeholders` has been through."""
     boxes, last_is_open = _find_boxes(text)
     if last_is_open:
         return None

@@ -27,7 +27,7 @@ import re
 from collections.abc import Callable
 
 from verifiers import plugins
-from verifiers.extraction.boxes import boxed, joined, without_placeholders
+from verifiers.extraction.boxes import boxed, boxed_without_placeholders, joined, without_placeholders
 from verifiers.extraction.lines import (
     choice_named,
     closing_line,
@@ -45,6 +45,7 @@ from verifiers.extraction.wording import NEGATION, NUMBER_IN_TEXT, retracted
 Rule = Callable[[str], str | None]
 
 _HASHES = re.compile(r"####[ \t]*(?:(?:Final )?Answer:?[ \t]*)?\n?([^\n]*)")
+_PLAIN_NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?")
 _LABEL = re.compile(r"^(?:the\s+)?(?:final\s+)?(?:answer|total|result)\s*[:=]\s*(?=\S)", re.IGNORECASE)
 _MAX_LINE_CHARS = 8000  # more than the grammar reads
 _A_LINE = re.compile(r"^[ \t]*A:[ \t]*([^\n]*)", re.MULTILINE)
@@ -59,7 +60,10 @@ def gsm8k(text: str) -> str | None:
                 if retracted(text[found[-1].end() :], found[-1][1]):
                     return None
                 line = found[-1][1][:_MAX_LINE_CHARS]
-                named = _LABEL.sub("", tidy(line)) or tidy(line)
+                named = tidy(line)
+                if _PLAIN_NUMBER.fullmatch(named):
+                    return named
+                named = _LABEL.sub("", named) or named
                 first = NUMBER_IN_TEXT.search(named[:MAX_BARE_CHARS])
                 if first and retracted(named[first.end() :], first[0]):
                     return None
@@ -136,15 +140,16 @@ def auto(text: str) -> str | None:
 
     An unclosed box or tag is no answer, whatever else is there.
     """
+    box = -1
     if "boxed" in text or "fbox" in text:
         text = without_placeholders(text)
-    box = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
+        box = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
     tags = [mark.start() for mark in _OPEN_TAG.finditer(text)] if "nswer>" in text or "NSWER>" in text else []
     if box < 0 and not tags:
         return next((found for rule in _AUTO if (found := rule(text)) is not None), None)
     # A box in the last tag is the tag's; one behind it, or in a tag that is still open, stands by itself.
     in_tag = bool(tags) and (box < tags[-1] or text.lower().find("answer>", box) >= 0)
-    return tag(text) if in_tag else boxed(text)
+    return tag(text) if in_tag else boxed_without_placeholders(text)
 
 
 _AUTO: tuple[Rule, ...] = (

@@ -37,6 +37,8 @@ def without_thinking(completion: str, prompt: str = "") -> str | None:
     """
     opened = _opened_by(prompt)
     if not opened:
+        if "<" not in completion and "[" not in completion and "◁" not in completion:
+            return completion
         folded = completion.casefold()
         if not any(hint in folded for hint in _HINTS):
             return completion
