@@ -78,7 +78,7 @@ def _same_clause(ours: Clause, theirs: Clause) -> bool:
 
 
 _TEXT = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|mbox)\s*\{([^{}]*)\}")
-_SPACING = re.compile(r"\\(?:[,;:! ]|q?quad(?![A-Za-z]))|~")
+_SPACING = re.compile(r"(?<!\\)\\(?:[,;:! ]|q?quad(?![A-Za-z]))|~")
 _FORMULA_MARK = re.compile(r"(?<!\\)\$")
 _MATH_MARK = re.compile(r"(?<!\\)\$+|\\[()\[\]]")
 # In $a$ it is a name.

@@ -7,7 +7,7 @@ import re
 _FONT = re.compile(r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf)|mbox)(?![A-Za-z])|[{}$*\"“”]")
 _SPACING = re.compile(r"\\(?:[,;:! ]|q?quad(?![A-Za-z]))|~")
 _MEANING = {"yes": True, "true": True, "no": False, "false": False}
-_ALONE = re.compile(r"(yes|no|true|false)\W*")
+_ALONE = re.compile(r"(yes|no|true|false)[^\w?]*")
 # "No solution" is no denial; "no, it is not" and "no they cannot" are.
 _HEAD = re.compile(
     r"""
@@ -22,10 +22,11 @@ _REASON = re.compile(
 )
 _ANOTHER = re.compile(
     r"""
-    ^(?:and|or|but|then|to|/)\b | \b(?:yes|true|false)\b | \b(?:and|or|but|then|/)\s*no\b | ^no\b
+    ^(?:and|or|but|then|to|/)\b | \b(?:yes|true|false)\b | \b(?:and|or|but|then|/)\s*no\b
+    | ^\W*no\b | \(\s*no\W
     | \b(?:if|when|whenever|unless|only|provided|except|iff|until|depends?|depending|otherwise|some|sometimes
         |maybe|perhaps|possibly|probably|partly|mostly|often|rarely|almost|sure|certain|likely|unclear|assuming
-        |suppose|supposing|however|but|question)\b
+        |suppose|supposing|though|although|however|but|question)\b
     | \?
     """,
     re.VERBOSE,
