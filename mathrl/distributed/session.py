@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from mathrl.distributed import group
 from mathrl.distributed.agreement import agreed_rank, together
 from mathrl.distributed.collectives import LostRankError
 from mathrl.distributed.environment import Place
 from mathrl.distributed.lookout import EXIT_LOST, Lookout, Verdict, connect
-from mathrl.errors import UserError
+from mathrl.errors import Stopped, UserError
 
 EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
 
@@ -42,6 +45,7 @@ def ranks() -> Iterator[Alone]:
         yield Alone()
         return
     _session = session = Session(own, Lookout(own, connect(own)))
+    _hear_signals(_stop)
     try:
         yield session
         with together("the end"):
@@ -66,6 +70,7 @@ class Session(Alone):
 
     def end_with(self, status: int) -> None:
         """End all ranks with this status, without a word; does not return."""
+        _hear_signals(signal.SIG_IGN)
         self.lookout.end(self.lookout.settle("", status))
 
     def leave(self) -> None:
@@ -75,6 +80,7 @@ class Session(Alone):
 
     def end_after(self, error: BaseException) -> None:
         """End this process, and so the run, with one sentence; does not return."""
+        _hear_signals(signal.SIG_IGN)  # torchrun sends SIGTERM to all ranks as soon as one has gone
         lookout = self.lookout
         lost = _lost_connection(error)
         if lost is not None:
@@ -101,6 +107,18 @@ class Session(Alone):
         if agreed is None or own == speaker:
             return lookout.settle(sentence, status)
         return lookout.wait_for_verdict(error)
+
+
+def _stop(signum: int, frame: Any) -> None:
+    """What a rank does where nothing else listens (run/stop.py), and once."""
+    _hear_signals(signal.SIG_IGN)
+    raise Stopped(signum)
+
+
+def _hear_signals(handler: Any) -> None:
+    if threading.current_thread() is threading.main_thread():
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, handler)
 
 
 def _lost_connection(error: BaseException | None) -> BaseException | None:

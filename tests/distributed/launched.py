@@ -4,10 +4,15 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests"
+MARK = "MATHRL_TEST"
+"""In the environment of all that a test starts, and so of what that starts."""
 
 
 def free_port() -> int:
@@ -59,3 +64,24 @@ class Ranks:
             for rank, (process, text) in enumerate(zip(self.processes, texts, strict=True))
         ]
         assert not any(process.returncode for process in self.processes), "\n".join(told)
+
+
+def marked(tag: str) -> list[psutil.Process]:
+    """Live processes, other than this one, that bear a test's mark."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.environ().get(MARK) == tag:
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+    return found
+
+
+def left_behind(tag: str, patience_s: float = 15.0) -> None:
+    """Fail where a process of a test lives on."""
+    deadline = time.monotonic() + patience_s
+    while left := marked(tag):
+        if time.monotonic() > deadline:
+            raise AssertionError([(p.pid, p.cmdline()) for p in left])
+        time.sleep(0.2)

@@ -1,0 +1,128 @@
+"""``--ranks N`` and torchrun as a user has them: restarts, signals, two hosts."""
+
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+from launched import MARK, environment, free_port, left_behind, marked
+from test_failures import arguments, assert_same_run, rows  # noqa: F401  (a fixture)
+
+from mathrl.cli import main
+
+FUNCTIONS = ["--reward.functions", "planted_rewards:planted"]
+
+
+@pytest.fixture(scope="module")
+def command(arguments) -> list[str]:  # noqa: F811
+    """Arguments of a run whose reward function can be told to do harm."""
+    return [*arguments, *FUNCTIONS]
+
+
+@pytest.fixture(scope="module")
+def whole(command, tmp_path_factory) -> Path:
+    """The run that nothing disturbed, of one process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("whole"))
+        patch.syspath_prepend(str(Path(__file__).parent))
+        assert main(command) == 0
+        return Path("runs/tiny").resolve()
+
+
+class Started:
+    """A command line in a process of its own, in the folder ``at``, and all that it starts."""
+
+    def __init__(self, words: list[str], at: Path, plant: str = "") -> None:
+        self.at, self.tag = at, uuid.uuid4().hex
+        self.log = at / f"{self.tag}.log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, *words],
+                cwd=at,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment(PLANT=plant, **{MARK: self.tag}),
+            )
+
+    @property
+    def told(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def wait(self, timeout_s: float = 240.0) -> int:
+        try:
+            code = self.process.wait(timeout_s)
+        finally:
+            if self.process.poll() is None:
+                for process in marked(self.tag):
+                    process.kill()
+        left_behind(self.tag)
+        return code
+
+    def wait_for_steps(self, steps: int) -> None:
+        deadline = time.monotonic() + 240
+        metrics = self.at / "runs" / "tiny" / "metrics.jsonl"
+        while not metrics.is_file() or metrics.read_text().count("\n") < steps:
+            assert self.process.poll() is None, self.told
+            assert time.monotonic() < deadline, self.told
+            time.sleep(0.05)
+
+
+def test_a_lost_rank_is_started_again(command, whole, tmp_path):
+    words = ["-m", "mathrl", *command, "--ranks", "2", "--max-restarts", "1"]
+    started = Started(words, tmp_path, f"kill {tmp_path / 'killed'}")
+    assert started.wait() == 0, started.told
+    assert (tmp_path / "killed").exists()
+    said = [line for line in started.told.splitlines() if line.startswith("mathrl: ")]
+    assert len(said) == 2, started.told
+    assert "mathrl: rank 1 (process " in said[0]
+    assert said[1] == "mathrl: restart 1 of 1, from the last checkpoint"
+    assert "resumed after step 3" in started.told
+    assert_same_run(tmp_path / "runs" / "tiny", whole)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_launcher_or_to_all(command, tmp_path, signum):
+    """Ctrl-C reaches the launcher alone, a scheduler's SIGTERM every process at once."""
+    started = Started(["-m", "mathrl", *command, "--ranks", "2"], tmp_path, "slow")
+    started.wait_for_steps(2)
+    for process in [started.process] if signum == signal.SIGINT else marked(started.tag):
+        process.send_signal(signum)
+    assert started.wait() == 128 + signum, started.told
+    (line,) = [line for line in started.told.splitlines() if line.startswith("Stopped by")]
+    assert line.startswith(f"Stopped by {signum.name}. Step ")
+    assert line.endswith("--resume --ranks 2")
+    assert "Traceback" not in started.told
+    assert not [line for line in started.told.splitlines() if line.startswith("mathrl: ")], started.told
+
+
+def test_two_hosts_of_which_one_vanishes(command, whole, tmp_path):
+    """Two of torchrun's agents on one machine; a new pair goes on from what was saved."""
+
+    def host(port: int, plant: str = "", *more: str) -> Started:
+        agent = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", "test"]
+        meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}"]
+        return Started([*agent, *meeting, "-m", "mathrl", *command, *more], tmp_path, plant)
+
+    port = free_port()
+    hosts = [host(port, "slow") for _ in range(2)]
+    hosts[0].wait_for_steps(2)
+    lost = next(h for h in hosts if any(p.environ().get("RANK") == "1" for p in marked(h.tag)))
+    left = next(h for h in hosts if h is not lost)
+    for process in marked(lost.tag):
+        process.kill()
+    vanished = time.monotonic()
+    assert left.wait() != 0
+    assert time.monotonic() - vanished < 60
+    said = [line for line in left.told.splitlines() if line.startswith("mathrl: ")]
+    assert len(said) == 1, left.told
+    assert "rank 1 (process " in said[0]
+    lost.wait()
+
+    port = free_port()
+    hosts = [host(port, "", "--resume") for _ in range(2)]
+    assert [each.wait() for each in hosts] == [0, 0], hosts[0].told + hosts[1].told
+    assert len(rows(tmp_path / "runs" / "tiny")) == 6
+    assert_same_run(tmp_path / "runs" / "tiny", whole)
