@@ -12,8 +12,9 @@ import torch
 from mathrl.commands.prepare import PreparedRun
 from mathrl.commands.settle import USUAL_COMPLETION
 from mathrl.config import Config
+from mathrl.distributed.environment import place
 from mathrl.errors import UserError
-from mathrl.memory.plan import GIB, make_plan
+from mathrl.memory.plan import GIB, make_plan, of_one_rank
 from mathrl.memory.shapes import Shape, load_shape
 from mathrl.policy.loading import context_of, resolve_device, resolve_dtype
 from mathrl.training.sft import planned_steps
@@ -35,6 +36,9 @@ def opening(run: PreparedRun) -> Iterator[str]:
     yield f"  first: {_supervised(run)}"
     yield f"  limits: {_limits(run)}"
     yield f"  a step: {_step(cfg, shape, device)}; {cfg.train.num_steps} steps"
+    if place().world > 1:
+        where = "the CPU" if device.type == "cpu" else "a GPU each"
+        yield f"  ranks: {place().world} on {where}, each with its own engine and its share of the problems"
     if run.demonstrations:
         yield f"  solved: {run.demonstrations.train.describe()}"
     yield f"  asked: {run.train.describe()}"
@@ -104,7 +108,7 @@ def _memory(cfg: Config, shape: Shape, device: torch.device) -> str:
     itemsize = resolve_dtype(cfg.model, device).itemsize
     if not cuda:  # there the engine is the embedded one, with the trainer's own weights
         cfg = cfg.model_copy(update={"rollout": cfg.rollout.model_copy(update={"engine": "transformers"})})
-    rows = make_plan(cfg, shape, int(size), itemsize=itemsize).rows
+    rows = make_plan(of_one_rank(cfg, place().world), shape, int(size), itemsize=itemsize).rows
     predicted = sum(rows.values()) if cuda else sum(v for name, v in rows.items() if "CUDA" not in name)
     return f"{predicted / GIB:.1f} of {size / GIB:.0f} GiB"
 

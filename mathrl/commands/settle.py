@@ -17,8 +17,9 @@ from mathrl.config import Config
 from mathrl.data.problem_set import ProblemSet
 from mathrl.data.problems import NoSolutions
 from mathrl.data.prompts import PromptTemplate
+from mathrl.distributed.environment import place
 from mathrl.errors import UserError
-from mathrl.memory.plan import make_plan
+from mathrl.memory.plan import make_plan, of_one_rank
 from mathrl.memory.shapes import load_shape
 from mathrl.policy.loading import resolve_device, resolve_dtype
 from mathrl.recipes import load_config
@@ -106,7 +107,8 @@ def settle_micro_batch(config: Config) -> Config:
         tokens = 0
     else:
         itemsize = resolve_dtype(config.model, device).itemsize
-        tokens = make_plan(config, shape, int(size), itemsize=itemsize).micro_batch_tokens
+        own = of_one_rank(config, place().world)
+        tokens = make_plan(own, shape, int(size), itemsize=itemsize).micro_batch_tokens
     tokens = max(_LEAST_MICRO_BATCH, tokens if cuda else min(tokens, _CPU_MICRO_BATCH))
     return _changed(config, update={"micro_batch_tokens": tokens})
 
