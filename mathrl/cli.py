@@ -24,6 +24,7 @@ COMMANDS = {
     ),
     "sft": ("entries:sft", "Make only the reference of a recipe: its supervised stage."),
     "config": ("entries:config", "Print a recipe with every field resolved, its reason and its range."),
+    "init": ("init:command", "Write a commented recipe for a model and problems of your own."),
     "eval": ("evaluate:command", "Evaluate a model on benchmarks."),
     "judge": ("judge:command", "Judge saved completions again, without a model."),
     "compare": ("compare:command", "Compare runs, or algorithms on one budget."),

@@ -118,12 +118,12 @@ def describe(
     yield from _references(problems, skipped)
     solved = sum(p.solution is not None for p in problems)
     yield f"  solutions     {solved} of {len(problems)} problems have one"
-    yield f"  question      {_spread([len(p.question.split()) for p in problems])} words"
+    yield f"  question      {spread([len(p.question.split()) for p in problems])} words"
     if solved:
         words = [len(p.solution.split()) for p in problems if p.solution is not None]
-        yield f"  solution      {_spread(words)} words"
+        yield f"  solution      {spread(words)} words"
     if template is not None:
-        yield f"  prompt        {_spread([len(ids) for ids in template.encode_all(problems)])} tokens"
+        yield f"  prompt        {spread([len(ids) for ids in template.encode_all(problems)])} tokens"
 
 
 def overlaps(benchmarks: Sequence[str], problems: Sequence[Problem]) -> Iterator[str]:
@@ -177,7 +177,8 @@ def _references(problems: Sequence[Problem], skipped: Sequence[SkippedRow]) -> I
         yield f"    {len(answers) / total:>6.1%}      {kind}, such as {answers[0][:60]!r}"
 
 
-def _spread(values: Sequence[int]) -> str:
+def spread(values: Sequence[int]) -> str:
+    """The middle, the end of all but a twentieth, and the most."""
     ordered = sorted(values)
     usual, long = ordered[len(ordered) // 2], ordered[int(0.95 * (len(ordered) - 1))]
     return f"{usual} in the middle, 19 of 20 have at most {long}, the longest {ordered[-1]}"
