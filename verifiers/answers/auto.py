@@ -21,7 +21,11 @@ from verifiers.grammar.nodes import Quantity
 from verifiers.grammar.normal_words import normal_words
 from verifiers.grammar.plain import read_plain
 
-_CHOICE_REFERENCE = re.compile(r"\\text(?:bf|rm)?\{\s*\(?[A-J]\)?\s*\}|\(?[A-J]\)?", re.ASCII)
+_CHOICE_REFERENCE = re.compile(
+    r"\\text(?:bf|rm)?\{\s*(?:(?:[Oo]ption|[Cc]hoice)\s+)?\(?[A-J]\)?\s*\}"
+    r"|(?:(?:[Oo]ption|[Cc]hoice)\s+)?\(?[A-J]\)?",
+    re.ASCII,
+)
 
 _CHOICE_WITH_TEXT = re.compile(r"(?:\\text(?:bf|rm)?\{)?\s*(?:\(\s*[A-J]\s*\)|[A-J][).:])")
 

@@ -105,7 +105,7 @@ _SAME_WORD = {
 def _clauses(text: str) -> tuple[Clause, ...]:
     """The clauses of a text; () where none of them holds a formula, or a formula cannot be read."""
     plain = _SPACING.sub(" ", _TEXT.sub(r" \1 ", text))
-    plain = _MATH_MARK.sub(" ", _ARTICLE.sub("", plain)).strip().rstrip(".")
+    plain = _with_part_words(_MATH_MARK.sub(" ", _ARTICLE.sub("", plain)).strip().rstrip("."))
     clauses: list[Clause] = []
     found = 0
     for part in filter(str.strip, plain.split(";")):
@@ -120,14 +120,34 @@ def _clauses(text: str) -> tuple[Clause, ...]:
     return tuple(clauses) if any(c.words.replace("#", "").strip() for c in clauses) else ()
 
 
+_PART = re.compile(
+    r"(?:(?<=[\s,;.])|\A)(?:\(([a-f]|i{1,3}|i?v|[1-6])\)|([a-f]|i{1,3}|i?v|[1-6])[).](?=\s))\s*"
+)
+_PART_NUMBERS = {"i": 1, "ii": 2, "iii": 3, "iv": 4, "v": 5} | {c: n for n, c in enumerate("abcdef", 1)}
+
+
+def _with_part_words(text: str) -> str:
+    """(a) 3 (b) 4 and the like with a word and a clause for each of at least two parts in their order."""
+    parts = list(_PART.finditer(text))
+    labels = [part[1] or part[2] for part in parts]
+    numbers = [int(label) if label.isdigit() else _PART_NUMBERS[label] for label in labels]
+    if len(parts) < 2 or parts[0].start() > 0 or numbers != list(range(1, len(parts) + 1)):
+        return text
+    ends = [*(part.start() for part in parts[1:]), len(text)]
+    answers = (text[part.end() : end].strip(" ,;.") for part, end in zip(parts, ends, strict=True))
+    return "; ".join(f"part{'abcdef'[n - 1]} {answer}" for n, answer in zip(numbers, answers, strict=True))
+
+
 def _clause(part: str) -> Clause:
     words: list[str] = []
     formulas: list[Answer] = []
     position = 0
     runs = [run for run in _WORD_RUN.finditer(part) if run[0].rstrip(".:") not in _FUNCTIONS]
     for run in [*runs, None]:
-        formula = part[position : run.start() if run else len(part)].strip(" ,.:()\n\t~")
-        formula = _balanced(part[position : run.start() if run else len(part)], formula)
+        between = part[position : run.start() if run else len(part)]
+        if run and between.endswith("-"):
+            between = between[:-1]  # the hyphen of "y-intercept"
+        formula = _balanced(between, between.strip(" ,.:()\n\t~"))
         if formula and re.search(r"[^\s,.;:()\[\]{}&-]", formula):
             answer = read_answer(formula)
             if answer.node is None or is_word(answer.node):
