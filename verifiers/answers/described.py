@@ -43,7 +43,10 @@ def describe(answer: Answer, text: str, *, is_reference: bool = False) -> Answer
     worded = answer.node is None or is_word(answer.node) or answer.contradicts
     if not worded or len(text) > MAX_DESCRIBED_CHARS:
         return answer
-    clauses = _clauses(text if _FORMULA_MARK.search(text) else answer.cleaned)
+    if isinstance(answer, Described):
+        clauses = answer.clauses
+    else:
+        clauses = _clauses(text if _FORMULA_MARK.search(text) else answer.cleaned)
     value = _value(text) if is_reference else None
     if not clauses and value is None:
         return answer
@@ -106,6 +109,8 @@ def _clauses(text: str) -> tuple[Clause, ...]:
     """The clauses of a text; () where none of them holds a formula, or a formula cannot be read."""
     plain = _SPACING.sub(" ", _TEXT.sub(r" \1 ", text))
     plain = _with_part_words(_MATH_MARK.sub(" ", _ARTICLE.sub("", plain)).strip().rstrip("."))
+    if all(run[0].rstrip(".:") in _FUNCTIONS for run in _WORD_RUN.finditer(plain)):
+        return ()
     clauses: list[Clause] = []
     found = 0
     for part in filter(str.strip, plain.split(";")):
