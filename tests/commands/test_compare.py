@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from made_run import made_evaluation, make_run
 
 from mathrl.cli import main
+from mathrl.commands.compare import compare_results
 from mathrl.evaluation.completions import write_evaluation
 from mathrl.evaluation.paired import compare_evaluations
 from mathrl.evaluation.statistics import holm
@@ -99,6 +101,13 @@ def test_results_of_evaluations_are_compared_benchmark_by_benchmark(tmp_path: Pa
     for row in numbers["benchmarks"].values():
         assert row["difference"]["value"] > 0.3
         assert row["difference"]["p_value_holm"] == pytest.approx(2 * row["difference"]["p_value"], rel=1.01)
+
+
+def test_a_benchmark_that_only_one_of_them_has_is_left_out(tmp_path: Path) -> None:
+    before = evaluate_into(tmp_path / "before", 0.2, 1)
+    after = evaluate_into(tmp_path / "after", 0.8, 2)
+    shutil.rmtree(before / "svamp")
+    assert [(r.name, r.before is not None) for r in compare_results([before, after])] == [("gsm8k", True)]
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ def test_our_own_completions_are_judged_again_and_stay_comparable(tmp_path: Path
     assert main(["judge", str(file)]) == 0
     printed = capsys.readouterr().out
     assert "wrong -> correct: 3" in printed  # two greedy ones and the sample of 0 + 0
+    assert printed.count(" -> ") == 1  # the others stayed what they were
     assert "12 completions judged in" in printed
     after = judged(tmp_path / "completions-judged")
     assert [r.greedy.outcome for r in after.records] == OUTCOMES

@@ -51,6 +51,20 @@ class Tokens:
     pad_token_id, eos_token_id = 0, 1
 
 
+def test_the_cache_has_room_for_a_problem_with_fewer_completions():
+    """Nine completions in groups of eight are of two problems: two prompts, and nine completions."""
+    assert kv_tokens(recipe(), 9) == 2 * 128 + 9 * (256 + KV_BLOCK)
+    assert kv_tokens(recipe(), 8) == 128 + 8 * (256 + KV_BLOCK)
+
+
+def test_a_minibatch_is_a_part_of_the_step_rounded_up():
+    """Three problems in two minibatches: two of them in the larger, each of 128 + 8 · 256 tokens."""
+    update = {"num_minibatches": 2, "micro_batch_tokens": 10**6}
+    config = recipe(rollout={"problems_per_step": 3}, update=update)
+    rows = make_plan(config, KNOWN_SHAPES["qwen2.5-0.5b"], 80 * GIB).rows
+    assert f"trainer: activations of {2 * (128 + 8 * 256)} tokens" in rows
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("kind", MODELS)
 def test_parameters_are_counted_exactly(kind, tied):

@@ -14,8 +14,10 @@ from made_run import NASTY, make_run
 from mathrl.errors import UserError
 from mathrl.recipes import differences, load_recipe
 from mathrl.report.doctor import diagnose
-from mathrl.report.run_page import evenly, render, write_report
+from mathrl.report.pages import embed
+from mathrl.report.run_page import direction, evenly, render, write_report
 from mathrl.report.run_record import RunRecord, read_run
+from mathrl.report.training_charts import smoothed
 
 
 class Page(HTMLParser):
@@ -101,6 +103,23 @@ def test_what_the_rules_saw_stands_first_and_notes_are_small(made_run: Path, tmp
     assert "saw nothing wrong" not in page.words
     assert all(f.text in page.words for f in found)
     assert html.index("What to look at") < html.index("What was learned")
+
+
+def test_a_difference_that_chance_explains_has_no_direction() -> None:
+    assert [direction(*ends) for ends in ((0.01, 0.2), (-0.2, -0.01), (-0.1, 0.1), (0.0, 0.2))] == [
+        "up", "down", "", "",
+    ]  # fmt: skip
+
+
+def test_smoothed_curves_do_not_lean_on_zero() -> None:
+    assert smoothed([3.0] * 6) == pytest.approx([3.0] * 6)
+    assert smoothed([1.0, 0.0]) == pytest.approx([1.0, 0.85 / 1.85])  # of weight 0.85 · 0.15 and 0.15
+
+
+def test_no_text_ends_the_script_that_holds_it() -> None:
+    page = str(embed("data", {"text": "</script><script>alert(1)</script> & <b>"}))
+    assert page.count("<") == 2  # of the element itself
+    assert json.loads(page.split(">", 1)[1].rsplit("<", 1)[0])["text"].startswith("</script>")
 
 
 def test_nothing_comes_from_outside(made_run: Path) -> None:

@@ -65,6 +65,48 @@ def test_percentages(reference: str, given: str, expected: bool) -> None:
     assert accepts(reference, given) is expected
 
 
+def test_shares_are_small_either_way() -> None:
+    values = [Fraction(-5), Fraction(-1), Fraction(1), Fraction(3, 2), None]
+    assert [policy.is_share(value) for value in values] == [False, True, True, False, False]
+    assert not accepts("-5", "-500\\%")
+
+
+def test_a_zero_after_the_point_states_no_digit() -> None:
+    assert [policy.stated_decimals(fraction) for fraction in ("", "0", "00", "5", "50")] == [
+        None,
+        None,
+        2,
+        1,
+        2,
+    ]
+    assert accepts("18.0", "18")
+    assert not accepts("18.0", "18.04")
+    assert accepts("18.1", "18.14")
+
+
+def test_brackets_mean_the_same_from_three_items_on() -> None:
+    assert policy.order_counts("()", "[]", False, 3) is True
+    assert policy.order_counts("()", "[]", False, 2) is None
+    assert policy.order_counts("()", "langlerangle", False, 2) is True
+    assert policy.order_counts("\\{\\}", "", False, 2) is False
+    assert accepts("(1,2,3)", "[1,2,3]")
+    assert not accepts("(1,2)", "[1,2]")
+
+
+@pytest.mark.parametrize(
+    ("reference", "given", "expected"),
+    [
+        ("yes", "yes it is", True),
+        ("yes", "yes it is not", False),
+        ("no", "no it is not", True),
+        ("no", "yes it is", False),
+        ("maybe", "yes it is", False),
+    ],
+)
+def test_a_denial_after_yes_is_none(reference: str, given: str, expected: bool) -> None:
+    assert policy.says_yes_or_no(reference, given) is expected
+
+
 def test_every_rule_is_listed_and_says_one_sentence() -> None:
     listed = [rule for rules in policy.RULES.values() for rule in rules]
     public = [
