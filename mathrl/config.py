@@ -180,6 +180,12 @@ class DataConfig(Section):
         False,
         description="leave problems with too long a prompt out, and count them; else: refused",
     )
+    shots: int = Field(
+        0, ge=0, le=32, description="worked examples before each question, for base models (plain prompts)"
+    )
+    shots_path: str = Field(
+        "", description="where they come from; empty: training problems with a solution, then not asked"
+    )
     sft_fraction: float = Field(
         0.0, ge=0.0, lt=1.0, description="share of the training problems kept for SFT alone; 0: none is"
     )

@@ -107,6 +107,8 @@ def plan_trials(options: ComparisonOptions, overrides: Overrides) -> tuple[Confi
     if any(key == "algorithm.name" for key, _ in overrides):
         raise UserError("--algorithm.name names one algorithm: say which to compare with --algorithms")
     base = load_recipe(RECIPE, overrides)
+    if base.data.shots:
+        raise UserError("--data.shots: algorithms are compared without worked examples in the prompt")
     set_by_user = {key.removeprefix("algorithm.") for key, _ in overrides}
     trials = []
     for seed in range(options.seeds):

@@ -16,10 +16,11 @@ from mathrl.commands.settle import (
     settled_before,
 )
 from mathrl.config import Config
+from mathrl.data.few_shot import draw_examples, template_with_examples
 from mathrl.data.hub import check_model
 from mathrl.data.problem_set import ProblemSet, check_enough, keep_fitting
 from mathrl.data.problems import Role, load_problems
-from mathrl.data.prompts import PromptTemplate, make_template
+from mathrl.data.prompts import PromptTemplate
 from mathrl.errors import UserError
 from mathrl.policy.loading import check_weights, context_of, load_tokenizer
 from mathrl.recipes import check_named
@@ -27,7 +28,7 @@ from mathrl.rewards.functions import RewardFunction, checked, load_functions
 from mathrl.rewards.scorer import check_answer_type
 from mathrl.run.folder import RunFolder
 from mathrl.training.sft import Demonstrations
-from mathrl.types import Group
+from mathrl.types import Group, Problem
 
 HELD_OUT: Role = "held_out"
 SECOND_SET: Role = "held_out_templates"  # problems told in templates that were never trained on
@@ -55,6 +56,7 @@ class PreparedRun:
     train: ProblemSet
     held_out: dict[str, ProblemSet]  # by name; "held_out" first
     demonstrations: Demonstrations | None  # None: the reference is made already
+    shown: tuple[Problem, ...]  # worked examples before every question
     folder: RunFolder
     goes_on: bool  # a run that has begun in the folder
     reward_functions: tuple[RewardFunction, ...] = ()
@@ -83,6 +85,7 @@ def prepare(
     if config.data.answer_type:
         check_answer_type(config.data.answer_type)
     train = load_problems(config.data, "train", config.run.seed)
+    shown, train = draw_examples(config.data, train, config.run.seed)
     held_out: dict[str, ProblemSet] = {}
     for role in (HELD_OUT, SECOND_SET):
         problems = load_problems(config.data, role, config.run.seed)
@@ -93,10 +96,10 @@ def prepare(
         check_weights(config.model.path)
     demonstrations = None
     if config.sft.skip or (goes_on and folder.reference.is_dir()):
-        template = _template_of(config, "" if config.sft.skip else str(folder.reference))
+        template = _template_of(config, shown, "" if config.sft.skip else str(folder.reference))
     else:
-        config, demonstrations = settle_demonstrations(config)
-        template = demonstrations.template if demonstrations else _template_of(config)
+        config, demonstrations = settle_demonstrations(config, shown)
+        template = demonstrations.template if demonstrations else _template_of(config, shown)
     config = settle_limits(config, template, (train, *held_out.values()), context_of(config.model))
     config = settle_micro_batch(config)
     train = _fitting(config, template, train)
@@ -112,6 +115,7 @@ def prepare(
         train,
         held_out,
         demonstrations,
+        shown,
         folder,
         goes_on,
         functions,
@@ -119,8 +123,8 @@ def prepare(
     )
 
 
-def _template_of(config: Config, reference: str = "") -> PromptTemplate:
-    return make_template(config, load_tokenizer(reference or config.model.path))
+def _template_of(config: Config, shown: Sequence[Problem], reference: str = "") -> PromptTemplate:
+    return template_with_examples(config, load_tokenizer(reference or config.model.path), shown)
 
 
 def _fitting(

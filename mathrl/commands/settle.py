@@ -6,7 +6,7 @@ run's folder holds what was settled; a run that goes on takes it from there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from mathrl.memory.shapes import load_shape
 from mathrl.policy.loading import resolve_device, resolve_dtype
 from mathrl.recipes import load_config
 from mathrl.training.sft import Demonstrations, load_examples
+from mathrl.types import Problem
 
 USUAL_COMPLETION = 1024  # tokens: most worked solutions of school and competition problems end before
 _LEAST_COMPLETION = 16
@@ -50,14 +51,16 @@ def settled_before(config: Config, saved: Path) -> Config:
     )
 
 
-def settle_demonstrations(config: Config) -> tuple[Config, Demonstrations | None]:
+def settle_demonstrations(
+    config: Config, shown: Sequence[Problem] = ()
+) -> tuple[Config, Demonstrations | None]:
     """The worked solutions of the supervised stage; none, and no stage, where a model has no use for them.
 
     Raises:
         UserError: a model built from nothing, or ``sft.path``, without any worked solution.
     """
     try:
-        return config, load_examples(config)
+        return config, load_examples(config, shown)
     except NoSolutions:
         if not _may_skip(config):
             raise

@@ -25,9 +25,9 @@ from mathrl.commands.opening import opening
 from mathrl.commands.prepare import Additions, PreparedRun, prepare
 from mathrl.commands.watch import Watch
 from mathrl.config import Config
+from mathrl.data.few_shot import template_with_examples
 from mathrl.data.history import History
 from mathrl.data.problems import extract_rule
-from mathrl.data.prompts import make_template
 from mathrl.data.stream import make_stream
 from mathrl.distributed.agreement import on_rank_0, together
 from mathrl.distributed.collectives import gather
@@ -42,6 +42,7 @@ from mathrl.rewards.learned import make_reward_model
 from mathrl.rewards.scorer import RewardScorer
 from mathrl.rollout.base import Engine
 from mathrl.rollout.engine_choice import make_engine
+from mathrl.rollout.stop_text import with_stop
 from mathrl.run.checkpoint import CheckpointStore
 from mathrl.run.files import write_json
 from mathrl.run.progress import Progress, make_console
@@ -155,9 +156,10 @@ def _stages(run: PreparedRun, progress: Progress, stop: StopSignals) -> None:
             )
             stack.callback(scorer.close)  # its processes start while the model loads
             policy = Policy.from_pretrained(reference, cfg)
-            template = make_template(cfg, policy.tokenizer)
+            template = template_with_examples(cfg, policy.tokenizer, run.shown)
             scorer.prompt_text = template.text
             engine, reason = make_engine(cfg, policy, template.encode)
+            engine = with_stop(engine, template.stop, policy.tokenizer)
             stack.callback(engine.close)
             engine.load(policy.adapter(), version=0)
         progress.console.print(f"  engine: {reason}", soft_wrap=True)

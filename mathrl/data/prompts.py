@@ -78,6 +78,7 @@ class PromptTemplate:
             )
         self.tokenizer = tokenizer
         self.kind = kind
+        self.stop = ""  # a text that ends a completion; none but the model's own end
         self.extract = extract
         self.system_prompt = system_prompt
         self.instruction = instruction or usual_instruction(kind, extract)

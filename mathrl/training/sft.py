@@ -16,9 +16,10 @@ from torch import Tensor
 from mathrl.config import Config, SftConfig
 from mathrl.data import wordproblems
 from mathrl.data.datasets import GENERATED
-from mathrl.data.problem_set import ProblemSet, keep_fitting
+from mathrl.data.few_shot import template_with_examples
+from mathrl.data.problem_set import ProblemSet, keep_fitting, question_key, without
 from mathrl.data.problems import load_demonstrations
-from mathrl.data.prompts import PromptTemplate, make_template
+from mathrl.data.prompts import PromptTemplate
 from mathrl.data.stream import ProblemStream
 from mathrl.data.wordproblems import is_drill
 from mathrl.distributed.agreement import any_rank, together
@@ -71,16 +72,20 @@ class Demonstrations:
     held_out: tuple[Example, ...]
 
 
-def load_examples(config: Config) -> Demonstrations:
+def load_examples(config: Config, shown: Sequence[Problem] = ()) -> Demonstrations:
     """The recipe's worked solutions, and the tokenizer of the base that will learn them.
+
+    Args:
+        shown: worked examples that stand before every question; they are not learnt from themselves.
 
     Raises:
         UserError: none; or one that is longer than the model's context, unless ``data.skip_long_prompts`` is
             set, which leaves such problems out.
     """
     train, held_out = load_demonstrations(config)
+    train = without(train, {question_key(p) for p in shown}, "shown as an example")
     tokenizer = base_tokenizer(config, train.problems)
-    template, context = make_template(config, tokenizer), context_of(config.model)
+    template, context = template_with_examples(config, tokenizer, shown), context_of(config.model)
     encoded = encode_examples(template, train.problems)
     examples = {p.id: example for p, example in zip(train.problems, encoded, strict=True)}
 

@@ -203,3 +203,22 @@ def test_the_default_recipe_trains_a_model(model, problems, tmp_path, capsys):
     assert (tmp_path / "default" / "adapter" / "adapter_model.safetensors").is_file()
     assert main([*words, "--resume"]) == 0
     assert "is finished" in capsys.readouterr().out
+
+
+def test_a_base_model_is_shown_worked_examples(model, problems, tmp_path, capsys):
+    words = ["train", "--model.path", str(model), "--data.path", str(problems / "solved.jsonl"), "--sft.skip"]
+    words += ["--run.output_dir", str(tmp_path), "--run.num_threads", "1", "--train.num_steps", "1"]
+    words += ["--rollout.problems_per_step", "4", "--rollout.group_size", "2", "--evaluate.num_problems", "2"]
+    words += ["--rollout.max_completion_tokens", "8", "--reward.num_workers", "1", "--data.shots", "2"]
+    assert main([*words, "--model.prompt", "chat"]) == 2
+    assert "data.shots is for plain prompts" in capsys.readouterr().err
+    assert main([*words, "--model.prompt", "plain"]) == 0
+    run = tmp_path / "default"
+    header = json.loads((run / "evaluations" / "before.jsonl").read_text().splitlines()[0])
+    assert json.dumps(header).count("Question: ") == 3  # two examples and the question
+    config = load_config(run / "config.toml")
+    assert (config.data.shots, config.model.prompt) == (2, "plain")
+    again = prepare(config, resume=True, overwrite=False)
+    assert len(again.shown) == 2
+    asked = {p.question for p in again.train.problems}
+    assert not asked & {p.question for p in again.shown}
