@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from mathrl.evaluation.completions import (
 from mathrl.evaluation.paired import Difference, compare_evaluations
 from mathrl.evaluation.protocol import EvaluationSettings, make_protocol, resume_key
 from mathrl.evaluation.result import Evaluation, Judged, Record
+from mathrl.evaluation.tokens_left import TokensLeft
 from mathrl.types import Completion, Group, Problem, Sampling, Score, derive_seed
 
 if TYPE_CHECKING:  # judging saved completions needs no engine, and so neither torch nor transformers
@@ -40,8 +41,17 @@ __all__ = [
     "read_evaluation",
 ]
 
-Progress = Callable[[int, int], None]
-"""Called as (completions there are, completions in all)."""
+
+class Progress(Protocol):
+    """What shows how far an evaluation has come: ``mathrl.run.progress.Stage``."""
+
+    def __call__(self, done: int, total: int, /) -> None:
+        """So many completions are there, of so many."""
+        ...
+
+    def sampled(self, tokens: int, share: float | None) -> None:
+        """So many tokens are sampled, a share of all that will be; None: nobody can tell yet."""
+        ...
 
 
 class Scorer(Protocol):
@@ -144,6 +154,9 @@ class _Sampler:
         self.total = num_problems * (1 + settings.num_samples)  # of all ranks; shown as this one gets on
         self.shares = num_problems / max(len(problems), 1)
         self.done = self.reused = 0
+        kinds = ((GREEDY, 1), (SAMPLE, settings.num_samples))
+        missing = sum(size * len(self._split(kind, size)[1]) for kind, size in kinds)
+        self.left = TokensLeft(missing, settings.max_completion_tokens)
 
     def groups(self, seed: int) -> list[Group]:
         """All completions of each problem, the greedy one first."""
@@ -159,12 +172,7 @@ class _Sampler:
 
     def _sample(self, kind: str, size: int, sampling: Sampling, seed: int) -> list[tuple[Completion, ...]]:
         """``size`` completions a problem; a problem of which any is missing is sampled whole."""
-        ready: dict[str, tuple[Completion, ...]] = {}
-        for problem in self.problems:
-            found = [self.log.found.get((problem.id, kind, i)) for i in range(size)]
-            if all(found):
-                ready[problem.id] = tuple(c for c in found if c is not None)
-        missing = [p for p in self.problems if p.id not in ready]
+        ready, missing = self._split(kind, size)
         self.reused += size * len(ready)
         self._count(size * len(ready))
 
@@ -172,12 +180,26 @@ class _Sampler:
             problem, completion = missing[problem_index], self._cut(completion)
             self.log.add(problem, kind, index, completion)
             self.scorer.submit(problem, completion)
+            self.left.finished(len(completion.token_ids))
             self._count(1)
 
         if missing:
-            groups = self.engine.sample(missing, size, sampling, seed=seed, on_completion=finished)
+            self.engine.on_tokens = self._under_way
+            try:
+                groups = self.engine.sample(missing, size, sampling, seed=seed, on_completion=finished)
+            finally:
+                self.engine.on_tokens = None
             ready |= {g.problem.id: tuple(map(self._cut, g.completions)) for g in groups}
         return [ready[p.id] for p in self.problems]
+
+    def _split(self, kind: str, size: int) -> tuple[dict[str, tuple[Completion, ...]], list[Problem]]:
+        """Completions that are there already, by problem; the problems of which any is missing."""
+        ready: dict[str, tuple[Completion, ...]] = {}
+        for problem in self.problems:
+            found = [self.log.found.get((problem.id, kind, i)) for i in range(size)]
+            if all(found):
+                ready[problem.id] = tuple(c for c in found if c is not None)
+        return ready, [p for p in self.problems if p.id not in ready]
 
     def _cut(self, completion: Completion) -> Completion:
         stop = self.settings.stop
@@ -189,6 +211,16 @@ class _Sampler:
         self.done += more
         if self.progress is not None:
             self.progress(min(round(self.done * self.shares), self.total), self.total)
+            if self.left.num_finished:
+                self._tell()
+
+    def _under_way(self, tokens: int) -> None:
+        self.left.under_way(tokens)
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.progress is not None:
+            self.progress.sampled(round(self.left.tokens * self.shares), self.left.share)
 
 
 def judge_groups(scorer: Scorer, groups: Sequence[Group], name: str) -> tuple[tuple[Record, ...], int]:

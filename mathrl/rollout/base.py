@@ -11,6 +11,9 @@ from mathrl.types import Adapter, Completion, Group, Problem, Sampling
 OnCompletion = Callable[[int, int, Completion], None]
 """Called as (problem index, completion index, completion) as soon as a completion has finished."""
 
+OnTokens = Callable[[int], None]
+"""Called now and then while an engine samples, with the tokens so far of the completions under way."""
+
 PromptEncoder = Callable[[Problem], Sequence[int]]
 """Problem -> prompt token ids; engines and the trainer share one, so that both see the same prompt."""
 
@@ -21,6 +24,7 @@ class Engine(Protocol):
     name: str
     version: int  # of the adapter it samples from
     exact_logprobs: bool  # its logprobs are the trainer's own up to rounding: no correction is needed
+    on_tokens: OnTokens | None  # for who wants to show progress; not every engine knows
 
     def sample(
         self,

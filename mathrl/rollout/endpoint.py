@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 from mathrl.errors import UserError, did_you_mean
-from mathrl.rollout.base import OnCompletion
+from mathrl.rollout.base import OnCompletion, OnTokens
 from mathrl.types import Adapter, Completion, FinishReason, Group, Problem, Sampling, derive_seed
 
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -87,6 +87,7 @@ class EndpointEngine:
 
     def __init__(self, server: Server, ask: Ask, sampling: Sampling, *, concurrency: int = 64) -> None:
         self.server, self.ask, self.sampling, self.concurrency = server, ask, sampling, concurrency
+        self.on_tokens: OnTokens | None = None  # a server tells nothing before a completion has finished
 
     def sample(
         self,

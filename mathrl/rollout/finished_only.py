@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import gc
 import importlib
+import time
 from typing import Any
 
 import numpy as np
 
 from mathrl.rollout.core_process import belong_to_trainer
+
+UNDER_WAY = "under way"
+"""The request of an output whose one token is a number: the tokens so far of unfinished completions."""
+
+_TELL_S = 0.5
 
 
 class FinishedOnly:
@@ -30,6 +36,7 @@ class FinishedOnly:
         belong_to_trainer()
         gc.set_threshold(50_000, 20, 100)  # a step makes thousands of short-lived objects and no cycles
         _leave_adapters_unpinned()
+        self._told = time.monotonic()
         self._tokens: dict[str, list[int]] = {}
         self._logprobs: dict[str, list[Any]] = {}
         self._room: dict[str, int] = {}  # request -> tokens that its cache blocks hold
@@ -39,7 +46,12 @@ class FinishedOnly:
     def update_from_output(self, *args: Any, **kwargs: Any) -> dict[int, Any]:
         messages: dict[int, Any] = super().update_from_output(*args, **kwargs)  # type: ignore[misc]
         for message in messages.values():
-            message.outputs = [output for output in message.outputs if self._finish(output)]
+            finished = [output for output in message.outputs if self._finish(output)]
+            if len(finished) < len(message.outputs) and time.monotonic() - self._told > _TELL_S:
+                self._told = time.monotonic()
+                unfinished = next(o for o in message.outputs if o.finish_reason is None)
+                finished.append(self._count(unfinished))
+            message.outputs = finished
         if len(self._tokens) > len(self.requests) or len(self._room) > 2 * len(self.requests) + 64:
             self._forget()
         return {client: message for client, message in messages.items() if _says_something(message)}
@@ -61,6 +73,13 @@ class FinishedOnly:
                 np.concatenate([part.sampled_token_ranks for part in parts]),
             )
         return True
+
+    def _count(self, output: Any) -> Any:
+        """An output that is not sent, made into one that says how many tokens have not been sent either."""
+        output.request_id = UNDER_WAY
+        output.new_token_ids = [sum(len(tokens) for tokens in self._tokens.values())]
+        output.new_logprobs = None
+        return output
 
     def _forget(self) -> None:
         """Cancelled requests never finish, and blocks of finished ones are given back."""

@@ -10,9 +10,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from typing import Any, TypeVar
 
-from mathrl.rollout.base import OnCompletion
+from mathrl.rollout.base import OnCompletion, OnTokens
 from mathrl.types import Adapter, Completion, Group, Problem, Sampling
 
 T = TypeVar("T")
@@ -43,6 +44,10 @@ class Replicas:
         self.name, self.version = self.engines[0].name, 0
         self.exact_logprobs: bool = self.engines[0].exact_logprobs
         self.sync_metrics: dict[str, float] = {}  # of the last load
+        self.on_tokens: OnTokens | None = None
+        self._under_way = [0] * num  # tokens, by engine
+        for index, engine in enumerate(self.engines):
+            engine.on_tokens = partial(self._tell, index)
 
     def sample(
         self,
@@ -63,6 +68,7 @@ class Replicas:
                         on_completion(index + p * num, i, completion)
 
             own = problems[index::num]
+            self._under_way[index] = 0
             return engine.sample(own, group_size, sampling, seed=seed, on_completion=finished) if own else []
 
         return _interleave(self._each(part))
@@ -90,6 +96,11 @@ class Replicas:
         for engine in self.engines:
             engine.close()
         self._threads.shutdown()
+
+    def _tell(self, index: int, tokens: int) -> None:
+        self._under_way[index] = tokens
+        if self.on_tokens is not None:
+            self.on_tokens(sum(self._under_way))
 
     def _each(self, work: Callable[[int, Any], T]) -> list[T]:
         """``work`` of every engine at the same time; an error is raised when all have ended."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mathrl.policy.cpu.folding import folded_adapter
-from mathrl.rollout.base import OnCompletion, PromptEncoder, check_lengths, eos_ids
+from mathrl.rollout.base import OnCompletion, OnTokens, PromptEncoder, check_lengths, eos_ids
 from mathrl.rollout.decoding import (
     Decoder,
     PlainDecoder,
@@ -52,6 +52,7 @@ class TransformersEngine:
         max_rows: int = 0,
     ) -> None:
         self.version = 0
+        self.on_tokens: OnTokens | None = None
         self.tokenizer, self.encode, self.sampling, self.max_rows = tokenizer, encode, sampling, max_rows
         self._wrapped: Any = model
         unwrap = getattr(model, "get_base_model", None)  # peft's
@@ -123,6 +124,8 @@ class TransformersEngine:
         for step in range(limit):
             tokens, chosen = draw(logits, sampling, noise, step)
             ids[rows, step], logprobs[rows, step] = tokens, chosen
+            if self.on_tokens:
+                self.on_tokens(len(rows) * (step + 1))
             ended = torch.isin(tokens, eos)
             leaving = ended if step + 1 < limit else torch.ones_like(ended)
             if leaving.any():

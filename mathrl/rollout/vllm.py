@@ -15,7 +15,7 @@ import torch
 from mathrl.errors import UserError
 from mathrl.memory.plan import Limits
 from mathrl.rollout.adapter_files import weights_folder, write_adapter, write_merged
-from mathrl.rollout.base import OnCompletion, PromptEncoder, check_lengths
+from mathrl.rollout.base import OnCompletion, OnTokens, PromptEncoder, check_lengths
 from mathrl.rollout.vllm_client import (
     AdapterRefused,
     Ask,
@@ -74,6 +74,7 @@ class VllmEngine:
     ) -> None:
         arguments = engine_arguments(model, limits, device, dtype, seed, compile)
         self.version = 0
+        self.on_tokens: OnTokens | None = None
         self.model, self.tokenizer, self.eos_ids = model, tokenizer, tuple(eos_ids)
         self.encode, self.sampling, self.limits = encode, sampling, limits
         self.sync_metrics: dict[str, float] = {}  # of the last load
@@ -117,7 +118,7 @@ class VllmEngine:
                     on_completion(p, i, completion)
 
         with self._at_work("sampling"):
-            self.client.sample(asks, sampling, self.eos_ids, finished)
+            self.client.sample(asks, sampling, self.eos_ids, finished, self.on_tokens)
         return [
             Group(problem, prompt, tuple(done[p, i] for i in range(group_size)), policy_version=self.version)
             for p, (problem, prompt) in enumerate(zip(problems, prompts, strict=True))

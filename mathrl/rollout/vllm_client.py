@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from mathrl.rollout.base import OnTokens
 from mathrl.types import FinishReason, Sampling
 
 
@@ -53,8 +54,12 @@ class Client(Protocol):
         sampling: Sampling,
         eos_ids: Sequence[int],
         on_outputs: Callable[[list[Output]], None],
+        on_tokens: OnTokens | None = None,
     ) -> None:
-        """Sample all that is asked for; nothing is left under way when this ends, by an exception or not."""
+        """Sample all that is asked for; nothing is left under way when this ends, by an exception or not.
+
+        ``on_tokens`` is called only where vLLM's core is asked directly.
+        """
         ...
 
     def score(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:

@@ -30,8 +30,9 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
+from mathrl.rollout.base import OnTokens
 from mathrl.rollout.core_process import ask_to_end
-from mathrl.rollout.finished_only import FinishedOnly
+from mathrl.rollout.finished_only import UNDER_WAY, FinishedOnly
 from mathrl.rollout.vllm_client import AdapterRefused, Ask, CoreEnded, Output, end_processes, first_line
 from mathrl.types import FinishReason, Sampling
 
@@ -61,6 +62,7 @@ class CoreClient:
         sampling: Sampling,
         eos_ids: Sequence[int],
         on_outputs: Callable[[list[Output]], None],
+        on_tokens: OnTokens | None = None,
     ) -> None:
         parameters = SamplingParams(
             temperature=sampling.temperature,
@@ -76,7 +78,7 @@ class CoreClient:
                 request = self._request(prompt, parameters)
                 for i, seed in enumerate(seeds):
                     waiting[self._send(request, i, {"seed": seed})] = (n, i)
-            for answers in self._answers(waiting):
+            for answers in self._answers(waiting, on_tokens):
                 on_outputs([_output(*waiting.pop(a.request_id), a, sampling.logprobs) for a in answers])
 
     def score(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
@@ -178,10 +180,14 @@ class CoreClient:
         except EngineDeadError as error:
             raise CoreEnded from error
 
-    def _answers(self, waiting: Mapping[str, Any]) -> Iterator[list[Any]]:
+    def _answers(self, waiting: Mapping[str, Any], on_tokens: OnTokens | None = None) -> Iterator[list[Any]]:
         """Finished outputs as they come, until ``waiting``, from which the caller takes them, is empty."""
         while waiting:
-            answers = [a for a in self._core.get_output().outputs if a.request_id in waiting]
+            outputs = self._core.get_output().outputs
+            answers = [a for a in outputs if a.request_id in waiting]
+            if on_tokens is not None:
+                for count in (o for o in outputs if o.request_id == UNDER_WAY):
+                    on_tokens(count.new_token_ids[0])
             for answer in answers:
                 if answer.finish_reason not in _REASONS:
                     raise RuntimeError(f"vLLM gave up a request: {answer.finish_reason!r}")

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from vllm import LLM, SamplingParams
 from vllm.lora.request import LoRARequest
 
+from mathrl.rollout.base import OnTokens
 from mathrl.rollout.core_process import ask_to_end
 from mathrl.rollout.vllm_client import AdapterRefused, Ask, CoreEnded, Output, end_processes, first_line
 from mathrl.types import FinishReason, Sampling
@@ -50,6 +51,7 @@ class PublicClient:
         sampling: Sampling,
         eos_ids: Sequence[int],
         on_outputs: Callable[[list[Output]], None],
+        on_tokens: OnTokens | None = None,
     ) -> None:
         common = {
             "temperature": sampling.temperature,

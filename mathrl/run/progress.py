@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
 from mathrl.distributed.environment import place
@@ -18,6 +19,9 @@ _LINE_EVERY_S = 10.0  # between plain lines: a log file of an hour has some hund
 
 _FILE_WIDTH = 160
 _FIRST_GUESS = 0.02  # share of the work before which the time left is anybody's guess
+_RECENT_S = 20.0  # what the rate of tokens is taken from
+_LEAST_RECENT_S = 1.0
+_TOKENS = "tokens"
 
 _NUMBERS = (  # metric, how it is shown
     ("reward/mean", "reward {:.3f}"),
@@ -27,6 +31,7 @@ _NUMBERS = (  # metric, how it is shown
     ("sft/loss", "loss {:.3f}"),
     ("sft/held_out_loss", "held-out {:.3f}"),
     ("sft/held_out_exact", "exact {:.1%}"),
+    (_TOKENS, ""),
 )
 
 
@@ -55,10 +60,9 @@ class Progress:
             self.bars = Bars(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),
-                MofNCompleteColumn(),
+                TextColumn("{task.fields[count]}", markup=False),
                 TextColumn("{task.fields[numbers]}", markup=False),
-                TimeRemainingColumn(elapsed_when_finished=True),
-                TextColumn("left"),
+                TextColumn("{task.fields[left]}", markup=False),
                 console=console,
             )
 
@@ -95,10 +99,12 @@ class Stage:
         self.numbers: dict[str, str] = {}
         self.start = self.last_line = time.monotonic()
         self.first_done: int | None = None  # done when this process began: a resumed stage starts beyond 0
+        self.share: float | None = None  # of this process's work, where tokens tell it
+        self.recent: deque[tuple[float, int]] = deque()  # (time, tokens so far) of the last seconds
         self.inner = progress.depth > 0
         self.task: TaskID | None = None
         if progress.bars is not None:
-            self.task = progress.bars.add_task(title, total=total, numbers="")
+            self.task = progress.bars.add_task(title, total=1.0, count="", numbers="", left="")
 
     def __call__(self, done: int, total: int) -> None:
         """``done`` of ``total`` units are done."""
@@ -106,7 +112,13 @@ class Stage:
         if self.first_done is None:
             self.first_done, self.start = done, time.monotonic()
         if self.progress.bars is not None and self.task is not None:
-            self.progress.bars.update(self.task, completed=done, total=total, numbers=self._text())
+            self.progress.bars.update(
+                self.task,
+                completed=done / max(total, 1) if self.share is None else self.share,
+                count=f"{done}/{total}",
+                numbers=self._text(),
+                left=self._left(),
+            )
         elif not self.inner and time.monotonic() - self.last_line >= _LINE_EVERY_S:
             self.last_line = time.monotonic()
             self.progress.console.print(self.line(), soft_wrap=True)
@@ -118,6 +130,16 @@ class Stage:
                 self.numbers[name] = template.format(metrics[name])
         self(done, self.total)
 
+    def sampled(self, tokens: int, share: float | None) -> None:
+        """So many tokens are sampled, a share of all that will be; None: nobody can tell yet."""
+        now = time.monotonic()
+        self.numbers[_TOKENS] = f"{tokens:,} tokens"
+        self.recent.append((now, tokens))
+        while len(self.recent) > 2 and now - self.recent[0][0] > _RECENT_S:
+            self.recent.popleft()
+        self.share = share
+        self(self.done, self.total)
+
     def line(self) -> str:
         """The stage in one line."""
         return self._join(self._text(), self._left())
@@ -126,6 +148,7 @@ class Stage:
         """Say what was reached, and how long it took; stages within another one end silently."""
         if self.progress.bars is not None and self.task is not None:
             self.progress.bars.remove_task(self.task)
+        self.numbers.pop(_TOKENS, None)
         if not self.inner:
             seconds = time.monotonic() - self.start
             self.progress.console.print(self._join(self._text(), f"{seconds:.1f} s"), soft_wrap=True)
@@ -137,8 +160,25 @@ class Stage:
         return " · ".join(self.numbers[name] for name, _ in _NUMBERS if name in self.numbers)
 
     def _left(self) -> str:
-        worked = self.done - (self.first_done or 0)
-        if worked <= 0 or worked < _FIRST_GUESS * (self.total - (self.first_done or 0)):
+        if self.numbers.get(_TOKENS):
+            seconds = self._left_by_tokens()
+        else:
+            work = self.total - (self.first_done or 0)
+            worked = self.done - (self.first_done or 0)
+            if worked <= 0 or worked < _FIRST_GUESS * work:
+                return ""
+            seconds = (time.monotonic() - self.start) / worked * (self.total - self.done)
+        if seconds is None:
             return ""
-        seconds = (time.monotonic() - self.start) / worked * (self.total - self.done)
-        return f"{int(seconds) // 60}:{int(seconds) % 60:02d} left"
+        minutes = int(seconds) // 60
+        hours = f"{minutes // 60}:{minutes % 60:02d}" if minutes >= 60 else f"{minutes}"
+        return f"{hours}:{int(seconds) % 60:02d} left"
+
+    def _left_by_tokens(self) -> float | None:
+        """Seconds for the tokens that are left, at the rate of late: it falls with the completions."""
+        (then, first), (now, tokens) = self.recent[0], self.recent[-1]
+        if self.share is None or self.share < _FIRST_GUESS:
+            return None
+        if now - then < _LEAST_RECENT_S or tokens == first:
+            return None
+        return tokens * (1.0 / self.share - 1.0) * (now - then) / (tokens - first)

@@ -275,18 +275,41 @@ def test_bad_calls_are_one_sentence(tmp_path: Path) -> None:
         list(read_evaluation(broken).records)
 
 
+class Shown:
+    """Notes what progress it is told of."""
+
+    def __init__(self) -> None:
+        self.counts: list[tuple[int, int]] = []
+        self.tokens: list[tuple[int, float | None]] = []
+
+    def __call__(self, done: int, total: int) -> None:
+        self.counts.append((done, total))
+
+    def sampled(self, tokens: int, share: float | None) -> None:
+        self.tokens.append((tokens, share))
+
+
 def test_progress_reaches_the_total_and_verdicts_start_early() -> None:
-    seen: list[tuple[int, int]] = []
-    scorer = InProcessScorer()
-    evaluate(
-        ScriptedEngine(SCRIPT),
-        PROBLEMS,
-        scorer,
-        EvaluationSettings(32, num_samples=4),
-        progress=lambda done, total: seen.append((done, total)),
-    )
-    assert seen[-1] == (30, 30)
+    shown, scorer = Shown(), InProcessScorer()
+    engine = ScriptedEngine(SCRIPT)
+    found = evaluate(engine, PROBLEMS, scorer, EvaluationSettings(32, num_samples=4), progress=shown)
+    assert shown.counts[-1] == (30, 30)
     assert scorer.submitted == 30
+    assert shown.tokens[-1] == (found.tokens, 1.0)
+    assert engine.on_tokens is None, "nobody is told after the evaluation"
+
+
+def test_progress_moves_before_anything_has_finished() -> None:
+    class Slow(ScriptedEngine):
+        def sample(self, problems, *args, **kwargs):
+            for tokens in (10, 20):
+                self.on_tokens(tokens)
+            return super().sample(problems, *args, **kwargs)
+
+    shown = Shown()
+    evaluate(Slow(SCRIPT), PROBLEMS, InProcessScorer(), EvaluationSettings(32), progress=shown)
+    assert shown.tokens[:2] == [(10, None), (20, None)]
+    assert shown.tokens[2][1] is not None
 
 
 def test_length_slices_part_all_problems() -> None:

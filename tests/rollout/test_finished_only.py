@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from mathrl.rollout import finished_only
-from mathrl.rollout.finished_only import FinishedOnly
+from mathrl.rollout.finished_only import UNDER_WAY, FinishedOnly
 
 SIZE = 4  # tokens of a block
 
@@ -139,18 +139,37 @@ def test_a_completion_leaves_when_it_is_finished_with_all_its_tokens():
         [output("a", [2]), output("b", [8], "stop")],
         [output("a", [3], "length")],
     ):
-        message = SimpleNamespace(
-            outputs=outputs, scheduler_stats=None, finished_requests=None, utility_output=None
-        )
-        scheduler.messages = {0: message}
-        seen.append(
-            [
-                (o.request_id, o.new_token_ids)
-                for m in scheduler.update_from_output().values()
-                for o in m.outputs
-            ]
-        )
+        seen.append(sent(scheduler, outputs))
     assert seen == [[], [("b", [7, 8])], [("a", [1, 2, 3])]]
+
+
+def sent(scheduler: Scheduler, outputs: list[SimpleNamespace]) -> list[tuple[str, list[int]]]:
+    """What leaves the core's process of a step's outputs."""
+    message = SimpleNamespace(
+        outputs=outputs, scheduler_stats=None, finished_requests=None, utility_output=None
+    )
+    scheduler.messages = {0: message}
+    return [
+        (o.request_id, o.new_token_ids) for m in scheduler.update_from_output().values() for o in m.outputs
+    ]
+
+
+def test_now_and_then_one_message_says_how_many_tokens_are_under_way(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(finished_only.time, "monotonic", lambda: now[0])
+    scheduler = make()
+    scheduler.requests = {"a": 0, "b": 0}
+    assert sent(scheduler, [output("a", [1]), output("b", [7])]) == []
+    now[0] += 1.0
+    assert sent(scheduler, [output("a", [2]), output("b", [8])]) == [(UNDER_WAY, [4])]
+    assert sent(scheduler, [output("a", [3]), output("b", [9])]) == []
+    now[0] += 1.0
+    assert sent(scheduler, [output("a", [4], "stop"), output("b", [5])]) == [
+        ("a", [1, 2, 3, 4]),
+        (UNDER_WAY, [4]),
+    ]
+    now[0] += 1.0
+    assert sent(scheduler, [output("b", [6], "stop")]) == [("b", [7, 8, 9, 5, 6])]
 
 
 def test_cancelled_requests_are_forgotten():
@@ -166,5 +185,5 @@ def test_cancelled_requests_are_forgotten():
 @pytest.fixture(autouse=True)
 def no_process_wide_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finished_only.gc, "set_threshold", lambda *a: None)
-    monkeypatch.setattr(finished_only.signal, "signal", lambda *a: None)
+    monkeypatch.setattr(finished_only, "belong_to_trainer", lambda: None)
     monkeypatch.setattr(finished_only, "_leave_adapters_unpinned", lambda: None)

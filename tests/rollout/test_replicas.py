@@ -48,6 +48,14 @@ class Echo:
         self.closed += 1
 
 
+def test_tokens_under_way_are_those_of_all_replicas():
+    replicas, told = Replicas(lambda _: Echo(), 3), []
+    replicas.on_tokens = told.append
+    for index, tokens in ((0, 5), (2, 7), (0, 6)):
+        replicas.engines[index].on_tokens(tokens)
+    assert told == [5, 12, 13]
+
+
 @pytest.mark.parametrize("num", [2, 3, 8])
 def test_they_sample_what_one_would(num):
     barrier = threading.Barrier(min(num, len(PROBLEMS)))

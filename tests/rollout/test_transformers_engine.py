@@ -284,6 +284,15 @@ def test_completions_are_reported_once_as_they_finish(tokenizer):
     assert len(seen) == 20
 
 
+def test_tokens_under_way_are_told_at_every_step(tokenizer):
+    told: list[int] = []
+    engine = make_engine(build(), tokenizer)
+    engine.on_tokens = told.append
+    groups = engine.sample(problems(), 5, seed=4)
+    lengths = [len(completion.token_ids) for group in groups for completion in group.completions]
+    assert told == [step * sum(n >= step for n in lengths) for step in range(1, max(lengths) + 1)]
+
+
 def test_prompts_beyond_the_context_are_refused(tokenizer):
     engine = make_engine(build(), tokenizer, max_completion_tokens=60)
     with pytest.raises(

@@ -15,6 +15,7 @@ from mathrl.errors import UserError
 from mathrl.policy.model import Policy
 from mathrl.policy.scratch import build_base
 from mathrl.rollout.adapter_files import RAM_DISK
+from mathrl.rollout.finished_only import UNDER_WAY
 from mathrl.rollout.replicas import Replicas
 from mathrl.training.batch import collate
 from mathrl.training.sentinel import Sentinel, SyncError
@@ -253,8 +254,29 @@ def test_the_core_sends_one_message_a_completion(synced, monkeypatch):
 
     monkeypatch.setattr(synced.client._core, "get_output", watched)
     groups = synced.sample(PROBLEMS, 4, seed=1)
+    seen = [output for output in seen if output.request_id != UNDER_WAY]
     assert len(seen) == 12
     assert sorted(tuple(o.new_token_ids) for o in seen) == sorted(ids(groups))
+
+
+def test_tokens_under_way_are_told_before_a_completion_has_finished(synced):
+    told, finished = [], []
+    synced.on_tokens = lambda tokens: told.append((tokens, len(finished)))
+    try:
+        long = Sampling(max_completion_tokens=60, logprobs=False)
+        for seed in range(20):  # until half a second has passed within one call, whatever the machine's speed
+            groups = synced.sample(
+                [problem(f"p{i}", 20) for i in range(16)], 8, long, seed=seed,
+                on_completion=lambda *_: finished.append(1),
+            )  # fmt: skip
+            if told:
+                break
+    finally:
+        synced.on_tokens = None
+    assert told
+    most = 16 * 8 * 60
+    assert all(0 < tokens < most for tokens, _ in told)
+    assert all(len(group.completions) == 8 for group in groups), "the count is no completion"
 
 
 def test_an_adapter_change_takes_effect_and_none_is_the_reference(engine, model_folder, policy):

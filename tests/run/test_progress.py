@@ -56,6 +56,36 @@ def test_time_left_of_a_resumed_stage_counts_its_own_steps(clock):
         assert stage.line() == "train 90/100  0:30 left"
 
 
+def test_time_left_of_sampling_comes_from_tokens_at_their_latest_rate(clock):
+    progress, out = plain()
+    with progress.stage("held_out before", 100) as stage:
+        stage.sampled(0, None)
+        clock.now += 30
+        stage.sampled(3000, None)  # nothing has finished: tokens alone are told
+        assert out.getvalue() == "held_out before 0/100  3,000 tokens\n"
+        clock.now += 10
+        stage(1, 100)
+        stage.sampled(5000, 0.01)
+        assert stage.line() == "held_out before 1/100  5,000 tokens", "too early to tell"
+        clock.now += 10
+        stage.sampled(7000, 0.5)  # 4000 in the last 20 s, and 7000 to come
+        assert stage.line() == "held_out before 1/100  7,000 tokens  0:35 left"
+        stage.sampled(7000, 0.001)
+        stage.sampled(7000, 0.04)
+        assert stage.line().endswith("0:14:00 left".removeprefix("0:"))
+        stage(100, 100)
+    assert out.getvalue().splitlines()[-1] == "held_out before 100/100  50.0 s"
+
+
+def test_hours_are_told_as_hours(clock):
+    progress, _ = plain()
+    with progress.stage("train", 1000) as stage:
+        stage(0, 1000)
+        clock.now += 1000
+        stage(100, 1000)
+        assert stage.line() == "train 100/1000  2:30:00 left"
+
+
 def test_inner_stages_are_silent_off_a_terminal(clock):
     progress, out = plain()
     with progress.stage("train", 2), progress.stage("step 1", 50) as inner:
@@ -72,10 +102,8 @@ def test_on_a_terminal_bars_stand_while_a_stage_lasts():
             outer.show(2, {"reward/mean": 0.5})
             with progress.stage("step 2", 10) as inner:
                 inner(3, 10)
-                assert [(t.description, t.completed) for t in progress.bars.tasks] == [
-                    ("train", 2),
-                    ("step 2", 3),
-                ]
+                shown = [(t.description, t.fields["count"], t.completed) for t in progress.bars.tasks]
+                assert shown == [("train", "2/4", 0.5), ("step 2", "3/10", 0.3)]
                 progress.bars.refresh()
         assert progress.bars.tasks == []
     assert "reward 0.500" in out.getvalue()
