@@ -21,8 +21,9 @@ RATIO_KNEE = 20.0
 
 def exp_with_knee(x: Tensor, knee: float) -> Tensor:
     """exp(x) up to ``knee``, its tangent beyond: finite, with a continuous derivative that never vanishes."""
-    # chosen, not added up: 1 + e^knee - e^knee, as a sum's gradient would be, is 0 in float32
-    return torch.where(x <= knee, x.clamp(max=knee).exp(), math.exp(knee) * (1.0 + x - knee))
+    # chosen, not added up: 1 + e^knee - e^knee, as a sum's gradient would be, is 0 in float32; at the knee
+    # itself the tangent, as torch 2.14 has no gradient for what a clamp leaves at its bound
+    return torch.where(x < knee, x.clamp(max=knee).exp(), math.exp(knee) * (1.0 + x - knee))
 
 
 # --- importance ratios: (logprobs, old_logprobs, mask) -> log-ratio (B, T) -----------------------------
@@ -125,7 +126,7 @@ def kl_k3(logprobs: Tensor, ref_logprobs: Tensor, knee: float) -> Tensor:
     log_ratio = ref_logprobs - logprobs
     below = log_ratio.clamp(max=knee)
     beyond = math.expm1(knee) * (1.0 + log_ratio - knee) - knee
-    return torch.where(log_ratio <= knee, below.expm1() - below, beyond)
+    return torch.where(log_ratio < knee, below.expm1() - below, beyond)
 
 
 KlEstimator = Callable[[Tensor, Tensor, float], Tensor]

@@ -190,6 +190,15 @@ def test_exp_with_knee_is_smooth_at_the_knee():
     assert_close(value[:2].detach(), x[:2].detach().exp(), rtol=1e-14, atol=0)
 
 
+def test_k3_is_smooth_at_the_knee():
+    reference = numbers(2.999999, 3.0, 3.000001)
+    logprobs = torch.zeros_like(reference).requires_grad_()
+    value = kl_k3(logprobs, reference, 3.0)
+    (slope,) = torch.autograd.grad(value.sum(), logprobs)
+    assert_close(slope / -math.expm1(3), numbers(1, 1, 1), rtol=2e-6, atol=0)
+    assert_close(value[:2].detach(), reference[:2].expm1() - reference[:2], rtol=1e-14, atol=0)
+
+
 def test_k3_is_accurate_for_small_log_ratios_in_float32():
     """exp(d) - d - 1 in float32 has no correct digit at d = 1e-4; expm1(d) - d keeps three."""
     d = 1e-4
