@@ -118,13 +118,17 @@ def export(
     /,
     *,
     which: Annotated[Literal["last", "best"], Parameter(help="checkpoint")] = "last",
+    push: Annotated[str, Parameter(help="put it on the hub as user/name", show_default=False)] = "",
+    public: Annotated[bool, Parameter(help="a new repository is public", show_default=False)] = False,
 ) -> None:
-    from mathrl.commands.export import export_run
+    from mathrl.commands.export import export_run, push_export
 
     done = export_run(run_dir, out_dir, which=which)
     print(f"{done.folder}/adapter: the adapter of step {done.step} in peft's format")
     kept = f"{done.kept:.1%} of the adapter's change is kept"
     print(f"{done.folder}/merged: the merged model, {done.dtype}; {kept}")
+    if push:
+        print(f"{push_export(done.folder, push, private=not public)}: both, with {done.folder}/README.md")
 
 
 def replay(

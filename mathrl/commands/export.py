@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from mathrl.config import Config
+from mathrl.data.hub import push_folder
 from mathrl.errors import UserError, cannot_write
 from mathrl.policy.loading import load_tokenizer, load_whole, without_bars
 from mathrl.policy.merge import Merger, deltas
 from mathrl.recipes import load_config
+from mathrl.report.model_card import model_card
+from mathrl.report.run_record import MAIN_SET, read_run
 from mathrl.rollout.adapter_files import write_adapter
 from mathrl.run.checkpoint import CheckpointStore, read_checkpoint
 from mathrl.run.files import atomic
@@ -65,9 +72,31 @@ def export_run(run_dir: Path, out_dir: Path, which: Literal["last", "best"] = "l
             temporary.mkdir()
             export_adapter(temporary / "adapter", adapter, reference, tokenizer)
             merged = _write_merged(adapter, reference, tokenizer, temporary / "merged")
+            card = _card(run_dir, config, content["step"], reference)
+            (temporary / "README.md").write_text(card, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{out_dir} cannot be written: {cannot_write(error)}") from error
     return Exported(out_dir, content["step"], merged.dtype, merged.kept)
+
+
+def push_export(exported: Path, name: str, *, private: bool) -> str:
+    """Put an exported run on the hub: the merged model at the top, ``adapter/``, and its README; the address.
+
+    Raises:
+        UserError: no login may write there, or the hub cannot be reached; the export stays as it is.
+    """
+    with tempfile.TemporaryDirectory(prefix="mathrl-push-", dir=exported.parent) as scratch:
+        folder = Path(scratch) / "model"
+        shutil.copytree(exported / "merged", folder, copy_function=os.link)
+        shutil.copytree(exported / "adapter", folder / "adapter", copy_function=os.link)
+        shutil.copy(exported / "README.md", folder / "README.md")
+        return push_folder(folder, name, private=private)
+
+
+def _card(run_dir: Path, config: Config, step: int, reference: str) -> str:
+    record = read_run(run_dir)
+    after = record.evaluations.get((MAIN_SET, "after"))
+    return model_card(config, record.summary, after.protocol if after else {}, step=step, base=reference)
 
 
 def export_adapter(folder: Path, adapter: Adapter, reference: str, tokenizer: Any) -> None:

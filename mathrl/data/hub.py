@@ -1,13 +1,19 @@
-"""What the hub has, asked with a short time limit: whether a model or a data set can be had at all."""
+"""What the hub has, asked with a short time limit: whether a model or a data set can be had at all.
+
+A name may end in a revision, ``owner/name@revision`` (a branch, a tag or a commit).
+"""
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from mathrl.errors import UserError, did_you_mean
 
 _TIMEOUT_S = 5.0
+_LOGIN = "{name} may not be written ({reason}): log in with `hf auth login` (or HF_TOKEN) as its owner"
+_MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py"]
 
 
 def check_model(name: str) -> None:
@@ -24,13 +30,14 @@ def check_model(name: str) -> None:
         if not (path / "config.json").is_file():
             raise UserError(f"{name} is no model: it has no config.json")
         return
-    if path.is_file() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if path.is_file() or name.startswith((".", "/", "~")) or name.partition("@")[0].count("/") > 1:
         raise UserError(f"there is no model folder {name}{_near(path)}")
 
     from huggingface_hub import constants, try_to_load_from_cache
 
+    repo, revision = split_revision(name)
     if not on_hub("model", name, near=_near(path)):
-        if not isinstance(try_to_load_from_cache(name, "config.json"), str):
+        if not isinstance(try_to_load_from_cache(repo, "config.json", revision=revision), str):
             raise UserError(
                 f"model {name!r} is not on this machine and the hub cannot be reached: connect, or name a "
                 "local folder"
@@ -49,28 +56,122 @@ def on_hub(kind: Literal["model", "data set"], name: str, *, near: str = "") -> 
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
-        HfHubHTTPError,
+        GatedRepoError,
         HFValidationError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
 
-    # the HTTP client's own error: which client it is depends on the hub library's version
-    unreachable: Any = HfHubHTTPError.__bases__[0]
     api = HfApi()
     ask = api.model_info if kind == "model" else api.dataset_info
+    repo, revision = split_revision(name)
     try:
-        ask(name, timeout=_TIMEOUT_S)
+        ask(repo, revision=revision, timeout=_TIMEOUT_S)
+    except GatedRepoError:
+        raise gated(kind, repo) from None
+    except RevisionNotFoundError:
+        raise UserError(f"{kind} {repo!r} has no revision {revision!r} on the hub") from None
     except RepositoryNotFoundError:
         raise UserError(
-            f"there is no {kind} {name!r} on the hub, or it needs a login: check the name"
+            f"there is no {kind} {repo!r} on the hub, or it is private: check the name, or log in with "
+            "`hf auth login` (or HF_TOKEN)"
         ) from None
     except HFValidationError:
         here = "a folder" if kind == "model" else "a known data set"
         raise UserError(f"{name!r} is neither {here} nor a name on the hub{near}") from None
-    except (unreachable, OfflineModeIsEnabled, OSError):
+    except (OfflineModeIsEnabled, OSError):
+        return False
+    except http_errors():
         return False
     return True
+
+
+def http_errors() -> tuple[type[BaseException], ...]:
+    """The HTTP client's own errors: which client it is depends on the hub library's version."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return tuple(HfHubHTTPError.__bases__)
+
+
+def split_revision(name: str) -> tuple[str, str | None]:
+    """(name, revision or None) of ``owner/name@revision``."""
+    repo, sign, revision = name.partition("@")
+    return repo, revision if sign else None
+
+
+def gated(kind: str, repo: str) -> UserError:
+    """What to do about a repository whose terms must be accepted first."""
+    page = f"https://huggingface.co/{'datasets/' if kind == 'data set' else ''}{repo}"
+    return UserError(
+        f"{kind} {repo!r} is gated: accept its terms at {page} and log in with `hf auth login` (or HF_TOKEN)"
+    )
+
+
+@functools.cache
+def local_model(path: str) -> str:
+    """The folder of a model: the path itself, or where the hub's copy is (downloaded where it is not yet).
+
+    Raises:
+        UserError: it is gated, has no such revision, or the download broke off; no model of that name.
+    """
+    if Path(path).expanduser().is_dir() or not path or path.startswith((".", "/", "~")):
+        return path
+
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
+
+    repo, revision = split_revision(path)
+    try:
+        return snapshot_download(repo, revision=revision, allow_patterns=_MODEL_FILES)
+    except GatedRepoError:
+        raise gated("model", repo) from None
+    except LocalEntryNotFoundError:
+        raise UserError(
+            f"model {path!r} is not on this machine and the hub cannot be reached: connect, or name a local "
+            "folder"
+        ) from None
+    except Exception as error:
+        raise broken_off("model", path, error) from error
+
+
+def broken_off(kind: str, name: str, error: Exception) -> UserError:
+    """What to do about a download that did not end."""
+    reason = " ".join(str(error).split())[:160] or type(error).__name__
+    return UserError(
+        f"the download of {kind} {name!r} from the hub broke off ({reason}): the same command goes on from "
+        "what is there"
+    )
+
+
+def push_folder(folder: Path, name: str, *, private: bool = True) -> str:
+    """Put a folder into a model repository of the hub, made where there is none; its address.
+
+    Raises:
+        UserError: the name is not of the hub's form, no login may write there, or the hub cannot be reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+
+    api = HfApi()
+    try:
+        address = str(api.create_repo(name, private=private, exist_ok=True))
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Trained with mathrl")
+    except HFValidationError:
+        raise UserError(f"--push {name!r} is no name on the hub: give user/name") from None
+    except LocalTokenNotFoundError:
+        raise UserError(_LOGIN.format(name=name, reason="there is no login")) from None
+    except HfHubHTTPError as error:
+        status = getattr(getattr(error, "response", None), "status_code", 0)
+        if status in (401, 403):
+            raise UserError(_LOGIN.format(name=name, reason=f"the hub answers {status}")) from None
+        raise UserError(f"{name} could not be pushed: {' '.join(str(error).split())[:200]}") from None
+    except (OSError, http_errors()[0]) as error:
+        raise UserError(
+            f"{name} could not be pushed, for the hub cannot be reached ({type(error).__name__}): what was "
+            f"written stays in {folder}; push it with `hf upload {name} {folder}`"
+        ) from None
+    return address
 
 
 def _near(path: Path) -> str:

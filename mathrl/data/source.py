@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mathrl.data.hub import on_hub
+from mathrl.data.hub import broken_off, gated, http_errors, on_hub, split_revision
 from mathrl.errors import UserError, did_you_mean
 
 Row = Mapping[str, Any]
@@ -64,23 +64,33 @@ def read_hub(
     Raises:
         UserError: out of reach and there is no copy; or data set, configuration or split is unknown.
     """
+    from huggingface_hub.errors import GatedRepoError
+
     datasets = _datasets()
     reachable = on_hub("data set", name)
+    repo, named = split_revision(name)
     was_offline = datasets.config.HF_HUB_OFFLINE
     # Without this, an unreachable hub is tried again for 20 to 30 seconds before the local copy is looked at.
     datasets.config.HF_HUB_OFFLINE = was_offline or not reachable
     try:
         with _quiet(datasets):
             return datasets.load_dataset(
-                name, config or None, split=split, revision=revision or None
+                repo, config or None, split=split, revision=revision or named
             ).to_list()
-    except (ConnectionError, datasets.exceptions.DatasetNotFoundError):
+    except GatedRepoError:
+        raise gated("data set", repo) from None
+    except (ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
+        if "gated" in str(error):
+            raise gated("data set", repo) from None
         raise UserError(
             f"data set {name!r} is not on this machine and the hub cannot be reached: connect, or give a "
             f"local file with {local_option}"
         ) from None
     except ValueError as error:
         raise UserError(f"data set {name!r}: {str(error).strip().splitlines()[0]}") from None
+    except (OSError, *http_errors(), datasets.exceptions.DatasetGenerationError) as error:
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        raise broken_off("data set", name, cause) from error
     finally:
         datasets.config.HF_HUB_OFFLINE = was_offline
 
@@ -91,7 +101,8 @@ def hub_splits(name: str, config: str) -> list[str]:
         return []
     datasets = _datasets()
     try:
-        return list(datasets.get_dataset_split_names(name, config or None))
+        repo, revision = split_revision(name)
+        return list(datasets.get_dataset_split_names(repo, config or None, revision=revision))
     except (ConnectionError, ValueError, datasets.exceptions.DatasetNotFoundError):
         return []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mathrl.config import Config
@@ -140,13 +141,14 @@ def load_shape(config: Config) -> Shape:
                 tie_word_embeddings=True,
             )
         )
-    name = model.path.rsplit("/", 1)[-1].lower().removesuffix("-instruct")
+    name = model.path.partition("@")[0].rsplit("/", 1)[-1].lower().removesuffix("-instruct")
     if name in KNOWN_SHAPES and not model.path.startswith((".", "/", "~")):
         return KNOWN_SHAPES[name]
     from transformers import AutoConfig
 
     try:
-        return Shape.of(AutoConfig.from_pretrained(model.path))
+        name, _, revision = (model.path, "", "") if Path(model.path).is_dir() else model.path.partition("@")
+        return Shape.of(AutoConfig.from_pretrained(name, revision=revision or "main"))
     except (OSError, ValueError, AttributeError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"the sizes of model.path {model.path!r} cannot be read ({reason})") from error

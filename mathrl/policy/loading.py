@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from mathrl.config import Config, LoraSection, ModelConfig, RunConfig
+from mathrl.data.hub import local_model
 from mathrl.data.prompts import template_for
 from mathrl.errors import UserError, did_you_mean
 from mathrl.policy.attention import IMPLEMENTATION
@@ -66,14 +67,14 @@ def load_tokenizer(path: str) -> Any:
     Raises:
         UserError: there is none, or it has no end-of-sequence token.
     """
-    folder = Path(path)
+    folder = Path(local_model(path))
     if folder.is_dir() and not any((folder / name).exists() for name in TOKENIZER_FILES):
         # transformers would make an empty tokenizer of the architecture's usual class
         raise UserError(
             f"no tokenizer in {path!r}: none of {', '.join(TOKENIZER_FILES)}; save one beside the model"
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(folder if folder.is_dir() else path)
     except Exception as error:
         raise UserError(f"no tokenizer could be loaded from {path!r} ({_first_line(error)})") from error
     if tokenizer.eos_token_id is None:
@@ -114,8 +115,9 @@ def context_of(model: ModelConfig) -> int:
 def _load_config(path: str) -> Any:
     if path.startswith((".", "/", "~")) and not Path(path).is_dir():
         raise UserError(f"model.path {path!r} is no folder")
+    local = local_model(path)
     try:
-        return AutoConfig.from_pretrained(path)
+        return AutoConfig.from_pretrained(local)
     except Exception as error:
         raise UserError(
             f"no causal LM could be loaded from model.path {path!r} ({_first_line(error)})"
@@ -145,9 +147,10 @@ def load_whole(path: str) -> Any:
 
 
 def _load_model(path: str, **how: Any) -> Any:
+    local = local_model(path)
     try:
-        with without_bars() if Path(path).is_dir() else nullcontext():  # downloads keep theirs
-            model, found = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **how)
+        with without_bars():
+            model, found = AutoModelForCausalLM.from_pretrained(local, output_loading_info=True, **how)
     except Exception as error:
         raise UserError(
             f"no causal LM could be loaded from model.path {path!r} ({_first_line(error)})"

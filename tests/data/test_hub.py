@@ -10,7 +10,7 @@ from mathrl.errors import UserError
 
 
 def answer(monkeypatch, error: Exception | None):
-    def info(self, name, timeout):
+    def info(self, name, revision, timeout):
         if error:
             raise error
 
