@@ -32,7 +32,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from mutation_planting import Fault, load_faults, plant
+from mutation_planting import Fault, Gone, load_faults, plant
 from record import RESULTS, ROOT, describe, store
 
 STATE = ROOT / "runs" / "mutation" / "state.json"
@@ -169,11 +169,19 @@ def main() -> None:
     parser.add_argument("--room", default="", help="faults of this room alone")
     parser.add_argument("--check", action="store_true", help="plant every fault, run nothing")
     args = parser.parse_args()
-    faults = [f for f in load_faults() if args.room in ("", f.room)]
-    planted = {fault: plant(fault) for fault in faults}
+    planted, gone = {}, []
+    for fault in load_faults():
+        if args.room in ("", fault.room):
+            try:
+                planted[fault] = plant(fault)
+            except Gone as why:
+                gone.append(str(why))
+    faults = list(planted)
     print(f"{len(faults)} faults in {len({f.room for f in faults})} rooms can be planted")
+    if gone:
+        print("not:", *gone, sep="\n  ")
     if args.check:
-        return
+        raise SystemExit(bool(gone))
     state, deadline = read_state(), time.monotonic() + 60 * args.minutes
     keys = {fault: fingerprint(fault, source) for fault, (_, source) in planted.items()}
     left = [fault for fault in faults if keys[fault] not in state]
@@ -186,7 +194,7 @@ def main() -> None:
     left = [fault for fault in faults if keys[fault] not in state]
     print(f"{len(left)} of {len(faults)} faults are still to be tried")
     if not left and not args.room:
-        write_table(faults, [state[keys[fault]] for fault in faults])
+        write_table(faults, [state[keys[fault]] for fault in faults], gone)
 
 
 def try_fault(folder: Path, fault: Fault, file: Path, source: str, key: str, state: dict[str, Any]) -> None:
@@ -212,7 +220,7 @@ def try_fault(folder: Path, fault: Fault, file: Path, source: str, key: str, sta
     print(f"{'noticed' if status else 'SURVIVED'} {seconds:6.1f} s  {fault.name}  {first}", flush=True)
 
 
-def write_table(faults: Sequence[Fault], found: Sequence[dict[str, Any]]) -> None:
+def write_table(faults: Sequence[Fault], found: Sequence[dict[str, Any]], gone: Sequence[str]) -> None:
     """results/mutation.md and .json, and the survivors on the console."""
     about = describe(("torch", "pytest", "hypothesis"))
     rows = [
@@ -241,6 +249,8 @@ def write_table(faults: Sequence[Fault], found: Sequence[dict[str, Any]]) -> Non
     lines += [f"- {r['room']}, `{r['function']}`: {r['what']}. {r['why']}".rstrip() for r in survivors] or [
         "None."
     ]
+    if gone:
+        lines += ["", "## Not planted: the code has changed", "", *(f"- {why}" for why in gone)]
     lines += ["", "## All", "", "| room | function | fault | noticed by |", "|---|---|---|---|"]
     for r in rows:
         by = r["by"].rsplit("/", 1)[-1].replace("|", "\\|") if r["noticed"] else "nothing"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import functools
 import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -12,6 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from record import ROOT
+
+
+class Gone(Exception):
+    """What a fault changes is not there any more: the fault is to be put otherwise."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ def definitions(tree: ast.Module) -> Iterator[tuple[str, ast.stmt]]:
 
 
 class _Plant(ast.NodeTransformer):
-    """Puts ``new`` where ``old`` stands for the first time."""
+    """Puts ``new`` where ``old`` stands for the first time in what it visits."""
 
     def __init__(self, old: ast.AST, new: list[ast.AST]) -> None:
         self.old, self.new, self.planted = ast.dump(old), new, False
@@ -93,27 +98,53 @@ def _readings(old: str, new: str) -> Iterator[tuple[ast.AST, list[ast.AST]]]:
         yield statement, list(ast.parse(new or "pass").body)
 
 
+@functools.cache
+def _trees(package: str) -> list[tuple[Path, ast.Module]]:
+    files = sorted((ROOT / package).rglob("*.py"))
+    return [(file.relative_to(ROOT), ast.parse(file.read_text(encoding="utf-8"))) for file in files]
+
+
+@functools.cache
+def _named(package: str) -> dict[str, list[tuple[Path, ast.AST]]]:
+    """Functions, classes and constants by their qualified names."""
+    found: dict[str, list[tuple[Path, ast.AST]]] = {}
+    for path, tree in _trees(package):
+        for name, node in definitions(tree):
+            found.setdefault(name, []).append((path, node))
+    return found
+
+
 def plant(fault: Fault) -> tuple[Path, str]:
     """(file, its source with the fault), the file relative to the root.
 
+    In the function of that name, of the room where several have it; where the function was renamed or parted,
+    in the only place of the room that has the expression.
+
     Raises:
-        SystemExit: the function, or the expression in it, is not there any more.
+        Gone: what the fault changes is not there any more.
     """
-    found = []
-    for path in sorted((ROOT / fault.package).rglob("*.py")):
-        text = path.read_text(encoding="utf-8")
-        if fault.function.rsplit(".", 1)[-1] in text:
-            tree = ast.parse(text)
-            found += [(path, tree, node) for name, node in definitions(tree) if name == fault.function]
-    if len(found) > 1:  # the same name in several rooms
-        found = [one for one in found if fault.room.rsplit("/", 1)[-1] in one[0].parts] or found
-    if len(found) != 1:
-        places = ", ".join(str(path.relative_to(ROOT)) for path, *_ in found) or "nowhere"
-        raise SystemExit(f"{fault.name}: {fault.function} is to be in one place and is in {places}")
-    path, tree, node = found[0]
-    for old, new in _readings(fault.old, fault.new):
-        plant = _Plant(old, new)
-        plant.visit(node)
-        if plant.planted:
-            return path.relative_to(ROOT), ast.unparse(ast.fix_missing_locations(tree))
-    raise SystemExit(f"{fault.name}: there is no {fault.old!r} in it")
+    readings = list(_readings(fault.old, fault.new))
+    room = fault.room.rsplit("/", 1)[-1]
+    named = _named(fault.package).get(fault.function, [])
+    if len(named) > 1:
+        named = [one for one in named if room in one[0].parts]
+    places = [one for one in named if any(_count(old, one[1]) for old, _ in readings)]
+    if len(places) != 1:
+        inside = [(path, tree) for path, tree in _trees(fault.package) if room in path.parts]
+        counts = [sum(_count(old, tree) for old, _ in readings) for _, tree in inside]
+        if sum(counts) != 1:
+            raise Gone(f"{fault.name}: {fault.old!r} is {'often' if sum(counts) else 'nowhere'} in the room")
+        places = [inside[counts.index(1)]]
+    path, whole = places[0]
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))  # one of its own, to be changed
+    node = tree if isinstance(whole, ast.Module) else dict(definitions(tree))[fault.function]
+    for old, new in readings:
+        if _count(old, node):
+            _Plant(old, new).visit(node)
+            return path, ast.unparse(ast.fix_missing_locations(tree))
+    raise AssertionError("a place that has the expression has it")
+
+
+def _count(old: ast.AST, tree: ast.AST) -> int:
+    wanted = ast.dump(old)
+    return sum(type(node) is type(old) and ast.dump(node) == wanted for node in ast.walk(tree))
