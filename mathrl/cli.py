@@ -6,6 +6,7 @@ before anything heavy is imported.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -52,6 +53,12 @@ Examples:
 """
 
 EXIT_USER_ERROR = 2
+QUIET = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+}
+"""What libraries below would advise or warn of is not for a user's console; read when they are loaded."""
 EXIT_INTERRUPTED = 130
 _FIELD = re.compile(r"--[a-z_]+(?:\.[a-z_0-9-]+)+")
 _TRUTHS = ("true", "false", "yes", "no", "on", "off")
@@ -84,6 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 fine, 1 a process was lost and --resume goes on, 2 something the user can put right, 130 interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     try:
         own = settle_in()
     except UserError as error:

@@ -1,12 +1,13 @@
 """The command line: words and fields come apart, wrong ones are told in a sentence, nothing heavy loads."""
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 
-from mathrl.cli import COMMANDS, main
+from mathrl.cli import COMMANDS, QUIET, main
 from mathrl.commands.recipe_fields import takes_fields
 from mathrl.recipes import all_fields
 
@@ -174,3 +175,11 @@ def test_help_and_refusals_load_nothing_heavy():
     )
     found = json.loads(ran.stderr.splitlines()[-1])
     assert found == {" ".join(w): [] for w in light} | {" ".join(w): ["pydantic"] for w in recipes}
+
+
+def test_libraries_below_are_told_to_be_quiet_unless_the_user_wants_to_hear_them(monkeypatch, capsys):
+    for name in QUIET:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "info")
+    assert main(["config", "quickstart"]) == 0
+    assert {name: os.environ[name] for name in QUIET} == QUIET | {"TRANSFORMERS_VERBOSITY": "info"}

@@ -5,15 +5,14 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from mathrl.commands.prepare import HELD_OUT, PreparedRun
+from mathrl.commands.prepare import HELD_OUT
+from mathrl.commands.workspace import Workspace
 from mathrl.data.prompts import PromptTemplate
 from mathrl.distributed.agreement import on_rank_0
 from mathrl.evaluation.completions import OtherEvaluationError
 from mathrl.evaluation.evaluate import Evaluation, EvaluationSettings, evaluate
 from mathrl.rewards.scorer import RewardScorer
 from mathrl.rollout.base import Engine
-from mathrl.run.progress import Progress
-from mathrl.run.tally import Tally
 from mathrl.types import derive_seed
 
 
@@ -22,15 +21,13 @@ class HeldOut:
 
     def __init__(
         self,
-        run: PreparedRun,
+        space: Workspace,
         engine: Engine,
         scorer: RewardScorer,
         template: PromptTemplate,
-        progress: Progress,
-        tally: Tally,
     ) -> None:
-        self.run, self.engine, self.scorer = run, engine, scorer
-        self.template, self.progress, self.tally = template, progress, tally
+        self.run, self.progress, self.tally = space.run, space.progress, space.tally
+        self.engine, self.scorer, self.template = engine, scorer, template
 
     def measure(self, when: str) -> dict[str, Evaluation]:
         """Every problem set, greedy and sampled, kept in the folder; ``when`` is "before" or "after"."""

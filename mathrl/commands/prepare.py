@@ -27,6 +27,7 @@ from mathrl.recipes import check_named
 from mathrl.rewards.functions import RewardFunction, checked, load_functions
 from mathrl.rewards.scorer import check_answer_type
 from mathrl.run.folder import RunFolder
+from mathrl.run.tracking import check_trackers
 from mathrl.training.sft import Demonstrations
 from mathrl.types import Group, Problem
 
@@ -82,6 +83,7 @@ def prepare(
         raise UserError("run.device is 'cuda' and there is no CUDA device here: use auto or cpu")
     additions = additions or Additions()
     functions = checked([*load_functions(config.reward), *additions.reward_functions])
+    check_trackers(config.tracking)
     if config.data.answer_type:
         check_answer_type(config.data.answer_type)
     train = load_problems(config.data, "train", config.run.seed)

@@ -24,6 +24,7 @@ from mathrl.commands.launch import OPTIONS
 from mathrl.commands.opening import opening
 from mathrl.commands.prepare import Additions, PreparedRun, prepare
 from mathrl.commands.watch import Watch
+from mathrl.commands.workspace import Workspace
 from mathrl.config import Config
 from mathrl.data.few_shot import template_with_examples
 from mathrl.data.history import History
@@ -48,7 +49,7 @@ from mathrl.run.files import write_json
 from mathrl.run.progress import Progress, make_console
 from mathrl.run.stop import StopSignals
 from mathrl.run.tally import Tally
-from mathrl.run.tracking import SftTracker
+from mathrl.run.tracking import SftTracker, Tracker
 from mathrl.training.sentinel import Sentinel
 from mathrl.training.sft import planned_steps, train_reference
 from mathrl.training.trainer import Metrics, Trainer
@@ -100,19 +101,19 @@ def make_reference(config: Config, *, resume: bool = False, overwrite: bool = Fa
     return status
 
 
-def _only_reference(run: PreparedRun, progress: Progress, stop: StopSignals) -> None:
-    progress.console.print(f"reference: {_reference(run, progress, Tally())}", soft_wrap=True)
+def _only_reference(space: Workspace) -> None:
+    space.progress.console.print(f"reference: {_reference(space)}", soft_wrap=True)
 
 
-def _only_report(run: PreparedRun, progress: Progress, stop: StopSignals) -> None:
-    report = on_rank_0("writing the report", lambda: write_report(run.folder.path))
-    progress.console.print(f"report: {report}", soft_wrap=True)
+def _only_report(space: Workspace) -> None:
+    report = on_rank_0("writing the report", lambda: write_report(space.run.folder.path))
+    space.progress.console.print(f"report: {report}", soft_wrap=True)
 
 
 def _at_work(
     run: PreparedRun,
     console: Console,
-    work: Callable[[PreparedRun, Progress, StopSignals], None],
+    work: Callable[[Workspace], None],
     *,
     overwrite: bool,
 ) -> int:
@@ -125,7 +126,7 @@ def _at_work(
             on_rank_0("opening the run folder", lambda: stack.enter_context(folder))
             check_shared(run.folder.path)
             stop = stack.enter_context(StopSignals(console))
-            work(run, stack.enter_context(Progress(console)), stop)
+            work(Workspace(run, stack.enter_context(Progress(console)), stop, Tally()))
     except KeyboardInterrupt as interrupt:
         stopped = Stopped.of(interrupt)
         console.print(f"Stopped by {stopped.signum.name}. {_how_to_go_on(run)}", soft_wrap=True)
@@ -145,11 +146,12 @@ def _no_step_is_left(summary: Mapping[str, Any], config: Config) -> bool:
     )
 
 
-def _stages(run: PreparedRun, progress: Progress, stop: StopSignals) -> None:
+def _stages(space: Workspace) -> None:
     """Reference, evaluation, reinforcement, evaluation, summary."""
-    cfg, tally = run.config, Tally()
-    reference = _reference(run, progress, tally)
+    run, cfg = space.run, space.run.config
     with ExitStack() as stack:
+        tracker = on_rank_0("opening the metrics", lambda: stack.enter_context(closing(_open_tracker(run))))
+        reference = _reference(space)
         with together("loading the model and starting the engine"):
             scorer = RewardScorer(
                 cfg.reward, extract_rule(cfg.data), make_reward_model(cfg.reward), run.reward_functions
@@ -162,28 +164,31 @@ def _stages(run: PreparedRun, progress: Progress, stop: StopSignals) -> None:
             engine = with_stop(engine, template.stop, policy.tokenizer)
             stack.callback(engine.close)
             engine.load(policy.adapter(), version=0)
-        progress.console.print(f"  engine: {reason}", soft_wrap=True)
-        held_out = HeldOut(run, engine, scorer, template, progress, tally)
+        space.progress.console.print(f"  engine: {reason}", soft_wrap=True)
+        held_out = HeldOut(space, engine, scorer, template)
 
         before = held_out.measure("before")
         with together("preparing to train"):
             trainer = _make_trainer(run, policy, engine, scorer)
-        early = _reinforce(run, trainer, held_out, tally, progress, stop, reference)
+        early = _reinforce(space, trainer, held_out, tracker, reference)
         adapter = policy.adapter()
         on_rank_0(
             "exporting",
             lambda: export_adapter(run.folder.adapter, adapter, reference, policy.tokenizer),
         )
         after = held_out.measure("after")
-        on_rank_0(
-            "finishing",
-            lambda: _finish(run, trainer, tally, before, after, progress, stopped_early=early),
-        )
+        on_rank_0("finishing", lambda: _finish(space, trainer, before, after, stopped_early=early))
 
 
-def _reference(run: PreparedRun, progress: Progress, tally: Tally) -> str:
+def _open_tracker(run: PreparedRun) -> Tracker:
+    """Before anything that takes long: a tracker that refuses is heard of at once."""
+    steps = CheckpointStore(run.folder.checkpoints, run.config.checkpoint.keep_last).steps()
+    return Tracker(run.folder, run.config, steps[-1] if steps else 0)
+
+
+def _reference(space: Workspace) -> str:
     """Path of the reference model: the recipe's own, or the one its supervised stage makes."""
-    cfg, folder = run.config, run.folder
+    run, cfg, folder = space.run, space.run.config, space.run.folder
     if cfg.sft.skip:
         return cfg.model.path
     if gather(folder.reference.is_dir())[0]:
@@ -191,8 +196,8 @@ def _reference(run: PreparedRun, progress: Progress, tally: Tally) -> str:
     assert run.demonstrations is not None
     steps = planned_steps(cfg.sft, run.demonstrations) + cfg.sft.direct_answer_steps
     with (
-        tally.timed("sft"),
-        progress.stage("SFT", steps) as stage,
+        space.tally.timed("sft"),
+        space.progress.stage("SFT", steps) as stage,
         ExitStack() as stack,
     ):
         tracker = on_rank_0(
@@ -231,44 +236,35 @@ def _make_trainer(run: PreparedRun, policy: Policy, engine: Engine, scorer: Rewa
 
 
 def _reinforce(
-    run: PreparedRun,
-    trainer: Trainer,
-    held_out: HeldOut,
-    tally: Tally,
-    progress: Progress,
-    stop: StopSignals,
-    reference: str,
+    space: Workspace, trainer: Trainer, held_out: HeldOut, tracker: Tracker | None, reference: str
 ) -> bool:
     """From the newest checkpoint, if there is one, to the last step; whether it stopped early."""
-    console, num_steps = progress.console, run.config.train.num_steps
+    run, stop, num_steps = space.run, space.stop, space.run.config.train.num_steps
     store = CheckpointStore(run.folder.checkpoints, run.config.checkpoint.keep_last)
     newest = gather(store.latest())[0]
     if newest is not None:
         with together("reading the checkpoint"):
             state = store.load(newest)
             trainer.restore(state["trainer"])
-            tally.restore(state)
-        console.print(f"  resumed after step {trainer.steps_done}")
-    with stop.deferred(), progress.stage("train", num_steps) as bar:
+            space.tally.restore(state)
+        space.progress.console.print(f"  resumed after step {trainer.steps_done}")
+    with stop.deferred(), space.progress.stage("train", num_steps) as bar:
         bar(trainer.steps_done, num_steps)
-        watch = Watch(
-            run, trainer, held_out, store, tally, stop, reference=reference, bar=bar, console=console
-        )
+        watch = Watch(space, trainer, held_out, tracker, store, reference, bar)
         trainer.hooks = watch.hooks
         keep_last_words(watch.save_in_need)
-        with closing(watch):
-            try:
-                watch.catch_up()
-                if not (trainer.ended or watch.stopped_early):
-                    on_rank_0("setting results aside", run.folder.set_results_aside)
-                    trainer.run()
-            except NonFiniteError as error:
-                raise NonFiniteError(f"{error}; {watch.evidence()}", error.rows) from error
-            except Stopped as stopped:
-                if not stopped.forced:
-                    watch.save_last()
-                raise
-            watch.save_last()
+        try:
+            watch.catch_up()
+            if not (trainer.ended or watch.stopped_early):
+                on_rank_0("setting results aside", run.folder.set_results_aside)
+                trainer.run()
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{error}; {watch.evidence()}", error.rows) from error
+        except Stopped as stopped:
+            if not stopped.forced:
+                watch.save_last()
+            raise
+        watch.save_last()
         keep_last_words(None)
     with together("stopping"):
         stop.raise_if_asked()
@@ -276,17 +272,16 @@ def _reinforce(
 
 
 def _finish(
-    run: PreparedRun,
+    space: Workspace,
     trainer: Trainer,
-    tally: Tally,
     before: dict[str, Evaluation],
     after: dict[str, Evaluation],
-    progress: Progress,
     *,
     stopped_early: bool,
 ) -> None:
     """Write summary and report, and say what was reached."""
-    cfg, folder, console = run.config, run.folder, progress.console
+    run, tally, console = space.run, space.tally, space.progress.console
+    cfg, folder = run.config, run.folder
     summary = build_summary(
         before,
         after,
@@ -307,7 +302,7 @@ def _finish(
     )
     write_json(folder.summary, summary)
     report = write_report(folder.path)
-    progress.close()
+    space.progress.close()
     print_summary(console, summary)
     console.print(f"report: {report}\nadapter: {folder.adapter}", soft_wrap=True)
 

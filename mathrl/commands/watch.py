@@ -8,18 +8,15 @@ from pathlib import Path
 
 import psutil
 import torch
-from rich.console import Console
 
 from mathrl.commands.held_out import HeldOut
-from mathrl.commands.prepare import PreparedRun
 from mathrl.commands.replay import save_batch, save_metrics
+from mathrl.commands.workspace import Workspace
 from mathrl.distributed.agreement import any_rank, on_rank_0, together
 from mathrl.distributed.collectives import gather
 from mathrl.report.doctor import Doctor, tell
 from mathrl.run.checkpoint import CheckpointStore
 from mathrl.run.progress import Stage
-from mathrl.run.stop import StopSignals
-from mathrl.run.tally import Tally
 from mathrl.run.tracking import Tracker
 from mathrl.training.sharing import agree_on_adapter, whole_batch, worst
 from mathrl.training.trainer import Hooks, Metrics, Trainer
@@ -31,45 +28,37 @@ class Watch:
 
     Args:
         trainer: where its checkpoint left off, if there is one.
+        tracker: of rank 0; None on the others.
         reference: path or name of the reference model.
         bar: shows the steps.
     """
 
     def __init__(
         self,
-        run: PreparedRun,
+        space: Workspace,
         trainer: Trainer,
         held_out: HeldOut,
+        tracker: Tracker | None,
         store: CheckpointStore,
-        tally: Tally,
-        stop: StopSignals,
-        *,
         reference: str,
         bar: Stage,
-        console: Console,
     ) -> None:
-        self.run, self.trainer, self.held_out, self.reference = run, trainer, held_out, reference
-        self.store, self.tally, self.stop = store, tally, stop
-        self.bar, self.console = bar, console
-        steps = trainer.steps_done
-        self.tracker = on_rank_0("opening the metrics", lambda: Tracker(run.folder, run.config, steps))
-        self.doctor = Doctor(run.config)
+        self.run, self.tally, self.stop = space.run, space.tally, space.stop
+        self.trainer, self.held_out, self.reference = trainer, held_out, reference
+        self.tracker, self.store = tracker, store
+        self.bar, self.console = bar, space.progress.console
+        self.doctor = Doctor(space.run.config)
         self.hooks = Hooks(
             self.after_step,
             self.should_stop,
             self.on_batch,
-            stopping=lambda: stop.asked is not None,
-            interruptible=stop.interruptible,
+            stopping=lambda: self.stop.asked is not None,
+            interruptible=self.stop.interruptible,
         )
-        self.saved_step = steps if gather(store.latest())[0] else None
-        self.counted_step = steps  # the last that is in the tally
+        self.saved_step = trainer.steps_done if gather(store.latest())[0] else None
+        self.counted_step = trainer.steps_done  # the last that is in the tally
         self.batch: tuple[int, Batch] | None = None  # number of the step under way, and its batch
         self.groups: Sequence[Group] = ()  # of the last step, where this process has made it
-
-    def close(self) -> None:
-        """Close what metrics go to; safe to call twice."""
-        if self.tracker is not None:
-            self.tracker.close()
 
     # --- what the trainer calls -----------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from mathrl.rollout.base import Engine, OnCompletion
+from mathrl.rollout.base import Engine, OnCompletion, OnTokens
 from mathrl.types import Adapter, Completion, Group, Problem, Sampling
 
 
@@ -28,6 +28,14 @@ class StopText:
     @version.setter
     def version(self, version: int) -> None:
         self.engine.version = version
+
+    @property
+    def on_tokens(self) -> OnTokens | None:
+        return self.engine.on_tokens
+
+    @on_tokens.setter
+    def on_tokens(self, on_tokens: OnTokens | None) -> None:
+        self.engine.on_tokens = on_tokens
 
     def sample(
         self,

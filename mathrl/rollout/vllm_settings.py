@@ -104,7 +104,10 @@ def engine_environment(device: str) -> Iterator[None]:
         "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # CUDA does not survive a fork
         "VLLM_USE_FLASHINFER_SAMPLER": "0",  # it knows no seeds
-        "TORCH_CPP_LOG_LEVEL": "ERROR",  # warnings of sockets and NUMA nodes are nobody's business here
+        # bars of captured graphs, warnings of sockets and NUMA nodes, advice: not for a user's console
+        "TQDM_DISABLE": "1",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "TRANSFORMERS_VERBOSITY": "error",
     }
     if device == "cuda":
         wanted |= {

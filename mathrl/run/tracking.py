@@ -6,7 +6,8 @@ import importlib
 import math
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -64,7 +65,7 @@ class Tracker:
         steps_done: rows of steps beyond are dropped.
 
     Raises:
-        UserError: a tracker that was asked for is not installed.
+        UserError: a tracker that was asked for is not installed, or cannot begin.
     """
 
     def __init__(self, folder: RunFolder, config: Config, steps_done: int) -> None:
@@ -178,14 +179,15 @@ class WeightsAndBiases:
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         import wandb
 
-        self.run = wandb.init(
-            project=PROJECT,
-            name=folder.name,
-            id=_remembered_id(folder / "wandb_id"),
-            resume="allow",
-            dir=str(folder),
-            config=settings,
-        )
+        with _refusals("wandb", "log in with `wandb login`, or keep the run here with WANDB_MODE=offline"):
+            self.run = wandb.init(
+                project=PROJECT,
+                name=folder.name,
+                id=_remembered_id(folder / "wandb_id"),
+                resume="allow",
+                dir=str(folder),
+                config=settings,
+            )
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self.run.log(dict(metrics), step=step)
@@ -201,13 +203,24 @@ class Trackio:
         import trackio
 
         self.trackio = trackio
-        trackio.init(project=PROJECT, name=folder.name, config=settings, resume="allow")
+        with _refusals("trackio", "look at what it needs"):
+            trackio.init(project=PROJECT, name=folder.name, config=settings, resume="allow")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self.trackio.log(dict(metrics), step=step)
 
     def close(self) -> None:
         self.trackio.finish()
+
+
+@contextmanager
+def _refusals(name: str, advice: str) -> Iterator[None]:
+    """A tracker that cannot begin (logged out, out of reach) is one sentence."""
+    try:
+        yield
+    except Exception as error:
+        first = str(error).strip().split("\n")[0] or type(error).__name__
+        raise UserError(f"tracking.{name} cannot begin ({first}): {advice}, or leave it off") from error
 
 
 def _remembered_id(file: Path) -> str:

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -268,6 +270,17 @@ def test_without_checkpoints_on_the_way_a_run_ends_the_same(whole, recipe, tmp_p
     assert len(rows(tmp_path / "tiny")) == 7
 
 
+def test_a_tracker_that_refuses_is_heard_of_before_anything_is_trained(recipe, tmp_path, capsys, monkeypatch):
+    def refuse(**_):
+        raise RuntimeError("No API key configured")
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=refuse))
+    arguments = ["train", str(recipe), "--run.output_dir", str(tmp_path), "--tracking.wandb"]
+    assert main(arguments) == 2
+    assert "tracking.wandb cannot begin (No API key configured): log in" in capsys.readouterr().err
+    assert not (tmp_path / "tiny" / "reference").exists()
+
+
 def test_a_second_process_in_a_run_is_refused(whole, recipe, tmp_path, capsys):
     run = a_copy(whole, tmp_path)
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()}
@@ -337,13 +350,15 @@ GOOD = [{"question": f"What is {n} plus 1?", "answer": str(n + 1)} for n in rang
         (["{recipe}", "--rollout.problems_per_step", "61"], ["61", "60"]),
         (["{recipe}", "--rollout.engine", "vllm", "--run.device", "cuda"], ["cuda"]),
         (["{recipe}", "--algorithm.name", "gropo"], ["'gropo'", "'grpo'"]),
+        (["{recipe}", "--tracking.wandb"], ["tracking.wandb", "pip install 'mathrl[wandb]'"]),
         (["{recipe}", "--run.name", ".."], ["run.name '..'", "--run.output_dir"]),
         (["{recipe}", "--reward.memory_mb", "128"], ["reward.memory_mb", "256"]),
     ],
 )  # fmt: skip
 def test_bad_input_ends_in_one_sentence_before_anything_is_written(
-    words, said, recipe, whole, tmp_path, capfd
+    words, said, recipe, whole, tmp_path, capfd, monkeypatch
 ):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as where it is not installed
     no_tokenizer = tmp_path / "no_tokenizer"
     no_tokenizer.mkdir()
     for name in ("config.json", "model.safetensors"):

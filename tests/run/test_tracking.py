@@ -157,6 +157,21 @@ def test_trackers_get_finite_metrics_and_the_configuration(folder, monkeypatch, 
     assert first["config"]["rollout"]["group_size"] == Config().rollout.group_size
 
 
+@pytest.mark.parametrize(("name", "advice"), [("wandb", "wandb login"), ("trackio", "leave it off")])
+def test_a_tracker_that_cannot_begin_is_one_sentence(folder, monkeypatch, name, advice):
+    module = Recorder(name)
+    monkeypatch.setitem(sys.modules, name, module)
+
+    def refuse(**_):
+        raise RuntimeError("No API key configured.\nMore lines")
+
+    module.init = refuse
+    with pytest.raises(UserError, match=rf"tracking\.{name} cannot begin \(No API key configured") as error:
+        Tracker(folder, config(**{name: True}), 0)
+    assert advice in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
 def test_a_missing_tracker_is_named(monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
