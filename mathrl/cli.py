@@ -24,6 +24,8 @@ COMMANDS = {
         "Train: SFT where the recipe asks for it, evaluate, reinforce, evaluate, report.",
     ),
     "sft": ("entries:sft", "Make only the reference of a recipe: its supervised stage."),
+    "pairs": ("pairs:command", "Make ranked pairs from completions: right against wrong, by the verifiers."),
+    "reward-model": ("entries:reward_model", "Train a reward model on ranked pairs."),
     "config": ("entries:config", "Print a recipe with every field resolved, its reason and its range."),
     "init": ("init:command", "Write a commented recipe for a model and problems of your own."),
     "eval": ("evaluate:command", "Evaluate a model on benchmarks."),

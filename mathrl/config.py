@@ -440,6 +440,34 @@ class RewardConfig(Section):
         return tables
 
 
+class RewardModelConfig(Section):
+    """Training of a reward model (``mathrl reward-model``); its adapter is the ``lora`` section's."""
+
+    base: str = Field(
+        "", description="model or run it starts from; empty: the recipe's run's reference, or model.path"
+    )
+    pairs: str = Field("", description="ranked pairs, jsonl or parquet: question, chosen, rejected")
+    eval_pairs: str = Field("", description="held-out pairs as a file; empty: a share of the questions")
+    eval_fraction: float = Field(
+        0.1, gt=0.0, lt=1.0, description="share of the questions held out where there is no eval_pairs"
+    )
+    margins: bool = Field(
+        False, description="a pair's field margin is asked for: the chosen score must be larger by it"
+    )
+    center_coef: float = Field(
+        0.01, ge=0.0, description="weight of (sum of a pair's scores)^2, which holds scores around 0; 0: off"
+    )
+    num_epochs: int = Field(2, ge=1, description="passes over the pairs")
+    batch_pairs: int = Field(32, ge=1, description="pairs of an optimiser step")
+    learning_rate: float = Field(1e-3, gt=0.0, description="AdamW, peak, after warm-up")
+    warmup_fraction: Fraction = Field(0.05, description="share of the steps spent warming up, then cosine")
+    weight_decay: float = Field(0.0, ge=0.0, description="AdamW")
+    max_grad_norm: float = Field(1.0, gt=0.0, description="gradient clipping")
+    eval_every_steps: int = Field(
+        25, ge=1, description="held-out loss every so many steps; the best checkpoint is chosen by it"
+    )
+
+
 class UpdateConfig(Section):
     learning_rate: float = Field(2e-3, gt=0.0, description="AdamW, after warm-up")
     warmup_steps: int = Field(0, ge=0, description="linear warm-up")
@@ -515,6 +543,7 @@ class Config(Section):
     sft: SftConfig = SftConfig()
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig = RewardConfig()
+    reward_model: RewardModelConfig = RewardModelConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     update: UpdateConfig = UpdateConfig()
     train: TrainConfig = TrainConfig()

@@ -32,6 +32,16 @@ _ABOUT_RECIPES = (
 )
 
 
+_ABOUT_REWARD_MODELS = """\
+The base is the reference of the recipe's run, or what --reward_model.base names.
+
+Examples:
+  mathrl pairs runs/quickstart --out pairs.jsonl
+  mathrl reward-model quickstart --reward_model.pairs pairs.jsonl
+  mathrl train quickstart --reward.model_path runs/quickstart-reward-model --reward.model_weight 0.1
+"""
+
+
 def _recipes() -> str:
     listed = [
         fill(f"{name:<17}{text}", 78, initial_indent="  ", subsequent_indent=" " * 19)
@@ -90,6 +100,22 @@ def _words(command: str, recipe: str, overrides: Overrides, **flags: bool) -> li
     ]
 
 
+@takes_fields("reward_model.pairs", "reward_model.eval_pairs", "reward_model.base", "run.name")
+def _reward_model(
+    recipe: Recipe = "",
+    /,
+    *,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    overrides: Overrides,
+) -> int:
+    config = find_recipe(recipe, overrides)
+
+    from mathrl.commands.reward_model import train_reward_model
+
+    return train_reward_model(config, resume=resume, overwrite=overwrite)
+
+
 @takes_fields()
 def _config(
     recipe: Recipe = "",
@@ -103,13 +129,15 @@ def _config(
 
 train = App(name="train", help_epilogue=_recipes(), default_command=_train)
 sft = App(name="sft", help_epilogue=_recipes(), default_command=_sft)
+reward_model = App(name="reward-model", help_epilogue=_ABOUT_REWARD_MODELS, default_command=_reward_model)
 config = App(name="config", help_epilogue=_recipes(), default_command=_config)
 
 
 def report(run_dir: RunFolder, /) -> None:
+    from mathrl.report.reward_model_page import is_reward_model_run, write_reward_model_report
     from mathrl.report.run_page import write_report
 
-    print(write_report(run_dir))
+    print(write_reward_model_report(run_dir) if is_reward_model_run(run_dir) else write_report(run_dir))
 
 
 def export(

@@ -32,6 +32,7 @@ from mathrl.evaluation.completions import read_evaluation
 from mathrl.recipes import load_config
 from mathrl.report.evaluation_page import Result, print_results, write_results
 from mathrl.report.summary import versions
+from mathrl.rewards.reward_model_folder import training_questions
 from mathrl.run.progress import make_console
 from mathrl.run.stop import StopSignals
 from mathrl.types import Problem
@@ -211,10 +212,13 @@ def _examples(
 def _training_questions(
     options: EvaluationOptions, source: ModelSource | EndpointSource, console: Console
 ) -> list[str]:
-    """Questions trained on: of the files, and of both stages of the run that is evaluated."""
+    """Questions trained on: of the files, and of all stages of the run that is evaluated."""
     questions = [question for path in options.trained_on for question in questions_of(path)]
+    questions += training_questions(options.rank_by) if options.rank_by else []
     if source.run is not None:
         config = load_config(source.run / "config.toml")
+        if config.reward.model_path and config.reward.model_weight:
+            questions += training_questions(config.reward.model_path)
         try:
             found = [load_problems(config.data, "train", config.run.seed)]
             if not config.sft.skip:

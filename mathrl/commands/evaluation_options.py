@@ -41,6 +41,7 @@ class EvaluationOptions:
     max_problems: Annotated[int, Parameter(help="a fixed sample; 0: all")] = 0
     shots: Annotated[int, Parameter(help="worked examples in the prompt")] = 0
     shots_data: Annotated[tuple[str, ...], _hidden("where examples come from: FILE or NAME=FILE")] = ()
+    rank_by: Annotated[str, _hidden("reward model that ranks the samples: best-of-k, weighted majority")] = ""
     seed: Annotated[int, Parameter(help="of the samples and the examples")] = 0
     trained_on: Annotated[tuple[str, ...], _hidden("file of training questions, for overlap")] = ()
     against: Annotated[Path | None, _hidden("folder of earlier results to compare with")] = None
@@ -60,6 +61,10 @@ class EvaluationOptions:
             option = "--model" if self.model else "--tokenizer"
             raise UserError(
                 f"{option} goes with --endpoint; otherwise name the model alone: mathrl eval MODEL"
+            )
+        if self.rank_by and self.samples < 2:
+            raise UserError(
+                f"--rank-by ranks samples: ask for two or more with --samples, got {self.samples}"
             )
         if not self.temperature > 0:
             raise UserError(

@@ -13,6 +13,7 @@ from rich.console import Console
 from mathrl.commands.evaluation_options import EvaluationOptions
 from mathrl.commands.evaluation_subject import Subject, load_subject
 from mathrl.commands.model_source import EndpointSource, ModelSource
+from mathrl.commands.rank_samples import Ranker
 from mathrl.config import Config
 from mathrl.data.few_shot import STOP
 from mathrl.data.prompts import PromptTemplate
@@ -73,6 +74,7 @@ def evaluate_benchmarks(request: EvaluationRequest, console: Console) -> list[Re
             this comes before anything is generated.
     """
     with together("loading the model and starting the engine"):
+        ranker = Ranker(request.options.rank_by) if request.options.rank_by else None
         subject = load_subject(request.source)
         tasks = [_task(found, subject, request) for found in request.found]
         limits = {
@@ -95,7 +97,9 @@ def evaluate_benchmarks(request: EvaluationRequest, console: Console) -> list[Re
     with closing(engine), ExitStack() as stack:
         on_rank_0("opening the folder", lambda: stack.enter_context(folder))
         return [
-            _result(task, _evaluate(task, engine, config, request.options, console), request.trained_on)
+            _result(
+                task, _evaluate(task, engine, config, request.options, console), request.trained_on, ranker
+            )
             for task in tasks
         ]
 
@@ -155,7 +159,7 @@ def _task(found: BenchmarkProblems, subject: Subject, request: EvaluationRequest
     return Task(found, template, settings, longest, subject.info, before, file)
 
 
-def _result(task: Task, evaluation: Evaluation, trained_on: Sequence[str]) -> Result:
+def _result(task: Task, evaluation: Evaluation, trained_on: Sequence[str], ranker: Ranker | None) -> Result:
     overlap = find_contamination(task.found.problems, trained_on) if trained_on else None
     return Result(
         evaluation,
@@ -163,4 +167,5 @@ def _result(task: Task, evaluation: Evaluation, trained_on: Sequence[str]) -> Re
         difference=compare_evaluations(task.before, evaluation) if task.before else None,
         benchmark=task.found.facts(),
         contamination=overlap.facts(evaluation) if overlap else {},
+        ranking=ranker(evaluation, task.file.parent) if ranker else None,
     )

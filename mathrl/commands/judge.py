@@ -42,6 +42,12 @@ def command(
     extract: Annotated[str, Parameter(help="extraction rule; default: the file's", show_default=False)] = "",
     jobs: Annotated[int, Parameter(help="verifier processes")] = 2,
     timeout_s: Annotated[float, Parameter(help="wall clock of one verdict")] = 5.0,
+    rank_by: Annotated[
+        str,
+        Parameter(
+            help="reward model that ranks the samples: best-of-k, weighted majority", show_default=False
+        ),
+    ] = "",
     against: Annotated[Path | None, Parameter(help="judged completions to compare with")] = None,
     out: Annotated[Path | None, Parameter(help="folder; default: FILE without its ending, -judged")] = None,
 ) -> int:
@@ -60,6 +66,10 @@ def command(
     header = {"resume_key": protocol_hash(evaluation.protocol)}
     write_evaluation(evaluation, out / "completions.jsonl", header)
     result = Result(evaluation, before, difference)
+    if rank_by:
+        from mathrl.commands.rank_samples import Ranker  # judging alone needs no torch
+
+        result = replace(result, ranking=Ranker(rank_by)(evaluation, out))
     page = write_results(out, evaluation.name, [result], versions())
     print_results(console, [result])
     number = evaluation.n * (1 + evaluation.k)

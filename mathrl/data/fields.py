@@ -45,7 +45,7 @@ def read_question(value: Any) -> Asked:
     if isinstance(value, str) and not _MESSAGES_AS_TEXT.match(value):
         text = value.strip()
     elif isinstance(value, bool) or not isinstance(value, int | float | Decimal | None):
-        return _of_messages(_messages(value))
+        return _of_messages(read_messages(value))
     else:
         text = _number(value) or ""
     if not text:
@@ -70,7 +70,7 @@ def questions_in(value: Any) -> list[str]:
     except UnusableRow:
         if not isinstance(value, str | list | tuple):
             raise
-        turns = [text for role, text in _messages(value) if role == "user"]
+        turns = [text for role, text in read_messages(value) if role == "user"]
         if not turns:
             raise
         return turns
@@ -185,22 +185,26 @@ def _kind(value: Any) -> str:
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
-def _messages(value: Any) -> list[tuple[str, str]]:
-    """(role, text) of each message."""
+def read_messages(value: Any, what: str = "the question") -> list[tuple[str, str]]:
+    """(role, text) of each message of a list, or of one message; also of a list that was stored as text.
+
+    Raises:
+        UnusableRow: another form; ``what`` names it.
+    """
     if isinstance(value, str):
         value = _literal(value)
     if isinstance(value, Mapping) and ("role" in value or "from" in value):
         value = [value]
     if not isinstance(value, list | tuple) or not value:
-        raise UnusableRow(f"the question is {_kind(value)}, not a text or a list of messages")
+        raise UnusableRow(f"{what} is {_kind(value)}, not a text or a list of messages")
     found = []
     for message in value:
         if not isinstance(message, Mapping):
-            raise UnusableRow(f"the question is a list of {_kind(message)}, not of messages")
+            raise UnusableRow(f"{what} is a list of {_kind(message)}, not of messages")
         role = message.get("role", message.get("from"))
-        text = _content(message.get("content", message.get("value")))
+        text = _content(message.get("content", message.get("value")), what)
         if not isinstance(role, str) or text is None:
-            raise UnusableRow("a message of the question has no role or no text")
+            raise UnusableRow(f"a message of {what} has no role or no text")
         found.append((_ROLES.get(role, role), text.strip()))
     return found
 
@@ -216,13 +220,13 @@ def _literal(text: str) -> Any:
     raise UnusableRow("a list stored as text that cannot be read")
 
 
-def _content(value: Any) -> str | None:
+def _content(value: Any, what: str) -> str | None:
     """The text of a message, which may come in parts."""
     if not isinstance(value, list | tuple):
         return value if isinstance(value, str) else None
     parts = [part.get("text") if isinstance(part, Mapping) else part for part in value]
     if not all(isinstance(part, str) for part in parts):
-        raise UnusableRow("a message of the question holds more than text")
+        raise UnusableRow(f"a message of {what} holds more than text")
     return "".join(str(part) for part in parts)
 
 

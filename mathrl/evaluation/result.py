@@ -151,7 +151,7 @@ class Evaluation:
 
     @cached_property
     def _at_k(self) -> dict[str, dict[int, Estimate]]:
-        votes = [_votes(r.samples) for r in self.records]
+        votes = [votes_of(r.samples) for r in self.records]
         counts = np.array([len(r.samples) for r in self.records])
         right = np.array(self.sample_right)
         sizes = sorted({1 << i for i in range(self.k.bit_length())} | {self.k})
@@ -281,7 +281,7 @@ class Evaluation:
         }
 
 
-def _votes(samples: Iterable[Judged]) -> tuple[int, list[int], int]:
+def votes_of(samples: Iterable[Judged]) -> tuple[int, list[int], int]:
     """(right, [samples of each wrong answer], abstained); an answer is one however it is written."""
     right, abstained = 0, 0
     wrong: Counter[str] = Counter()

@@ -12,7 +12,12 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
@@ -137,6 +142,35 @@ def load_base(path: str, device: torch.device, dtype: torch.dtype) -> Any:
     return model.to(device).requires_grad_(False).eval()
 
 
+def load_with_head(path: str, device: torch.device, dtype: torch.dtype) -> Any:
+    """A frozen causal LM as a sequence classifier of one label, with a new head ``score`` of zeros.
+
+    Raises:
+        UserError: nothing there that transformers can load as one, or one that does not read the last token.
+    """
+    implementation = "sdpa" if why_not_packed(_load_config(path)) else IMPLEMENTATION
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # that the head is new is what is wanted
+    try:
+        model = _load_model(
+            path,
+            AutoModelForSequenceClassification,
+            new=("score.weight",),
+            num_labels=1,
+            dtype=dtype,
+            attn_implementation=implementation,
+        )
+    finally:
+        transformers_logging.set_verbosity(level)
+    if not isinstance(getattr(model, "score", None), torch.nn.Linear):
+        raise UserError(
+            f"the base {path!r} is a {model.config.model_type}, whose classifier does not read the last "
+            "token: take a causal language model"
+        )
+    torch.nn.init.zeros_(model.score.weight)
+    return model.to(device).requires_grad_(False).eval()
+
+
 def load_whole(path: str) -> Any:
     """A causal LM on the CPU, in the type of its files.
 
@@ -146,16 +180,17 @@ def load_whole(path: str) -> Any:
     return _load_model(path, dtype="auto")
 
 
-def _load_model(path: str, **how: Any) -> Any:
+def _load_model(path: str, kind: Any = AutoModelForCausalLM, *, new: tuple[str, ...] = (), **how: Any) -> Any:
+    """The model; all of its weights but those named ``new`` must be in its files."""
     local = local_model(path)
     try:
         with without_bars():
-            model, found = AutoModelForCausalLM.from_pretrained(local, output_loading_info=True, **how)
+            model, found = kind.from_pretrained(local, output_loading_info=True, **how)
     except Exception as error:
         raise UserError(
             f"no causal LM could be loaded from model.path {path!r} ({_first_line(error)})"
         ) from error
-    if missing := sorted(found["missing_keys"]):
+    if missing := sorted(set(found["missing_keys"]) - set(new)):
         raise UserError(  # transformers would draw them at random
             f"the model at {path!r} has no weights for {missing[0]} ({len(missing)} are missing in all): "
             "is it whole, and a causal LM?"
@@ -191,8 +226,10 @@ def check_weights(path: str) -> None:
         raise UserError(f"{index} is damaged ({_first_line(error)})") from error
 
 
-def add_adapter(base: Any, lora: LoraSection, seed: int) -> PeftModel:
+def add_adapter(base: Any, lora: LoraSection, seed: int, *, head: str = "") -> PeftModel:
     """The base with a new LoRA adapter: masters in float32, B zero, A from ``seed`` alone.
+
+    ``head``: name of a classifier's head, which trains whole beside the adapter and is saved with it.
 
     Raises:
         UserError: ``lora.targets`` names no linear layer of the model, or names its head or embedding.
@@ -201,6 +238,8 @@ def add_adapter(base: Any, lora: LoraSection, seed: int) -> PeftModel:
     if not names:
         raise UserError("lora.targets is empty: say all-linear, or layer names joined by commas")
     ends = {id(base.get_input_embeddings()), id(base.get_output_embeddings())}
+    if head:
+        ends.add(id(getattr(base, head)))
     for name, module in base.named_modules():
         if id(module) in ends and name.split(".")[-1] in names:
             raise UserError(
@@ -213,7 +252,8 @@ def add_adapter(base: Any, lora: LoraSection, seed: int) -> PeftModel:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules="all-linear" if names == ["all-linear"] else names,
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if head else "CAUSAL_LM",
+        modules_to_save=[head] if head else None,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "lora"))

@@ -95,7 +95,7 @@ def find_recipe(recipe: str, overrides: Sequence[tuple[str, Any]] = ()) -> Confi
         UserError: as ``load_recipe``.
     """
     named = {name for name, value in overrides if value}
-    own = named & {"model.path", "data.path", "data.source", "data.mix"}
+    own = named & {"model.path", "data.path", "data.source", "data.mix", "reward_model.base"}
     return load_recipe(recipe or ("default" if own else "quickstart"), overrides)
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from mathrl.config import Config
+from mathrl.report.over_optimisation import find_drift
 from mathrl.report.steps_so_far import WINDOW, StepsSoFar
 
 Severity = Literal["note", "warning", "error"]
@@ -211,6 +212,23 @@ def _window(rows: Sequence[Mapping[str, Any]], step: float) -> list[float]:
     ]
 
 
+def over_optimisation(h: StepsSoFar) -> Said:
+    drift = find_drift(h.rows)
+    if drift is None:
+        return
+    (was, now), (before, after) = drift.accuracy, drift.reward
+    low, high = drift.part_values
+    rose = f" (reward/{drift.part} from {low:.2f} to {high:.2f})" if drift.part else ""
+    yield (
+        "error" if now < 0.75 * was else "warning",
+        f"Since step {drift.step} the reward rose from {before:.2f} to {after:.2f}{rose} while "
+        f"verified accuracy fell from {was:.1%} to {now:.1%}: over-optimisation, the policy finds what "
+        "is paid and not what is right. Keep the best checkpoint (mathrl export --which best), raise "
+        "algorithm.kl_coef, give the verifier more weight (reward.correct), or train the reward model on "
+        "answers of this policy (mathrl pairs RUN --trained).",
+    )
+
+
 def verifier_trouble(h: StepsSoFar) -> Said:
     late, broken = h.recent("verify/timeout_frac"), h.recent("verify/error_frac")
     if late + broken > 0.01:
@@ -286,6 +304,7 @@ RULES: dict[str, Callable[[StepsSoFar], Said]] = {
     "KL running away": kl_running_away,
     "Entropy collapse": entropy_collapse,
     "Reward up, held-out accuracy down": held_out_falls,
+    "Over-optimisation": over_optimisation,
     "Verifier timeouts and errors": verifier_trouble,
     "Unreadable references": bad_references,
     "Unreadable answers": unparsed_answers,

@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from mathrl.evaluation.paired import Difference
+from mathrl.evaluation.ranking import Ranking
 from mathrl.evaluation.result import Estimate, Evaluation, Judged, Slice
 from mathrl.evaluation.statistics import Interval, holm, sample_size_paired
-from mathrl.report import pages
-from mathrl.report.charts import IntervalRow, Point, Series, interval_rows, line_chart, share_bars
+from mathrl.report import pages, ranking_parts
+from mathrl.report.charts import IntervalRow, Point, interval_rows, share_bars
 from mathrl.report.pages import duration, percent
 from mathrl.report.run_page import VERDICTS, direction, failures, slice_rows
 from mathrl.report.titles import kind_title
@@ -36,6 +37,7 @@ class Result:
     difference: Difference | None = None
     benchmark: Mapping[str, Any] = field(default_factory=dict)
     contamination: Mapping[str, Any] = field(default_factory=dict)
+    ranking: Ranking | None = None  # of the samples, by a reward model
 
     @property
     def name(self) -> str:
@@ -53,6 +55,7 @@ def write_results(out: Path, title: str, results: Sequence[Result], versions: Ma
             if r.difference
             else {}
         )
+        | ({"ranking": r.ranking.to_dict()} if r.ranking else {})
         for r in results
     }
     out.mkdir(parents=True, exist_ok=True)
@@ -98,6 +101,8 @@ def print_results(console: Console, results: Sequence[Result]) -> None:
     for r in results:
         if 0 < r.evaluation.ended.n < r.evaluation.n:
             console.print(f"{r.name}: {_ended(r.evaluation)}")
+        for line in ranking_parts.lines(r.ranking) if r.ranking else []:
+            console.print(f"{r.name}: {line}", soft_wrap=True)
         if r.contamination.get("warning"):
             console.print(f"{r.name}: {r.contamination['warning']}")
         if r.benchmark.get("num_duplicates"):
@@ -171,6 +176,7 @@ def _section(r: Result, adjusted: float | None) -> dict[str, Any]:
     facts = [
         ("greedy", _with_interval(Estimate(e.accuracy, e.ci95))),
         *_sample_facts(e),
+        *(ranking_parts.facts(r.ranking) if r.ranking else []),
         ("problems", f"{e.n:,}"),
         ("tokens", f"{e.tokens:,}"),
         ("time", duration(seconds)),
@@ -181,7 +187,8 @@ def _section(r: Result, adjusted: float | None) -> dict[str, Any]:
         "failures": failures(e),
         "difference": _difference(r, adjusted),
         "warnings": _warnings(r),
-        "curves": [*_curves(e), _verdicts(r)],
+        "curves": [*ranking_parts.curves(e, r.ranking), _verdicts(r)],
+        "ranked": ranking_parts.sentences(r.ranking) if r.ranking else [],
         "slices": [{"title": kind_title(key), "rows": _slices(r, key)} for key in [*e.keys, "length"]],
         "benchmark": [(k, str(v)) for k, v in r.benchmark.items() if v not in ("", 0, {})],
         "protocol": pages.shown({**e.protocol, "protocol hash": e.protocol_hash, "seed": e.seed, **e.info}),
@@ -254,35 +261,6 @@ def _warnings(r: Result) -> list[str]:
         if count:
             found.append(f"{count} {words}; they count as not right.")
     return found
-
-
-def _curves(e: Evaluation) -> list[Markup]:
-    if e.k < 2:
-        return []
-    series = [
-        Series(
-            name,
-            list(table),
-            [v.value for v in table.values()],
-            [v.ci95.low for v in table.values()],
-            [v.ci95.high for v in table.values()],
-            dots=True,
-        )
-        for name, table in (("pass@k", e.pass_at_k), ("maj@k", e.maj_at_k))
-    ]
-    greedy = Series("greedy", [1, e.k], [e.accuracy] * 2, colour="c4")
-    note = "pass@k: one of k samples is right. maj@k: the most frequent answer is. Bands: 95 %."
-    return [
-        line_chart(
-            "pass@k and maj@k",
-            [*series, greedy],
-            note=note,
-            show=percent,
-            x_label="k",
-            log_x=True,
-            y_range=(0.0, None),
-        )
-    ]
 
 
 def _verdicts(r: Result) -> Markup:

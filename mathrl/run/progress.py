@@ -27,6 +27,8 @@ _NUMBERS = (  # metric, how it is shown
     ("reward/mean", "reward {:.3f}"),
     ("held_out/accuracy", "held-out {:.1%}"),
     ("policy/kl_ref", "KL {:.4f}"),
+    ("ranking/loss", "loss {:.3f}"),
+    ("ranking/held_out_accuracy", "held-out pairs {:.1%}"),
     ("tokens/per_s", "{:,.0f} tok/s"),
     ("sft/loss", "loss {:.3f}"),
     ("sft/held_out_loss", "held-out {:.3f}"),

@@ -63,7 +63,12 @@ class Masters:
 
 def schedule(step: int, sft: SftConfig) -> float:
     """Factor of the learning rate at a 0-based step: warm-up, then cosine to 0 at max_train_steps."""
-    warmup = max(1, round(sft.warmup_fraction * sft.max_train_steps))
+    return warmup_cosine(step, sft.max_train_steps, sft.warmup_fraction)
+
+
+def warmup_cosine(step: int, num_steps: int, warmup_fraction: float) -> float:
+    """Factor of a learning rate at a 0-based step: linear over the warm-up, then cosine to 0 at num_steps."""
+    warmup = max(1, round(warmup_fraction * num_steps))
     if step < warmup:
         return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, sft.max_train_steps - warmup)))
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, num_steps - warmup)))

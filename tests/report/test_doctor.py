@@ -81,6 +81,17 @@ def ramp(row):
     row["policy/kl_ref"] = 1.2 * 2.3 ** ((row["step"] - 40) / 5)
 
 
+def hollow(row):
+    """From the middle on the reward goes on rising and right answers become fewer."""
+    beyond = max(row["step"] - 20, 0) / 20
+    row |= {"reward/mean": row["step"] / 20, "reward/model": row["step"] / 20}
+    row["reward/correct_frac"] = 0.6 - 0.4 * beyond
+
+
+def sound(row):
+    row |= {"reward/mean": row["step"] / 20, "reward/model": row["step"] / 20, "reward/correct_frac": 0.6}
+
+
 TRIPS = [  # rule, severity, words, trouble, nearly the same without trouble
     (
         "Truncated completions",
@@ -228,6 +239,7 @@ TRIPS = [  # rule, severity, words, trouble, nearly the same without trouble
         after(36, verify__unparsed_frac=0.5),
         after(36, verify__unparsed_frac=0.04),
     ),
+    ("Over-optimisation", "error", "is paid and not what is right", hollow, sound),
     (
         "Refused trust-region steps",
         "warning",

@@ -2,12 +2,26 @@
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, Qwen2Config
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    GPT2Config,
+    LlamaConfig,
+    Qwen2Config,
+)
 
 from mathrl.config import ModelConfig, RewardConfig
+from mathrl.data.prompts import PromptTemplate
 from mathrl.errors import UserError
 from mathrl.policy.scratch import build_base
-from mathrl.rewards.learned import RewardModelScorer, make_reward_model
+from mathrl.rewards.learned import (
+    RewardModelScorer,
+    conversation,
+    encode_conversations,
+    give_template,
+    make_reward_model,
+)
 from mathrl.rewards.scorer import RewardScorer, rollout_metrics
 from mathrl.types import Completion, Group, Problem
 
@@ -94,4 +108,103 @@ def test_none_without_a_path_and_one_sentence_for_a_bad_one(tmp_path):
     assert make_reward_model(RewardConfig()) is None
     assert make_reward_model(RewardConfig(model_path=str(tmp_path))) is None  # weight 0
     with pytest.raises(UserError, match="holds no sequence-classification model"):
+        make_reward_model(RewardConfig(model_path=str(tmp_path), model_weight=1.0))
+
+
+def classifier(kind: str, tokenizer, **settings):
+    """A small classifier of one label whose scores differ from text to text."""
+    torch.manual_seed(1)
+    shape = {"vocab_size": len(tokenizer), "num_labels": 1, "pad_token_id": tokenizer.pad_token_id}
+    if kind == "gpt2":  # learned positions: padding on the left would move them
+        config = GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=128, **shape)
+    elif kind == "bert":  # every token sees padding, but for the mask
+        config = BertConfig(
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, **shape
+        )
+    else:
+        config = LlamaConfig(
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, **shape
+        )
+    model = AutoModelForSequenceClassification.from_config(config)
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            parameter.data.mul_(6)
+    return model.eval()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("kind", ["gpt2", "bert", "llama"])
+def test_equal_texts_have_equal_scores_whatever_stands_beside_them(kind, side):
+    tokenizer = build(1)[1]
+    tokenizer.padding_side = side
+    scorer = RewardModelScorer(classifier(kind, tokenizer), tokenizer, max_tokens=100)
+    assert scorer.pads
+    alone = [scorer([p], [c])[0] for p, c in zip(PROBLEMS, COMPLETIONS, strict=True)]
+    assert scorer(PROBLEMS, COMPLETIONS) == pytest.approx(alone, rel=1e-5, abs=1e-5)
+    assert len({round(score, 3) for score in alone}) == len(alone)
+
+
+def test_a_model_that_sees_padding_gets_batches_of_equal_lengths():
+    tokenizer = build(1)[1]
+    model = classifier("llama", tokenizer)
+    inner = model.forward
+
+    def reads_its_width(input_ids, **inputs):
+        found = inner(input_ids=input_ids, **inputs)
+        found.logits = found.logits + input_ids.shape[1]
+        return found
+
+    model.forward = reads_its_width
+    scorer = RewardModelScorer(model, tokenizer, max_tokens=100)
+    assert not scorer.pads
+    alone = [scorer([p], [c])[0] for p, c in zip(PROBLEMS, COMPLETIONS, strict=True)]
+    twice = scorer([*PROBLEMS, *PROBLEMS], [*COMPLETIONS, *COMPLETIONS])
+    assert twice == pytest.approx(alone * 2, rel=1e-5, abs=1e-5)
+
+
+def test_options_are_part_of_what_was_asked():
+    model, tokenizer = build(1)
+    scorer = RewardModelScorer(model, tokenizer, max_tokens=64)
+    bare, with_options = Problem("1", "Which?", "A"), Problem("1", "Which?", "A", options=("one", "two"))
+    joined = Problem("1", "Which?\none\ntwo", "A")
+    scores = scorer([bare, with_options, joined], [COMPLETIONS[0]] * 3)
+    assert scores[1] == pytest.approx(scores[2], abs=1e-6)
+    assert abs(scores[0] - scores[1]) > 1e-4
+
+
+def test_a_tokenizer_without_a_template_writes_conversations_as_prompts_are_written():
+    tokenizer = build(1)[1]
+    give_template(tokenizer)
+    problem = PROBLEMS[3]
+    prompt = PromptTemplate(tokenizer, "plain").encode(problem)
+    for text in (" 9+3=12\n#### 12", "9+3=12\n#### 12", "\n#### 12"):
+        (ids,) = encode_conversations(tokenizer, [conversation(problem.question, text)])
+        sampled = tokenizer(text if text[0].isspace() else f" {text}")["input_ids"]
+        assert ids == (*prompt, *sampled)  # the pad token is the end token here: the end is not read
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    give_template(tokenizer)
+    assert tokenizer.chat_template == "{{ messages[0]['content'] }}"  # its own stays
+
+
+def test_bos_begins_a_conversation_where_it_begins_a_prompt():
+    tokenizer = build(1)[1]
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    give_template(tokenizer)
+    assert not tokenizer.chat_template.startswith("{{ bos_token }}")  # its models never see one
+    tokenizer.chat_template = None
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )
+    give_template(tokenizer)
+    (ids,) = encode_conversations(tokenizer, [conversation("1 + 1?", "2")])
+    assert ids[0] == tokenizer.bos_token_id
+    assert ids.count(tokenizer.bos_token_id) == 1
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+    model, tokenizer = build(1)
+    model.save_pretrained(tmp_path)
+    tokenizer.add_tokens(["<one more>"])
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"reward.model_path .* they do not belong together"):
         make_reward_model(RewardConfig(model_path=str(tmp_path), model_weight=1.0))
