@@ -106,6 +106,11 @@ def _power(dimension: Dimension) -> int:
     return dimension[0][1] if len(dimension) == 1 and dimension[0][0] in ("unit", "m") else 0
 
 
+def may_be_left_out(unit: str) -> bool:
+    """Minutes and seconds of arc are never left out: 10' is a sixth of a degree, and not 10."""
+    return unit not in ("arcminute", "arcsecond")
+
+
 def may_mean_both(reference: str, given: str) -> bool:
     """The word pounds means the mass and the money; each is met by the word, and not by the other."""
     return {reference, given} in ({"pound", "lb"}, {"pound", "pound_sterling"})
@@ -207,6 +212,13 @@ def is_function_value(name: str, is_number: bool, stands_bare: bool) -> bool:
     return not stands_bare and (is_number or is_function_letter(name))
 
 
+def may_be_factor(name: str, with_variables: bool) -> bool:
+    """g, h and others, but not f, before a bracket with variables are factors where the given answer has them
+    bare: h(a + b)/2 is (a + b)h/2, but f(x + y) and g(2) stay what they are.
+    """
+    return with_variables and name.rstrip("'") not in ("f", "F")
+
+
 # Words
 
 
@@ -256,9 +268,9 @@ def same_words(reference: str, given: str) -> bool:
 RULES: dict[str, tuple[Callable[..., object], ...]] = {
     "percentages": (percent_readings, is_share),
     "rounding": (stated_decimals, may_round, within_own_digits),
-    "units": (unit_factor, may_mean_both, changes_value),
+    "units": (unit_factor, may_be_left_out, may_mean_both, changes_value),
     "hedging and order": (one_value, order_counts),
-    "letters": (is_integer_parameter, is_free_constant, is_function_letter, is_function_value),
+    "letters": (is_integer_parameter, is_free_constant, is_function_letter, is_function_value, may_be_factor),
     "words": (meaning_of, says_yes_or_no, same_words),
 }
 

@@ -51,7 +51,14 @@ def describe(answer: Answer, text: str, *, is_reference: bool = False) -> Answer
     if not clauses and value is None:
         return answer
     return Described(
-        answer.key, answer.words, answer.node, answer.contradicts, answer.cleaned, clauses, value
+        answer.key,
+        answer.words,
+        answer.node,
+        answer.contradicts,
+        answer.cleaned,
+        answer.declared,
+        clauses,
+        value,
     )
 
 

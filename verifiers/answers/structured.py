@@ -7,25 +7,23 @@ from dataclasses import dataclass, field
 
 from verifiers import policy
 from verifiers.base import AnswerType, ParseError
-from verifiers.equality.exact import children
-from verifiers.equality.parameters import with_parameter_of, without_domain
-from verifiers.equality.relations import Inconsistent
-from verifiers.equality.same import same, simplify
+from verifiers.equality.exact import children, free_symbols
+from verifiers.equality.families import same_families
+from verifiers.equality.function_letters import settled
+from verifiers.equality.parameters import kinds_agree, renamed, without_domains
+from verifiers.equality.same import same
+from verifiers.equality.simplify import Inconsistent, comparable, simplify
 from verifiers.grammar import parse
 from verifiers.grammar.clean import clean
 from verifiers.grammar.nodes import MAX_ITEMS, Group, Node, Num, Op, Sym
 from verifiers.grammar.normal_words import normal_words
+from verifiers.grammar.quantifiers import Declared, without_quantifiers
 
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _TEXT_COMMAND = re.compile(r"\\(?:text|mbox|mathrm|textbf|textit|operatorname)[a-z]*\s*\{")
 # Blanks mean something only between digits: 1 4/5 is not 14/5.
 _OPERATOR = re.compile(r"[-+*/=^<>|!]")
 _BLANKS = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
-# n^2 for all n; "where n = 3" would change the value.
-_WITHOUT_QUANTIFIER = re.compile(
-    r"(?:,|\s|\\q?quad)*\\(?:text|mbox|textrm|mathrm)\s*\{\s*,?\s*"
-    r"(?:for (?:all|every|any|each)\b[^{}=]*\}[^=]*|where\s*\}[^=]*\\in\b[^=]*)$"
-)
 # A reference of two numbers is a list, but 0,5 and 1000,99 are hardly one.
 _SURELY_DECIMAL_COMMA = re.compile(r"[-+]?(?:0,\d+|\d{3,},\d{1,2}|\d+,\d{4,})")
 _DECIMAL_COMMA = re.compile(r"[-+]?(?:0,\d+|\d+,(?:\d{1,2}|\d{4,}))")
@@ -33,13 +31,16 @@ _DECIMAL_COMMA = re.compile(r"[-+]?(?:0,\d+|\d+,(?:\d{1,2}|\d{4,}))")
 
 @dataclass(frozen=True)
 class Answer:
-    """A parsed answer: its text without blanks, its words, and its tree (None for plain words)."""
+    """A parsed answer: its text without blanks, its words, its tree (None for plain words), what is said of
+    letters.
+    """
 
     key: str
     words: str
     node: Node | None
     contradicts: bool = False
     cleaned: str = field(default="", compare=False)
+    declared: Declared = field(default=frozenset(), compare=False)
 
 
 def read_answer(text: str) -> Answer:
@@ -49,11 +50,14 @@ def read_answer(text: str) -> Answer:
     words = normal_words(cleaned)
     contradicts = False
     node: Node | None = None
+    declared: Declared = frozenset()
     try:
         meaning = policy.meaning_of(words)
-        node = Sym(meaning) if meaning else _tree(text)
-        if node is None and (shorter := _WITHOUT_QUANTIFIER.sub("", cleaned)) and shorter != cleaned:
-            return read_answer(shorter)
+        if meaning:
+            node = Sym(meaning)
+        else:
+            body, declared = without_quantifiers(cleaned)
+            node = _tree(body if declared else text)
     except Inconsistent:
         contradicts = True
     except ParseError:
@@ -61,7 +65,7 @@ def read_answer(text: str) -> Answer:
             raise
     except RecursionError:
         raise ParseError("an answer nested too deeply") from None
-    return Answer(key, words, node, contradicts, cleaned)
+    return Answer(key, words, node, contradicts, cleaned, declared)
 
 
 def _tree(text: str) -> Node | None:
@@ -100,10 +104,25 @@ def answers_equal(reference: Answer, given: Answer) -> bool:
         return _OPERATOR.search(reference.cleaned) is None and _same_words(reference, given)
     if given.node is None:
         return False
-    ours, theirs = without_domain(reference.node), without_domain(given.node)
-    if same(ours, with_parameter_of(ours, theirs)):
+    if _same_trees(reference.node, given.node, reference.declared, given.declared):
         return True
     return _same_with_decimal_comma(reference, given)
+
+
+def _same_trees(reference: Node, given: Node, declared: Declared, also: Declared) -> bool:
+    """Whether two trees are the same answer, with what the answers say of their letters."""
+    (ours, our_kinds), (theirs, their_kinds) = (
+        without_domains(reference, declared),
+        without_domains(given, also),
+    )
+    ours, theirs = settled(comparable(ours), comparable(theirs))
+    if kinds_agree(our_kinds, their_kinds) and same(ours, theirs):
+        return True
+    if not free_symbols(ours):
+        return False
+    if same_families(ours, theirs, our_kinds, their_kinds):
+        return True
+    return any(same(ours, other) for other in renamed(ours, theirs, our_kinds, their_kinds))
 
 
 def _same_words(reference: Answer, given: Answer) -> bool:

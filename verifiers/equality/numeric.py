@@ -27,10 +27,11 @@ _FUNCTIONS = {
     "arcsin": "asin", "arccos": "acos", "arctan": "atan", "arccot": "acot", "arcsec": "asec",
     "arccsc": "acsc", "arcsinh": "asinh", "arccosh": "acosh", "arctanh": "atanh", "ln": "ln",
     "sin": "sin", "cos": "cos", "tan": "tan", "cot": "cot", "sec": "sec", "csc": "csc", "Re": "re",
-    "Im": "im", "arg": "arg", "floor": "floor", "ceil": "ceil", "sgn": "sign",
+    "Im": "im", "conj": "conj", "arg": "arg", "floor": "floor", "ceil": "ceil", "sgn": "sign",
 }  # fmt: skip
 
 
+_EXACT_FIRST = frozenset({"fact", "fact2", "binom", "gcd", "lcm", "mod", "floor", "ceil"})
 MAX_GAMMA_PRECISION = 1200
 MAX_GAMMA_BITS = 16
 """Factorials and binomials of larger numbers are evaluated exactly or not at all."""
@@ -286,10 +287,15 @@ class Numeric:
     def operation(self, node: Op) -> Any:
         mp = self.mp
         name = node.name
-        if name in ("fact", "fact2", "binom", "gcd", "lcm", "mod"):
-            exact = rational(node)
+        if name in _EXACT_FIRST:
+            try:
+                exact = rational(node, self.env)
+            except Undefined:
+                exact = None  # the factorial of 1/2 is a value of the gamma function
             if exact is not None:
                 return mp.mpf(exact.numerator) / exact.denominator
+        if name in ("_", "^"):
+            return self.opaque(name, node.args)  # the bounds of a sum or integral
         args = [self.value(arg) for arg in node.args]
         if name == "add":
             return mp.fsum(args)
@@ -349,11 +355,17 @@ class Numeric:
         for part in parts:
             if isinstance(part, Rel):
                 text += " ".join(part.ops)
-                inner = [self.value(side) for side in part.sides]
+                inner = [self.bounded(side) for side in part.sides]
             else:
-                inner = [self.value(part)]  # type: ignore[arg-type]
+                inner = [self.bounded(part)]  # type: ignore[arg-type]
             text += "".join(self.mp.nstr(value, 20) for value in inner)
         return self.pseudo_random(text)
+
+    def bounded(self, part: Node) -> Any:
+        """A part of what is not evaluated, which may be the infinite end of a sum or integral."""
+        if part == Sym("oo") or part == Op("neg", (Sym("oo"),)):
+            return self.pseudo_random("oo" if isinstance(part, Sym) else "-oo")
+        return self.value(part)
 
     def pseudo_random(self, text: str) -> Any:
         """A number from 1 to 2 that is the same for the same text."""

@@ -17,6 +17,8 @@ def same_ratios(reference: Node, given: Node) -> bool:
             theirs_says = bool(given.suffix)
             on_the_face = 60 <= (ours if theirs_says else theirs) < 780
             return ours == theirs or (on_the_face and abs(ours - theirs) == 720)
+        if ours is not None and not all(given.digits):
+            return False  # 9:24+1 is no time
         if (ours is None) != (theirs is None) and _padded(reference if theirs is None else given):
             return False
         if reference.suffix or given.suffix or len(reference.parts) != len(given.parts):

@@ -2,126 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from fractions import Fraction
-from functools import cmp_to_key
-from typing import Any, TypeGuard
+from collections.abc import Callable, Sequence
+from typing import TypeGuard
 
+from verifiers import policy
 from verifiers.base import ParseError
-from verifiers.equality.exact import free_symbols
-from verifiers.equality.numeric import Numeric
-from verifiers.equality.scalars import scalars_equal
-from verifiers.equality.values import infinity_sign, values_equal
-from verifiers.grammar.nodes import Builder, Group, Node, Num, Op, Ratio, Rel, SetOp, Sym
+from verifiers.equality.exact import children, free_symbols
+from verifiers.equality.inequalities import solutions
+from verifiers.equality.intervals import (
+    REALS,
+    Piece,
+    complement,
+    intersect,
+    normalise,
+    open_infinite,
+    order_of,
+)
+from verifiers.equality.names import is_name
+from verifiers.equality.values import infinity_sign
+from verifiers.grammar.nodes import Builder, Group, Node, Rel, SetOp, Sym
 
-_BITS = 160
 _INTERVALS = {"()": (False, False), "[)": (True, False), "(]": (False, True), "[]": (True, True)}
-_FLIPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "!=": "!=", "=": "="}
-_FUNCTION_NAMES = frozenset("fghpqFGHPQWEVTSAN")
-_INFINITY = Sym("oo")
-_MINUS_INFINITY = Op("neg", (_INFINITY,))
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """One interval; a point has equal closed ends. An end is its tree and its approximate value."""
-
-    low: Node
-    high: Node
-    low_closed: bool
-    high_closed: bool
-
-
-class NotReal(ParseError):
-    """An end of an interval is not a real number."""
-
-
-def _approximate(node: Node) -> Any:
-    sign = infinity_sign(node)
-    numeric = Numeric(_BITS)
-    if sign:
-        return numeric.mp.mpf("inf") * sign
-    if free_symbols(node):
-        raise NotReal("an end of an interval has variables")
-    value = numeric.value(node)
-    if not numeric.is_real(value):
-        raise NotReal("an end of an interval is not real")
-    return value.real
-
-
-def order_of(left: Node, right: Node) -> int:
-    """-1, 0 or 1 as left is below, equal to or above right. Raises `NotReal`."""
-    a, b = _approximate(left), _approximate(right)
-    if a == b or (abs(a - b) <= max(abs(a), abs(b), 1) * 2.0 ** (-_BITS // 2) and values_equal(left, right)):
-        return 0
-    return -1 if a < b else 1
-
-
-def normalise(pieces: list[Piece]) -> list[Piece]:
-    """Sorted, without empty pieces, overlapping and touching ones merged."""
-    kept = []
-    for piece in pieces:
-        order = order_of(piece.low, piece.high)
-        if order < 0 or (order == 0 and piece.low_closed and piece.high_closed):
-            kept.append(piece)
-
-    def by_low_end(a: Piece, b: Piece) -> int:
-        return order_of(a.low, b.low) or int(b.low_closed) - int(a.low_closed)
-
-    merged: list[Piece] = []
-    for piece in sorted(kept, key=cmp_to_key(by_low_end)):
-        if merged:
-            last = merged[-1]
-            gap = order_of(last.high, piece.low)
-            if gap > 0 or (gap == 0 and (last.high_closed or piece.low_closed)):
-                reach = order_of(last.high, piece.high)
-                high, closed = (last.high, last.high_closed) if reach > 0 else (piece.high, piece.high_closed)
-                if reach == 0:
-                    closed = last.high_closed or piece.high_closed
-                merged[-1] = Piece(last.low, high, last.low_closed, closed)
-                continue
-        merged.append(piece)
-    return merged
-
-
-def intersect(left: list[Piece], right: list[Piece]) -> list[Piece]:
-    """The common part of two sets."""
-    found = []
-    for a in left:
-        for b in right:
-            low_order, high_order = order_of(a.low, b.low), order_of(a.high, b.high)
-            low, low_closed = (a.low, a.low_closed) if low_order > 0 else (b.low, b.low_closed)
-            high, high_closed = (a.high, a.high_closed) if high_order < 0 else (b.high, b.high_closed)
-            if low_order == 0:
-                low_closed = a.low_closed and b.low_closed
-            if high_order == 0:
-                high_closed = a.high_closed and b.high_closed
-            found.append(Piece(low, high, low_closed, high_closed))
-    return normalise(found)
-
-
-def complement(pieces: list[Piece]) -> list[Piece]:
-    """The real numbers that are not in the set."""
-    found = []
-    low: Node = _MINUS_INFINITY
-    closed = False
-    for piece in pieces:
-        found.append(Piece(low, piece.low, closed, not piece.low_closed))
-        low, closed = piece.high, not piece.high_closed
-    found.append(Piece(low, _INFINITY, closed, False))
-    return normalise([_open_infinite(piece) for piece in found])
-
-
-def _open_infinite(piece: Piece) -> Piece:
-    return Piece(
-        piece.low,
-        piece.high,
-        piece.low_closed and not infinity_sign(piece.low),
-        piece.high_closed and not infinity_sign(piece.high),
-    )
-
-
-REALS = [Piece(_MINUS_INFINITY, _INFINITY, False, False)]
 
 
 def is_set_like(node: Node) -> bool:
@@ -134,7 +35,7 @@ def is_set_like(node: Node) -> bool:
         if node.brackets in _INTERVALS and len(node.items) == 2:
             return any(infinity_sign(item) for item in node.items)
         return (
-            node.brackets in ("", "or", "and")
+            node.brackets in policy.BARE
             and all(_is_point(i) or (isinstance(i, Rel) and _is_inequality(i)) for i in node.items)
             and not all(map(_is_point, node.items))
         )
@@ -155,6 +56,15 @@ def _is_point(node: Node) -> TypeGuard[Rel]:
     )
 
 
+def unknowns(node: Node) -> frozenset[str]:
+    """The names whose values the inequalities of a set bound: x in 0 < x < 1, none in (0, 1)."""
+    if isinstance(node, Rel):
+        return free_symbols(node) if _is_inequality(node) else frozenset()
+    if isinstance(node, SetOp | Builder) or (isinstance(node, Group) and node.brackets in policy.BARE):
+        return frozenset().union(*(unknowns(part) for part in children(node)))  # type: ignore[arg-type]
+    return frozenset()
+
+
 def real_set(node: Node) -> list[Piece] | None:
     """The set a node means, None where it means none that we can work out."""
     try:
@@ -171,10 +81,11 @@ def _real_set(node: Node) -> list[Piece] | None:
     if isinstance(node, Builder):
         if isinstance(node.element, Rel) and node.element.sides[-1] != Sym("set R"):
             return None  # integers between two numbers are no interval
-        sets = [_real_set(condition) for condition in node.conditions]
-        return _all(sets, intersect)
+        return _all(node.conditions, _intersection)
     if isinstance(node, Rel):
-        return _relation(node)
+        if node.ops == ("in",):
+            return _real_set(node.sides[1]) if free_symbols(node.sides[0]) else None
+        return solutions(node)
     if not isinstance(node, Group):
         return None
     if node.brackets in _INTERVALS and len(node.items) == 2:
@@ -182,178 +93,75 @@ def _real_set(node: Node) -> list[Piece] | None:
         low_closed, high_closed = _INTERVALS[node.brackets]
         if order_of(low, high) > 0:
             return None
-        return normalise([_open_infinite(Piece(low, high, low_closed, high_closed))])
+        return normalise([open_infinite(Piece(low, high, low_closed, high_closed))])
     if node.brackets == "\\{\\}":
         return normalise([Piece(item, item, True, True) for item in node.items])
-    if node.brackets in ("", "or", "and") and all(
-        is_set_like(item) or _is_point(item) for item in node.items
-    ):
-        if len({free_symbols(item) for item in node.items if isinstance(item, Rel)}) > 1:
-            return None  # x < -2 or y > 2
-        sets = [
-            [Piece(item.sides[1], item.sides[1], True, True)] if _is_point(item) else _real_set(item)
-            for item in node.items
-        ]
-        common = None if node.brackets == "or" else _all(sets, intersect)
-        # "x < 1, x > 3" can only mean either: together they would exclude everything.
-        return common or _all(sets, lambda a, b: normalise(a + b))
+    if node.brackets in policy.BARE and all(_is_set(item) or _is_point(item) for item in node.items):
+        return _listed(node)
     return None
 
 
-def _all(sets: list[list[Piece] | None], combine: Any) -> list[Piece] | None:
-    result: list[Piece] | None = None
-    for number, pieces in enumerate(sets):
-        if pieces is None:
-            return None
-        result = pieces if number == 0 else combine(result, pieces)
+def _is_set(node: Node) -> bool:
+    """Whether an item of a list is a set: one that is set-like, or an interval with finite ends."""
+    return is_set_like(node) or (
+        isinstance(node, Group) and node.brackets in _INTERVALS and len(node.items) == 2
+    )
+
+
+def _listed(node: Group) -> list[Piece] | None:
+    """Conditions joined by commas, "and" or "or"; intervals in a list are their union if they lie apart.
+
+    A list of two rays of which one lies in the other is two answers, and no set.
+    """
+    if len({free_symbols(item) for item in node.items if isinstance(item, Rel)}) > 1:
+        return None  # x < -2 or y > 2
+    sets = [
+        [Piece(item.sides[1], item.sides[1], True, True)] if _is_point(item) else _real_set(item)
+        for item in node.items
+    ]
+    known = [pieces for pieces in sets if pieces is not None]
+    if len(known) < len(sets):
+        return None
+    union = _union(known)
+    apart = len(union) == sum(map(len, known))
+    if not all(isinstance(item, Rel) for item in node.items):
+        return union if apart else None
+    if node.brackets == "or":
+        return union
+    common = _intersection(known)
+    # "x < 1, x > 3" can only mean either: together they would exclude everything.
+    if not common:
+        return union
+    return common if node.brackets == "and" or common not in known else None
+
+
+def _union(sets: Sequence[list[Piece]]) -> list[Piece]:
+    return normalise([piece for pieces in sets for piece in pieces])
+
+
+def _intersection(sets: Sequence[list[Piece]]) -> list[Piece]:
+    result = sets[0]
+    for pieces in sets[1:]:
+        result = intersect(result, pieces)
     return result
+
+
+def _difference(sets: Sequence[list[Piece]]) -> list[Piece]:
+    return _intersection([sets[0], *map(complement, sets[1:])])
+
+
+_OPERATIONS = {"union": _union, "intersection": _intersection, "difference": _difference}
 
 
 def _operation(node: SetOp) -> list[Piece] | None:
-    sets = [_real_set(arg) for arg in node.args]
-    if node.name == "union":
-        return _all(sets, lambda a, b: normalise(a + b))
-    if node.name == "intersection":
-        return _all(sets, intersect)
-    return _all(sets, lambda a, b: intersect(a, complement(b)))
+    if len({names for arg in node.args if (names := unknowns(arg))}) > 1:
+        return None  # 0 < x < 1 and 2 < y < 3 are no set of numbers
+    return _all(node.args, _OPERATIONS[node.name])
 
 
-def _relation(rel: Rel) -> list[Piece] | None:
-    """The solutions of a chain of linear inequalities (or of |linear| against a constant) in one variable."""
-    if rel.ops == ("in",):
-        return _real_set(rel.sides[1]) if free_symbols(rel.sides[0]) else None
-    result: list[Piece] | None = None
-    for left, op, right in zip(rel.sides, rel.ops, rel.sides[1:], strict=False):
-        if op not in _FLIPPED:
-            return None
-        pieces = _inequality(left, op, right)
-        if pieces is None:
-            return None
-        result = pieces if result is None else intersect(result, pieces)
-    return result
-
-
-def _inequality(left: Node, op: str, right: Node) -> list[Piece] | None:
-    if not free_symbols(left) and free_symbols(right):
-        left, op, right = right, _FLIPPED[op], left
-    if is_name(left) and is_name(right):
-        return None
-    if not free_symbols(left) or free_symbols(right) - free_symbols(left):
-        return None
-    if isinstance(left, Op) and left.name == "abs" and not free_symbols(right):
-        upper = _inequality(left.args[0], op, right)
-        lower = _inequality(left.args[0], _FLIPPED[op], Op("neg", (right,)))
-        if upper is None or lower is None:
-            return None
-        return intersect(upper, lower) if op in ("<", "<=", "!=") else normalise(upper + lower)
-    slope, root = _linear(left, right)
-    if root is None:
-        return None
-    if slope < 0:
-        op = _FLIPPED[op]
-    pieces = {
-        "<": [Piece(_MINUS_INFINITY, root, False, False)],
-        "<=": [Piece(_MINUS_INFINITY, root, False, True)],
-        ">": [Piece(root, _INFINITY, False, False)],
-        ">=": [Piece(root, _INFINITY, True, False)],
-        "=": [Piece(root, root, True, True)],
-        "!=": [Piece(_MINUS_INFINITY, root, False, False), Piece(root, _INFINITY, False, False)],
-    }[op]
-    return normalise([_open_infinite(piece) for piece in pieces])
-
-
-def _linear(left: Node, right: Node) -> tuple[int, Node | None]:
-    """The sign of the slope and the root of left - right, linear in one variable or in one name f(x)."""
-    names = free_symbols(left) | free_symbols(right)
-    if is_name(left) and not free_symbols(right):
-        return 1, right
-    if len(names) != 1:
-        return 0, None
-    (name,) = names
-
-    def at(value: int) -> Node:
-        number = Num(Fraction(value))
-        return Op("add", (substitute(left, name, number), Op("neg", (substitute(right, name, number),))))
-
-    constant = at(0)
-    slope = Op("add", (at(1), Op("neg", (constant,))))
-    for probe in (3, -7):
-        expected = Op("add", (constant, Op("mul", (Num(Fraction(probe)), slope))))
-        if not values_equal(at(probe), expected):
-            return 0, None
-    if not (_is_linear(left, name) and _is_linear(right, name)):
-        # x + x(x - 1)(x - 3)(x + 7) passes the probes as well.
-        difference = Op("add", (left, Op("neg", (right,))))
-        if not values_equal(difference, Op("add", (constant, Op("mul", (Sym(name), slope))))):
-            return 0, None
-    sign = order_of(slope, Num(Fraction(0)))
-    if sign == 0:
-        return 0, None
-    return sign, Op("neg", (Op("div", (constant, slope)),))
-
-
-def _is_linear(node: Node, name: str) -> bool:
-    """Whether a tree is linear in a variable by its form alone."""
-    if name not in free_symbols(node) or isinstance(node, Sym):
-        return True
-    if not isinstance(node, Op) or node.name not in ("add", "neg", "mul", "div"):
-        return False
-    if node.name == "mul" and sum(name in free_symbols(arg) for arg in node.args) > 1:
-        return False
-    if node.name == "div" and name in free_symbols(node.args[1]):
-        return False
-    return all(_is_linear(arg, name) for arg in node.args)
-
-
-def substitute(node: Node, name: str, value: Node) -> Node:
-    """The tree with a variable replaced."""
-    if isinstance(node, Sym):
-        return value if node.name == name else node
-    if isinstance(node, Op):
-        return Op(node.name, tuple(substitute(arg, name, value) for arg in node.args))
-    return node
-
-
-def is_name(node: Node) -> bool:
-    """Whether a left side only names what is asked for: x, x_1, f(x), AB, |AB|, AB/CD, a : b, (x, y)."""
-    if isinstance(node, Sym):
-        return node.name not in ("pi", "e", "i", "oo") and (
-            not node.name.startswith("set ") or node.name == "set P"
-        )
-    if isinstance(node, Op):
-        head = node.args[0]
-        if isinstance(head, Op) and head.name == "pow" and head.args[1] == Num(Fraction(-1)):
-            head = head.args[0]  # f^{-1}(x)
-        if node.name == "mul" and isinstance(head, Sym):
-            applied = head.name.rstrip("'") in _FUNCTION_NAMES
-            return is_name(head) and all(
-                is_name(arg)
-                or (
-                    applied
-                    and (isinstance(arg, Num | Group) or (isinstance(arg, Op) and not free_symbols(arg)))
-                )
-                for arg in node.args[1:]
-            )
-        if node.name in ("div", "abs"):
-            return all(is_name(arg) for arg in node.args)
-        return (
-            node.name not in ("add", "neg", "pow", "root", "pm", "mp", "mul", "fact", "ln", "log")
-            and len(node.args) > 0
-        )
-    parts: tuple[Node, ...] = ()
-    if isinstance(node, Ratio):
-        parts = node.parts
-    elif isinstance(node, Group):
-        parts = node.items
-    return bool(parts) and all(is_name(part) for part in parts)
-
-
-def sets_equal(reference: list[Piece], given: list[Piece]) -> bool:
-    """The same pieces, ends compared as values (decimal ends of the reference to their own digits)."""
-    return len(reference) == len(given) and all(
-        a.low_closed == b.low_closed
-        and a.high_closed == b.high_closed
-        and scalars_equal(a.low, b.low)
-        and scalars_equal(a.high, b.high)
-        for a, b in zip(reference, given, strict=True)
-    )
+def _all(
+    nodes: Sequence[Node], combine: Callable[[Sequence[list[Piece]]], list[Piece]]
+) -> list[Piece] | None:
+    sets = [_real_set(node) for node in nodes]
+    known = [pieces for pieces in sets if pieces is not None]
+    return combine(known) if known and len(known) == len(sets) else None

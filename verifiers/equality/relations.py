@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from verifiers.base import ParseError
+from verifiers.equality.breaks import has_breaks, points_on_all_sides
 from verifiers.equality.exact import TooLarge, Undefined, free_symbols, rational
-from verifiers.equality.numeric import GUARD_BITS, Numeric
-from verifiers.equality.realsets import is_name
+from verifiers.equality.names import is_name
+from verifiers.equality.numeric import GUARD_BITS, Numeric, has_unevaluated
 from verifiers.equality.scalars import scalars_equal
 from verifiers.equality.values import Points, values_equal
-from verifiers.grammar.nodes import Group, Node, Num, Op, Rel, Sym
+from verifiers.grammar.nodes import Big, Group, Matrix, Node, Op, Rel, Sym
 
 _FLIPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "=": "=", "!=": "!="}
 
@@ -19,54 +19,14 @@ ANGLE = Sym("angle")
 _PARTS = frozenset("abcdkmnpqrs")
 
 
-class Inconsistent(ParseError):
-    """The sides of a chain a = b = c contradict each other: it states no answer."""
-
-
-def reduce_chain(rel: Rel) -> Node:
-    """A chain of equalities as its label (if any) and one value; all its values must agree.
-
-    `43 = 42` and `x = 3 = 4` raise `Inconsistent`. What stands after an approximation sign must be the value
-    rounded to the digits that are written, and the exact value counts.
-    """
-    if rel.ops == ("equiv",) and is_name(rel.sides[0]):
-        return Rel(rel.sides, ("=",))
-    if any(op not in ("=", "approx") for op in rel.ops):
-        return rel
-    sides = list(rel.sides)
-    if len(sides) == 2 and rel.ops == ("=",):
-        open_sides = [side for side in sides if free_symbols(side) or isinstance(side, Group)]
-        if open_sides:
-            return Rel((sides[1], sides[0]), ("=",)) if is_name(sides[1]) and not is_name(sides[0]) else rel
-    label = sides[0] if is_name(sides[0]) or (len(sides) > 2 and is_sum_of_names(sides[0])) else None
-    if label is not None and len(sides) > 1:
-        sides, ops = sides[1:], rel.ops[1:]
-        # AB = BC = 5 names the value twice.
-        while len(sides) > 1 and ops[0] == "=" and is_name(sides[0]):
-            sides, ops = sides[1:], ops[1:]
-    else:
-        ops = rel.ops
-        if free_symbols(sides[0]) and len(sides) == 2 and rel.ops == ("approx",):
-            return Rel(rel.sides, ("=",))
-    value = sides[0]
-    for op, side in zip(ops, sides[1:], strict=True):
-        if op == "=" and not _sides_agree(value, side):
-            raise Inconsistent("the sides of the equation contradict each other")
-        if op == "approx" and not scalars_equal(side, value):
-            raise Inconsistent("the approximation contradicts the exact value")
-    return value if label is None else Rel((label, value), ("=",))
-
-
-def _sides_agree(left: Node, right: Node) -> bool:
-    if isinstance(left, Group) or isinstance(right, Group):
-        return left == right
-    return scalars_equal(left, right) or scalars_equal(right, left)
-
-
 def labelled(node: Node) -> tuple[Node, Node] | None:
     """(name, value) of `name = value`, None for anything else."""
     if isinstance(node, Rel) and node.ops == ("=",):
         name, value = node.sides
+        if isinstance(name, Big) and not has_unevaluated(value):
+            return name, value
+        if is_matrix_name(name, value):
+            return name, value
         if is_sum_of_names(name):
             return None if free_symbols(value) or isinstance(value, Group) else (name, value)
         if not is_name(name):
@@ -86,9 +46,25 @@ def is_sum_of_names(node: Node) -> bool:
     )
 
 
+def is_matrix_name(node: Node, value: Node) -> bool:
+    """A^{-1}, A^T or AB before a matrix: upper-case letters, their products and powers."""
+    if not isinstance(value, Matrix):
+        return False
+    return _is_of_letters(node)
+
+
+def _is_of_letters(node: Node) -> bool:
+    if isinstance(node, Sym):
+        return node.name[:1].isupper()
+    if not isinstance(node, Op) or node.name not in ("pow", "mul", "add"):
+        return False
+    factors = node.args[:1] if node.name == "pow" else node.args
+    return all(_is_of_letters(arg) for arg in factors)
+
+
 def _applied(name: Node) -> bool:
     """f(x), whose own x may stand on the other side."""
-    return isinstance(name, Op) and name.name == "mul"
+    return isinstance(name, Op) and name.name in ("mul", "call")
 
 
 def labels_agree(reference: Node, given: Node) -> bool:
@@ -153,6 +129,8 @@ def constant_ratio(left: Node, right: Node) -> int:
         return 1 if values_equal(left, right) else 0
     points = Points(left, right)
     try:
+        if has_breaks(left) or has_breaks(right):
+            return _ratio_on_all_sides(left, right, names, points)
         at_integers = _exact_ratio(left, right, names, points, 2)
         sign = _numeric_ratio(left, right, names, points) if at_integers is None else at_integers
         if sign == 0:
@@ -165,6 +143,27 @@ def constant_ratio(left: Node, right: Node) -> int:
         return sign if exact is None else exact
     except (TooLarge, Undefined):
         return 0
+
+
+def _ratio_on_all_sides(left: Node, right: Node, names: list[str], points: Points) -> int:
+    """The sign of a ratio that is the same number on all sides of every break, else 0."""
+    first = None
+    for env in points_on_all_sides((left, right), names, points.generator(5000)):
+        numeric = Numeric(2 * GUARD_BITS, env)
+        try:
+            a, b = numeric.value(left), numeric.value(right)
+        except Undefined:
+            continue
+        tiny = numeric.mp.mpf(2) ** -GUARD_BITS
+        if abs(a) < tiny and abs(b) < tiny:
+            continue
+        if abs(a) < tiny or abs(b) < tiny or not numeric.is_real(a / b):
+            return 0
+        ratio = (a / b).real
+        first = ratio if first is None else first
+        if abs(ratio - first) > tiny * abs(first):
+            return 0
+    return 0 if first is None else 1 if first > 0 else -1
 
 
 def _exact_ratio(left: Node, right: Node, names: list[str], points: Points, num_points: int) -> int | None:
@@ -201,14 +200,3 @@ def _numeric_ratio(left: Node, right: Node, names: list[str], points: Points) ->
     if first is None or not Numeric(2 * GUARD_BITS).is_real(first):
         return 0
     return 1 if first.real > 0 else -1
-
-
-__all__ = [
-    "Inconsistent",
-    "Num",
-    "constant_ratio",
-    "labelled",
-    "labels_agree",
-    "reduce_chain",
-    "relations_equal",
-]

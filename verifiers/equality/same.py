@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeGuard
 
 from verifiers import policy
 from verifiers.equality.exact import free_symbols
-from verifiers.equality.matrices import matrix_value, unit_vector_sum
+from verifiers.equality.intervals import sets_equal
 from verifiers.equality.numeric import has_unevaluated
 from verifiers.equality.ratios import same_ratios
-from verifiers.equality.realsets import is_name, is_set_like, real_set, sets_equal, substitute
-from verifiers.equality.relations import labelled, labels_agree, reduce_chain, relations_equal
+from verifiers.equality.realsets import is_set_like, real_set, unknowns
+from verifiers.equality.relations import labelled, labels_agree, relations_equal
 from verifiers.equality.scalars import scalars_equal
 from verifiers.equality.values import values_equal
 from verifiers.grammar.nodes import (
@@ -21,13 +20,12 @@ from verifiers.grammar.nodes import (
     Matrix,
     Node,
     Op,
-    Quantity,
     Ratio,
     Rel,
     SetOp,
     Sym,
+    substitute,
 )
-from verifiers.grammar.units import add_quantities
 
 _SET = "\\{\\}"
 _ROOTS = frozenset({"x_", "z_", "r_", "t_"})
@@ -36,80 +34,8 @@ MAX_MATCHES = 10_000
 """Comparisons for one unordered list; more are refused."""
 
 
-def simplify(node: Node) -> Node:
-    """Chains reduced, ± written out, nested bare lists of one item unwrapped. Raises `Inconsistent`."""
-    if isinstance(node, Rel):
-        node = reduce_chain(node)
-        if (
-            isinstance(node, Rel)
-            and node.ops == ("in",)
-            and _is_finite_set(node.sides[1])
-            and is_name(node.sides[0])
-        ):
-            return simplify(node.sides[1])
-    if isinstance(node, Rel) and node.ops == ("=",) and _has_choice(node.sides[1]):
-        return Group("", tuple(Rel((node.sides[0], side), ("=",)) for side in both_signs(node.sides[1])))
-    if isinstance(node, Group):
-        total = add_quantities(node.items) if node.brackets == "and" else None
-        if total is not None:
-            return total
-        items: list[Node] = []
-        for item in node.items:
-            simple = simplify(item)
-            if isinstance(simple, Group) and simple.brackets == "" and _has_choice_anywhere(item):
-                items.extend(simple.items)
-            else:
-                items.append(simple)
-        rows = [item.items for item in items if isinstance(item, Group) and item.brackets == "[]"]
-        if node.brackets == "[]" and len(rows) == len(items) > 0 and len({len(row) for row in rows}) == 1:
-            return Matrix(tuple(rows))
-        return Group(node.brackets, tuple(items))
-    if isinstance(node, Op) and _has_choice(node):
-        return Group("", both_signs(node))
-    vector = unit_vector_sum(node)
-    if vector is not None:
-        return vector
-    if isinstance(node, Op) and node.name == "mul" and _is_point_label(node.args[0]):
-        point = node.args[-1]
-        if len(node.args) == 2 and isinstance(point, Group) and point.brackets == "()":
-            return simplify(point)
-    matrix = matrix_value(node)
-    return node if matrix is None else matrix
-
-
-def _is_point_label(node: Node) -> bool:
-    """The P of P(1, 2)."""
-    return isinstance(node, Sym) and len(node.name) == 1 and node.name.isupper()
-
-
 def _is_finite_set(node: Node) -> bool:
     return isinstance(node, Group) and node.brackets == _SET
-
-
-def _has_choice(node: Node) -> bool:
-    if isinstance(node, Op):
-        return node.name in ("pm", "mp") or any(_has_choice(arg) for arg in node.args)
-    return isinstance(node, Quantity) and _has_choice(node.value)
-
-
-def _has_choice_anywhere(node: Node) -> bool:
-    return any(_has_choice(side) for side in node.sides) if isinstance(node, Rel) else _has_choice(node)
-
-
-def both_signs(node: Node) -> tuple[Node, ...]:
-    """The two values of an expression with ±; all its ± go together, ∓ the other way."""
-    return tuple(_signed(node, upper) for upper in (True, False))
-
-
-def _signed(node: Node, upper: bool) -> Node:
-    if isinstance(node, Quantity):
-        return Quantity(_signed(node.value, upper), node.unit)
-    if not isinstance(node, Op):
-        return node
-    args = tuple(_signed(arg, upper) for arg in node.args)
-    if node.name in ("pm", "mp"):
-        return args[0] if (node.name == "pm") == upper else Op("neg", args)
-    return Op(node.name, args)
 
 
 def same(reference: Node, given: Node) -> bool:
@@ -148,13 +74,12 @@ def _said_once(given: Group) -> Node:
 
 def _same_sets(reference: Node, given: Node) -> bool:
     """Sets of reals where both sides can be worked out; otherwise the same relation or the same operands."""
-    if isinstance(reference, Rel) and isinstance(given, Rel) and reference.ops != ("in",) != given.ops:
-        if relations_equal(reference, given):
-            return True
-        if _names_differ(reference, given):
-            return False
-    if isinstance(reference, SetOp) and reference.name == "union" and _are_intervals(given):
-        given = SetOp("union", given.items)
+    both = isinstance(reference, Rel) and isinstance(given, Rel)
+    if both and reference.ops != ("in",) != given.ops and relations_equal(reference, given):  # type: ignore[union-attr, arg-type]
+        return True
+    our_unknowns, their_unknowns = unknowns(reference), unknowns(given)
+    if our_unknowns and their_unknowns and not our_unknowns & their_unknowns:
+        return False  # 0 < x < 1 says nothing of y
     ours, theirs = real_set(_without_membership(reference)), real_set(_without_membership(given))
     if ours is not None and theirs is not None:
         return sets_equal(ours, theirs)
@@ -162,28 +87,16 @@ def _same_sets(reference: Node, given: Node) -> bool:
         if reference.name == "difference":
             return len(reference.args) == len(given.args) and all(map(same, reference.args, given.args))
         return _same_unordered(reference.args, given.args)
-    if isinstance(reference, Group) and isinstance(given, Group) and reference.brackets == given.brackets:
-        return len(reference.items) == len(given.items) and all(map(same, reference.items, given.items))
+    if isinstance(reference, Group) and isinstance(given, Group):
+        if reference.brackets in policy.BARE and given.brackets in policy.BARE:
+            return _same_unordered(reference.items, given.items)
+        alike = reference.brackets == given.brackets and len(reference.items) == len(given.items)
+        return alike and all(map(same, reference.items, given.items))
     if isinstance(reference, Builder) and isinstance(given, Builder):
         return values_equal(reference.element, given.element) and _same_unordered(
             reference.conditions, given.conditions
         )
     return False
-
-
-def _are_intervals(node: Node) -> TypeGuard[Group]:
-    """(1, 2), (3, 4) where a union is asked for."""
-    return (
-        isinstance(node, Group)
-        and node.brackets in policy.BARE
-        and all(isinstance(item, Group) and len(item.items) == 2 for item in node.items)
-    )
-
-
-def _names_differ(reference: Rel, given: Rel) -> bool:
-    ours = {side.name for side in reference.sides if isinstance(side, Sym)}
-    theirs = {side.name for side in given.sides if isinstance(side, Sym)}
-    return bool(ours and theirs and not ours & theirs)
 
 
 def _without_membership(node: Node) -> Node:
@@ -225,16 +138,18 @@ def _same_relations(reference: Node, given: Node) -> bool:
 def _same_argument(reference: Node, given: tuple[Node, Node]) -> tuple[Node, Node]:
     """f(t) = t^2 as f(x) = x^2 where the reference names f(x)."""
     name, value = given
-    if isinstance(reference, Op) and isinstance(name, Op) and reference.name == name.name == "mul":
-        old, new = name.args[-1], reference.args[-1]
-        if (
-            name.args[:-1] == reference.args[:-1]
-            and isinstance(old, Sym)
-            and isinstance(new, Sym)
-            and (old.name + new.name).islower()
-            and old != new
-        ):
-            return Op("mul", (*name.args[:-1], new)), substitute(value, old.name, new)
+    if not isinstance(reference, Op) or not isinstance(name, Op) or reference.name != name.name:
+        return given
+    old, new = name.args[-1], reference.args[-1]
+    if (
+        name.name in ("mul", "call")
+        and name.args[:-1] == reference.args[:-1]
+        and isinstance(old, Sym)
+        and isinstance(new, Sym)
+        and (old.name + new.name).islower()
+        and old != new
+    ):
+        return Op(name.name, (*name.args[:-1], new)), substitute(value, old.name, new)
     return given
 
 

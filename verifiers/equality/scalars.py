@@ -117,7 +117,10 @@ def _with_unit_letters(node: Node) -> Quantity | None:
     value: list[Node] = []
     unit: list[str] = []
     top, bottom = node.args if node.name == "div" else (node, None)
-    for part in top.args if isinstance(top, Op) and top.name == "mul" else (top,):
+    factors = top.args if _is_product(top) else (top,)
+    if bottom is None and isinstance(last := factors[-1], Op) and last.name == "div" and len(factors) > 1:
+        factors, bottom = (*factors[:-1], last.args[0]), last.args[1]  # 15 (m/s)
+    for part in factors:
         letter = _unit_letter(part)
         if letter and value:
             unit.append(letter)
@@ -196,6 +199,8 @@ def _quantities_equal(reference: Node, given: Node) -> bool:
         return True
     if our_unit and their_unit and policy.may_mean_both(our_unit, their_unit):
         return scalars_equal(ours, theirs)
+    if not (our_unit and their_unit) and not policy.may_be_left_out(our_unit or their_unit):
+        return False
     factor = policy.unit_factor(
         convert(our_unit) if our_unit else None, convert(their_unit) if their_unit else None
     )

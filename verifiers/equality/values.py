@@ -6,6 +6,7 @@ import hashlib
 import random
 from fractions import Fraction
 
+from verifiers.equality.breaks import has_breaks, points_on_all_sides, same_form
 from verifiers.equality.exact import TooLarge, Undefined, children, free_symbols, rational
 from verifiers.equality.numeric import GUARD_BITS, Numeric, constants_equal, has_unevaluated, measure
 from verifiers.grammar.nodes import Node, Num, Op, Sym
@@ -93,6 +94,8 @@ class Points:
 def _functions(left: Node, right: Node, names: list[str]) -> bool:
     """At random points first; what they do not tell apart is decided by polynomials where possible."""
     points = Points(left, right)
+    if has_breaks(left) or has_breaks(right):
+        return _on_all_sides(left, right, names, points)
     too_large = False
     try:
         equal = _at_integers(left, right, names, points)
@@ -110,10 +113,22 @@ def _functions(left: Node, right: Node, names: list[str]) -> bool:
     return exact
 
 
+def _on_all_sides(left: Node, right: Node, names: list[str], points: Points) -> bool:
+    """Functions with breaks, tried on all sides of them; the bound on the error is in `breaks`."""
+    if same_form(left, right, names, points.generator(3500)):
+        return True
+    needed = _needed_bits(left, right)
+    compared = 0
+    for env in points_on_all_sides((left, right), names, points.generator(4000)):
+        agree = _agree_at(left, right, env, needed)
+        if agree is False:
+            return False
+        compared += agree is not None
+    return compared > 0
+
+
 def _at_real_points(left: Node, right: Node, names: list[str], points: Points) -> bool:
-    needed = GUARD_BITS + sum(abs(part) for side in (left, right) for part in _sizes(side))
-    if needed > 4000:
-        raise TooLarge("functions too large to compare at random points")
+    needed = _needed_bits(left, right)
     compared = 0
     for trial in range(2 * NUM_POINTS):
         rng = points.generator(trial)
@@ -124,17 +139,37 @@ def _at_real_points(left: Node, right: Node, names: list[str], points: Points) -
             * (1 if positive or rng.random() < 0.3 else -1)
             for name in names
         }
-        numeric = Numeric(int(needed) + 64, env)
-        try:
-            a, b = numeric.value(left), numeric.value(right)
-        except Undefined:
-            continue
-        if abs(a - b) <= max(abs(a), abs(b), 1) * numeric.mp.mpf(2) ** (-int(needed) + 32):
-            compared += 1
-        elif not numeric.left_reals:
-            # Only points count at which every part of both sides is real.
+        agree = _agree_at(left, right, env, needed)
+        if agree is False:
             return False
+        compared += agree is not None
     return compared > 0
+
+
+def _needed_bits(left: Node, right: Node) -> int:
+    needed = GUARD_BITS + sum(abs(part) for side in (left, right) for part in _sizes(side))
+    if needed > 4000:
+        raise TooLarge("functions too large to compare at random points")
+    return int(needed)
+
+
+def _agree_at(left: Node, right: Node, env: dict[str, Fraction], bits: int) -> bool | None:
+    """Whether two functions agree at a point; None where a part of one is not defined there, or not real."""
+    try:
+        x, y = rational(left, env), rational(right, env)
+        if x is not None and y is not None:
+            return x == y
+    except Undefined:
+        pass  # the factorial of 1/2 has a value all the same
+    try:
+        numeric = Numeric(bits + 64, env)
+        a, b = numeric.value(left), numeric.value(right)
+    except Undefined:
+        return None
+    if abs(a - b) <= max(abs(a), abs(b), 1) * numeric.mp.mpf(2) ** (-bits + 32):
+        return True
+    # Only points count at which every part of both sides is real.
+    return None if numeric.left_reals else False
 
 
 def _sizes(node: Node) -> tuple[float, float]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 
+from verifiers import policy
 from verifiers.base import ParseError
 from verifiers.grammar.commands import MONEY, CommandParser, literal
-from verifiers.grammar.lexer import END, Token
 from verifiers.grammar.nodes import (
     Builder,
     Group,
@@ -18,9 +19,11 @@ from verifiers.grammar.nodes import (
     Sym,
 )
 from verifiers.grammar.normal_words import normal_words
+from verifiers.grammar.tokens import END, Token
 from verifiers.grammar.vocabulary import words
 
 _CLOSING = {"(": (")", "]"), "[": ("]", ")"), "\\{": ("\\}",), "langle": ("rangle",)}
+_ENDS_STATEMENT = frozenset({"=", "<", ">", "<=", ">=", "!=", ",", ";", "and", "or", "in"})
 _STARTS = frozenset({"(", "[", "\\{", "{"})
 _CMD_STARTS = words(
     "frac dfrac tfrac cfrac sfrac nicefrac sqrt binom dbinom tbinom lfloor lceil langle sum prod int iint "
@@ -33,6 +36,33 @@ _BASE_NAMES = {
 _ORDINALS = tuple(Op("mul", (Sym(end[0]), Sym(end[1]))) for end in ("st", "nd", "rd", "th"))
 MAX_BASE = 36
 _COUNTS = frozenset("CAP")
+_NEVER_APPLIED = frozenset({"pi", "e", "i", "oo", "ldots", "emptyset"})
+
+
+_BRACKETED_NUMBER = re.compile(r"[-+ ]*(?:n(?: / n)?|oo|[dt]?frac (?:\{ n \} \{ n \}|n n|n)) \)(?: |$)")
+
+
+def _letter(name: str) -> str:
+    """The letter of f', f_1 and dot y."""
+    return name.rstrip("'").partition("_")[0]
+
+
+def _indexed_late(node: Node) -> bool:
+    """Whether a subscript may still follow: after a prime, or after the exponent of a letter."""
+    if isinstance(node, Op) and node.name == "pow":
+        return isinstance(node.args[0], Sym) and "_" not in node.args[0].name
+    return isinstance(node, Sym) and node.name.endswith("'") and "_" not in node.name
+
+
+def _count_of_choices(name: str, chosen: Node) -> Node | None:
+    letter, _, script = name.partition("_")
+    if not script.isdigit() or not isinstance(chosen, Num):
+        return None
+    total = Num(Fraction(int(script)))
+    if not 0 <= chosen.value <= total.value or chosen.value.denominator != 1:
+        return None
+    ways = Op("binom", (total, chosen))
+    return ways if letter == "C" else Op("mul", (ways, Op("fact", (chosen,))))
 
 
 class AtomParser(CommandParser):
@@ -41,37 +71,87 @@ class AtomParser(CommandParser):
     def starts_factor(self, previous: Node) -> bool:
         """Whether the next token continues a product without an operator."""
         kind, value = self.token.kind, self.token.value
-        if kind in ("num", "fn"):
+        if kind == "num":
+            return not isinstance(previous, Quantity)  # 20^\circ 30' and 5 ft 6 in are sums
+        if kind == "fn":
             return True
         if kind == "sym":
             return not (value == "U" and isinstance(previous, Group))
         if kind == "op":
-            if value == "|":
-                return not self.abs_depth and not self.set_depth
+            if value in ("|", "mid"):
+                return not self.abs_depth and not self.set_depth and self.closes_absolute()
             return value in _STARTS and not isinstance(previous, Group)
         return kind == "cmd" and (value in _CMD_STARTS or value.startswith("begin:"))
 
     def power(self) -> Node:
-        """An atom with its postfixes: factorials, powers, primes, percent and degree signs."""
+        """An atom with its postfixes: factorials, powers, primes, percent and degree signs, an argument."""
         self.enter()
-        node = self.atom()
+        node = self.applied(self.atom())
         while True:
             if self.accept("!"):
                 node = Op("fact2" if self.accept("!") else "fact", (node,))
             elif self.token.value == "^" and self.token.kind == "op":
                 self.advance()
-                node = self.raised(node)
+                node = self.applied(self.raised(node))
             elif self.accept("degree"):
                 node = self.degrees(node)
             elif self.accept("%"):
                 node = Quantity(node, "%")
             elif self.token.value == "'" and isinstance(node, Sym):
                 self.advance()
-                node = Sym(node.name + "'")
+                node = self.applied(Sym(node.name + "'"))
+            elif self.token.value in ("'", '"') and isinstance(node, Num):
+                node = Quantity(node, self.angle_mark())
+            elif self.token.value == "_" and self.token.kind == "op" and _indexed_late(node):
+                node = self.applied(self.late_index(node))
             else:
                 break
         self.depth -= 1
         return node
+
+    def angle_mark(self) -> str:
+        """The unit of 30' and 15'': minutes and seconds of arc."""
+        if self.accept('"'):
+            return "arcsecond"
+        self.expect("'")
+        return "arcsecond" if self.accept("'") else "arcminute"
+
+    def late_index(self, node: Node) -> Node:
+        """D'_1 is D_1', and u^2_0 is u_0^2."""
+        if isinstance(node, Op):
+            base, exponent = node.args
+            assert isinstance(base, Sym)
+            indexed = self.subscripted(base.name)
+            if base.name in _COUNTS and isinstance(indexed, Sym) and isinstance(exponent, Num):
+                return _count_of_choices(indexed.name, exponent) or Op("pow", (indexed, exponent))
+            return Op("pow", (indexed, exponent))
+        assert isinstance(node, Sym)
+        name = node.name.rstrip("'")
+        indexed = self.subscripted(name)
+        return Sym(indexed.name + "'" * (len(node.name) - len(name))) if isinstance(indexed, Sym) else indexed
+
+    def applied(self, node: Node) -> Node:
+        """f(x) where the letter before the bracket is a function by `policy`'s rule; else the node itself."""
+        head = node.args[0] if isinstance(node, Op) and node.name == "pow" else node
+        if self.token.value != "(" or self.token.kind != "op" or not isinstance(head, Sym):
+            return node
+        if head.name in _NEVER_APPLIED or head.name.startswith(('"', "set ")):
+            return node
+        number = self.bracketed_number() and head is node
+        if not policy.is_function_value(head.name, number, _letter(head.name) in self.bare_letters):
+            return node
+        argument = self.brackets(self.advance().value)
+        if not isinstance(argument, Group) or argument.brackets != "()":
+            return Op("call", (node, argument))
+        # F(1, 2) is a point.
+        return Op("mul", (node, argument)) if head.name.isupper() else Op("call", (node, *argument.items))
+
+    def bracketed_number(self) -> bool:
+        """Whether the bracket that opens here holds one number, signed or a fraction, and nothing else."""
+        values = [token.value for token in self.tokens[self.position + 1 : self.position + 10]]
+        kinds = [token.kind for token in self.tokens[self.position + 1 : self.position + 10]]
+        shape = " ".join("n" if kind == "num" else value for kind, value in zip(kinds, values, strict=True))
+        return _BRACKETED_NUMBER.match(shape) is not None
 
     def raised(self, base: Node) -> Node:
         if self.token.value in ("circ", "degree") or (
@@ -82,9 +162,6 @@ class AtomParser(CommandParser):
             if braced:
                 self.expect("}")
             return self.degrees(base)
-        if self.token.value == "prime":
-            self.advance()
-            return Sym(base.name + "'") if isinstance(base, Sym) else base
         exponent = self.script()
         if isinstance(base, Num) and exponent in _ORDINALS:
             return base
@@ -109,7 +186,8 @@ class AtomParser(CommandParser):
         while self.token.value in ("-", "+") and self.token.kind == "op":
             negative ^= self.advance().value == "-"
         self.enter()
-        node = self.atom()
+        # In u^2_0 the subscript is the letter's.
+        node = literal(self.advance().value) if self.token.kind == "num" else self.atom()
         if raised and self.token.value == "^" and self.token.kind == "op":
             self.advance()
             node = self.raised(node)
@@ -166,7 +244,7 @@ class AtomParser(CommandParser):
             if value == "]":
                 self.advance()
                 return self.brackets("(", (("[", ")"), ("]", "]")))
-            if value == "|":
+            if value in ("|", "mid"):
                 return self.absolute()
             if value in MONEY:
                 return self.command(self.advance())
@@ -208,26 +286,19 @@ class AtomParser(CommandParser):
             else:
                 self.script(raised=False)
             script = "".join(part.value for part in self.tokens[start : self.position]).strip("{}")
-            if name in _COUNTS and script.isdigit() and self.token.value == "^":
-                return self.count_of_choices(name, script)
             name = f"{name}_{script}"
+            if name[0] in _COUNTS and script.isdigit() and self.token.value == "^":
+                return self.count_of_choices(name)
         return Sym(name)
 
-    def count_of_choices(self, name: str, script: str) -> Node:
+    def count_of_choices(self, name: str) -> Node:
         """C_5^2 chooses, A_5^2 arranges; with letters they are names with an exponent."""
         start = self.position
         self.advance()
-        chosen = self.script()
-        total = Num(Fraction(int(script)))
-        if (
-            not isinstance(chosen, Num)
-            or not 0 <= chosen.value <= total.value
-            or chosen.value.denominator != 1
-        ):
+        ways = _count_of_choices(name, self.script())
+        if ways is None:
             self.position = start
-            return Sym(f"{name}_{script}")
-        ways = Op("binom", (total, chosen))
-        return ways if name == "C" else Op("mul", (ways, Op("fact", (chosen,))))
+        return ways or Sym(name)
 
     def brackets(self, opening: str, closers: tuple[tuple[str, str], ...] = ()) -> Node:
         """A bracketed expression, tuple, interval, list or set; set-builder notation in braces."""
@@ -245,7 +316,7 @@ class AtomParser(CommandParser):
     def bracket_content(self, opening: str, endings: dict[str, str]) -> Node:
         content = self.listing("list")
         items = content.items if isinstance(content, Group) else (content,)
-        if opening == "\\{" and self.token.value in ("|", ":") and len(items) == 1:
+        if opening == "\\{" and self.token.value in ("|", "mid", ":") and len(items) == 1:
             self.advance()
             self.set_depth = 0
             conditions = self.listing()
@@ -268,14 +339,29 @@ class AtomParser(CommandParser):
             raise ParseError("an interval needs two ends")
         return Group(brackets, items)
 
+    def closes_absolute(self) -> bool:
+        """Whether the bar here has its partner before the statement ends; else it says "divides"."""
+        depth = 0
+        for token in self.tokens[self.position + 1 :]:
+            if token.kind not in ("op", "cmd"):
+                continue
+            depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(token.value, 0)
+            if depth < 0 or (depth == 0 and token.value in _ENDS_STATEMENT):
+                return False
+            if depth == 0 and token.value in ("|", "mid"):
+                return True
+        return False
+
     def absolute(self) -> Node:
-        self.expect("|")
-        self.accept("|")
+        self.bar()
         self.enter()
         saved, self.abs_depth = self.abs_depth, 1
         inner = self.additive()
         self.abs_depth = saved
         self.depth -= 1
-        self.expect("|")
-        self.accept("|")
+        self.bar()
         return Op("abs", (inner,))
+
+    def bar(self) -> None:
+        if not self.accept("mid"):
+            self.expect("|")

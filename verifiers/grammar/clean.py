@@ -7,6 +7,7 @@ import unicodedata
 
 from verifiers.base import ParseError
 from verifiers.grammar.nodes import MAX_CHARS
+from verifiers.grammar.notation import in_usual_notation
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ", "0123456789+-=()ni")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₐₑₒₓₖₙ", "0123456789+-=()aeoxkn")
@@ -30,7 +31,7 @@ _SYMBOLS = {
     "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}",
     "⟨": r"\langle ", "⟩": r"\rangle ", "∣": "|", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ",
     "⌉": r"\rceil ", "∧": r"\text{ and }", "∨": r"\text{ or }", "€": r"\euro ", "£": r"\pounds ",
-    "¥": r"\yen ", "¢": r"\text{ cents}",
+    "¥": r"\yen ", "₹": r"\rupee ", "¢": r"\text{ cents}",
     "→": r"\to ", "℃": r"^\circ C", "，": ",", "。": ".", "、": ",", "：": ":", "；": ";",
 }  # fmt: skip
 _TABLE = str.maketrans(_SYMBOLS | {letter: rf"\{name} " for letter, name in _GREEK.items()})
@@ -43,22 +44,6 @@ _SPACES = re.compile(
 )
 _SWALLOWED = re.compile(r"([\x0c\x08])(?=rac\b|rac\{|box|egin\{|oxed\{|inom)")
 _DOUBLED = re.compile(r"\\\\(?=[A-Za-z]{2,}|[{}%$])")
-_CHOOSE = re.compile(
-    r"(?:\{\})?[_^](?:\{(\d+)\}|(\d))\s*(?:\\(?:text|mathrm)\{C\}|C)\s*_(?:\{(\d+)\}|(\d))", re.ASCII
-)
-_TIMES = re.compile(r"(?<=\d)\s+[xX]\s+(?=\\?\$?\d)")
-_CURRENCY_NAME = re.compile(r"^(?:USD|US\\?\$)\s*(?=\d)")
-_HYPHENED = re.compile(r"(\d\s+[a-z]+)-((?:up|shirt|pointer|out|on|down|in)s?\b)")
-_BASE_IN_WORDS = re.compile(
-    r"""
-    \s*(?:_\{\s*\\text\s*\{\s*base\s*\}\s*(\d{1,2})\s*\}
-     |\\text\s*\{\s*\(?\s*(?:in\ )?base\s*(\d{1,2})\s*\)?\s*\})$
-    """,
-    re.ASCII | re.VERBOSE,
-)
-_BASED_BRACKET = re.compile(r"\(([0-9A-F]{1,80})\)(?=_\{?\d)", re.ASCII)
-_BRACED_COMMA = re.compile(r"(?<=\d)\{,\}(?=(?:\d{1,2}|\d{4,})(?!\d))", re.ASCII)
-_REVERSED = re.compile(r"([\[\]])([^\[\]()]*[,;][^\[\]()]*)([\[\]])")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _INFIX = re.compile(r"\\(?:over|choose)(?![A-Za-z])")
 _WRAPPED = re.compile(r"\\(?:boxed|fbox)\s*\{")
@@ -93,12 +78,6 @@ def _to_ascii(text: str) -> str:
     return "".join(kept).translate(_TABLE)
 
 
-def _usual_brackets(interval: re.Match[str]) -> str:
-    """]0, 1[ as (0, 1), and [0, 1[ as [0, 1)."""
-    opening, inner, closing = interval.groups()
-    return f"{'(' if opening == ']' else '['}{inner}{')' if closing == '[' else ']'}"
-
-
 def clean(text: str) -> str:
     """Plain text of the answer: no wrappers, no spacing commands, Unicode mathematics as LaTeX.
 
@@ -114,23 +93,7 @@ def clean(text: str) -> str:
         text = _DOUBLED.sub(r"\\", text)
     if any(ord(char) < 32 and char not in "\n\t\r" for char in text):
         raise ParseError("control characters in the answer")
-    if "[" in text and (text.count("[") != text.count("]") or text.find("]") < text.find("[")):
-        text = _REVERSED.sub(_usual_brackets, text)
-    if "C" in text:
-        text = _CHOOSE.sub(lambda m: rf"\binom{{{m[1] or m[2]}}}{{{m[3] or m[4]}}}", text)
-    if "x" in text:
-        text = _TIMES.sub(r" \\times ", text)
-    if text.startswith("U"):
-        text = _CURRENCY_NAME.sub(r"\\$", text)
-    if "-" in text:
-        text = _HYPHENED.sub(r"\1\2", text)
-    text = text.replace("{:}", ":")
-    if "base" in text:
-        text = _BASE_IN_WORDS.sub(lambda m: f"_{{{m[1] or m[2]}}}", text)
-    if ")_" in text:
-        text = _BASED_BRACKET.sub(r"\1", text)
-    if "{,}" in text:
-        text = _BRACED_COMMA.sub(".", text)
+    text = in_usual_notation(text)
     if "\\" in text:
         text = _SPACES.sub(" ", text)
     text = text.strip().strip("`*").strip()

@@ -7,13 +7,20 @@ from fractions import Fraction
 from verifiers import policy
 from verifiers.base import ParseError
 from verifiers.grammar.cursor import Cursor
-from verifiers.grammar.lexer import END, Token
 from verifiers.grammar.nodes import Big, Group, Node, Num, Op, Quantity, Sym
 from verifiers.grammar.tables import environment
+from verifiers.grammar.tokens import END, Token
 
 _BIG = frozenset({"sum", "prod", "int", "iint", "oint", "lim"})
 _DELIMITED = {"lfloor": ("rfloor", "floor"), "lceil": ("rceil", "ceil"), "lvert": ("rvert", "abs")}
-MONEY = {"$": "dollar", "dollar": "dollar", "euro": "euro", "pounds": "pound_sterling", "yen": "yen"}
+MONEY = {
+    "$": "dollar",
+    "dollar": "dollar",
+    "euro": "euro",
+    "pounds": "pound_sterling",
+    "yen": "yen",
+    "rupee": "rupee",
+}
 
 
 def literal(text: str) -> Num:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 MAX_CHARS = 6000
@@ -107,3 +108,30 @@ class Big:
 
 
 Node = Num | Sym | Op | Rel | Group | SetOp | Builder | Matrix | Quantity | Ratio | Cases | Big
+
+
+def with_parts(node: Node, change: Callable[[Node], Node]) -> Node:
+    """The node with every direct part changed; a number, symbol or other leaf as it is."""
+    match node:
+        case Op() | SetOp():
+            return replace(node, args=tuple(map(change, node.args)))
+        case Rel():
+            return replace(node, sides=tuple(map(change, node.sides)))
+        case Group():
+            return replace(node, items=tuple(map(change, node.items)))
+        case Big() | Ratio():
+            return replace(node, parts=tuple(map(change, node.parts)))
+        case Matrix() | Cases():
+            return replace(node, rows=tuple(tuple(map(change, row)) for row in node.rows))
+        case Quantity():
+            return replace(node, value=change(node.value))
+        case Builder():
+            return Builder(change(node.element), tuple(map(change, node.conditions)))
+    return node
+
+
+def substitute(node: Node, name: str, value: Node) -> Node:
+    """The tree with a variable replaced everywhere."""
+    if isinstance(node, Sym):
+        return value if node.name == name else node
+    return with_parts(node, lambda part: substitute(part, name, value))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 from verifiers.base import ParseError
 from verifiers.grammar.atoms import AtomParser
 from verifiers.grammar.clean import clean
@@ -18,9 +20,14 @@ from verifiers.grammar.nodes import (
     SetOp,
     Sym,
 )
+from verifiers.grammar.tokens import Token
 from verifiers.grammar.units import add_quantities, normal_unit
 
-_RELATIONS = frozenset({"=", "!=", "<", "<=", ">", ">=", "approx", "in", "notin", "equiv", "to", "subset"})
+_RELATIONS = frozenset(
+    {"=", "!=", "<", "<=", ">", ">=", "approx", "in", "notin", "equiv", "to", "subset", "notdivides"}
+)
+_INEQUALITIES = frozenset({"<", "<=", ">", ">=", "!="})
+_NEGATED = {"=": "!=", "in": "notin", "divides": "notdivides"}
 _SET_OPERATIONS = {"cup": "union", "cap": "intersection", "setminus": "difference"}
 _SEPARATORS = frozenset({",", ";", "and", "or", "\\\\"})
 _SIGNS = frozenset({"+", "-", "pm", "mp"})
@@ -37,8 +44,59 @@ def _negative(term: Node) -> Node:
     return Op("neg", (term,))
 
 
+def _unit_fraction(node: Node) -> str:
+    r"""The m/s of \frac{\text{m}}{\text{s}}; "" for anything else."""
+    if not isinstance(node, Op) or node.name != "div":
+        return ""
+    words = [arg.name.strip('"') for arg in node.args if isinstance(arg, Sym) and arg.name.startswith('"')]
+    return normal_unit("/".join(words)) if len(words) == 2 else ""
+
+
+def _is_power_of_ten(node: Node) -> bool:
+    return isinstance(node, Op) and node.name == "pow" and node.args[0] == Num(Fraction(10))
+
+
 def _has_pi(node: object) -> bool:
     return node == Sym("pi") or (isinstance(node, Op) and any(_has_pi(arg) for arg in node.args))
+
+
+def _rows(items: list[Node], separators: list[str]) -> list[list[Node]]:
+    """Items in rows: parted by semicolons among other signs, or by "and" and "or" between the same names.
+
+    x = 1, y = 2 and x = 2, y = 1 are two pairs; 1, 2 and 3 is one list.
+    """
+    kinds = set(separators)
+    words = kinds & {"and", "or"}
+    breaks = {";"} if ";" in kinds else words if "," in kinds else set()
+    rows: list[list[Node]] = [[items[0]]]
+    for separator, item in zip(separators, items[1:], strict=True):
+        if separator in breaks:
+            rows.append([])
+        rows[-1].append(item)
+    if len(kinds) < 2 or (breaks == words and not _say_the_same_names(rows)):
+        return [items]
+    return rows
+
+
+def _say_the_same_names(rows: list[list[Node]]) -> bool:
+    names = [
+        sorted(
+            item.sides[0].name
+            for item in row
+            if isinstance(item, Rel) and item.ops == ("=",) and isinstance(item.sides[0], Sym)
+        )
+        for row in rows
+    ]
+    first = names[0]
+    return len(set(first)) == len(first) > 1 and all(
+        own == first and len(row) == len(first) for own, row in zip(names, rows, strict=True)
+    )
+
+
+def _set_operation(name: str, left: Node, right: Node) -> SetOp:
+    if isinstance(left, SetOp) and left.name == name == "union":
+        return SetOp(name, (*left.args, right))
+    return SetOp(name, (left, right))
 
 
 class Parser(AtomParser):
@@ -56,11 +114,11 @@ class Parser(AtomParser):
 
     def listing(self, brackets: str = "") -> Node:
         """Statements separated by commas, semicolons, "and", "or" or line breaks; one alone is itself."""
-        rows: list[list[Node]] = [[]]
-        separators: set[str] = set()
+        items: list[Node] = []
+        separators: list[str] = []  # the one after each item but the last
         while True:
-            rows[-1].append(self.statement())
-            if len(rows) * len(rows[-1]) > MAX_ITEMS:
+            items.append(self.statement())
+            if len(items) > MAX_ITEMS:
                 raise ParseError(f"more than {MAX_ITEMS} items in a list")
             seen = ""
             while self.token.value in _SEPARATORS and self.token.kind in ("op", "text"):
@@ -70,36 +128,55 @@ class Parser(AtomParser):
                     seen = separator
             if not seen or self.token.kind == "end" or self.token.value in (")", "]", "\\}", "}", "rangle"):
                 break
-            separators.add(seen)
-            if seen == ";":
-                rows.append([])
-        if len(separators) > 1 and ";" in separators and not brackets:
-            return Group("", tuple(row[0] if len(row) == 1 else Group("", tuple(row)) for row in rows))
-        items = tuple(item for row in rows for item in row)
-        if len(items) == 1 and not brackets:
-            return items[0]
-        kind = separators.pop() if len(separators) == 1 else ""
-        return Group(brackets or (kind if kind in ("and", "or") else ""), items)
+            separators.append(seen)
+        if not brackets:
+            if len(items) == 1:
+                return items[0]
+            rows = _rows(items, separators)
+            if len(rows) > 1:
+                return Group("", tuple(row[0] if len(row) == 1 else Group("", tuple(row)) for row in rows))
+        kinds = set(separators)
+        kind = kinds.pop() if len(kinds) == 1 else ""
+        return Group(brackets or (kind if kind in ("and", "or") else ""), tuple(items))
 
     def statement(self) -> Node:
-        """An expression, or a chain of relations."""
+        """An expression, a chain of relations, or a union of such chains: 0 < x < 1 \\cup x > 2."""
+        node = self.chain()
+        while (
+            isinstance(node, Rel | SetOp) and self.token.value in _SET_OPERATIONS and self.token.kind == "op"
+        ):
+            name = _SET_OPERATIONS[self.advance().value]
+            node = _set_operation(name, node, self.chain())
+        return node
+
+    def chain(self) -> Node:
         sides = [self.quantity()]
         operators: list[str] = []
         while True:
             negated = self.accept("not")
-            if self.token.kind != "op" or self.token.value not in _RELATIONS:
+            operator = self.relation()
+            if not operator:
                 break
-            operator = self.advance().value
-            operators.append({"=": "!=", "in": "notin"}.get(operator, operator) if negated else operator)
+            operators.append(_NEGATED.get(operator, operator) if negated else operator)
             # A line break of an aligned derivation, or a relation repeated over it.
-            while self.token.value in _RELATIONS and self.token.kind == "op":
+            while self.token.kind == "op" and self.token.value in _RELATIONS:
                 operators[-1] = self.advance().value
-            sides.append(self.quantity())
+            # The sides of an inequality are values: a union sign after them joins inequalities.
+            sides.append(self.quantity(sets=operators[-1] not in _INEQUALITIES))
         return Rel(tuple(sides), tuple(operators)) if operators else sides[0]
 
-    def quantity(self) -> Node:
+    def relation(self) -> str:
+        """The relation sign here, "" where there is none; a bar without a partner says "divides"."""
+        if self.token.kind != "op":
+            return ""
+        if self.token.value in ("|", "mid") and not self.set_depth and not self.abs_depth:
+            self.advance()
+            return "divides"
+        return self.advance().value if self.token.value in _RELATIONS else ""
+
+    def quantity(self, *, sets: bool = True) -> Node:
         """A set, sum or ratio with the unit that follows it."""
-        node = self.set_expression()
+        node = self.set_expression() if sets else self.additive()
         if self.token.value == ":" and not self.set_depth:
             node = self.ratio(node)
         node = self.unit_suffix(node)
@@ -116,10 +193,12 @@ class Parser(AtomParser):
 
     def ratio(self, first: Node) -> Node:
         parts = [first]
-        digits = [self.tokens[self.position - 1].value]
+        digits = [self.tokens[self.position - 1].value if isinstance(first, Num) else ""]
         while self.accept(":"):
-            digits.append(self.token.value)
+            token = self.token
             parts.append(self.set_expression())
+            # 9:24+1 is no time.
+            digits.append(token.value if isinstance(parts[-1], Num) and token.kind == "num" else "")
         suffix = ""
         if self.token.kind in ("text", "word", "sym"):
             words = ""
@@ -152,7 +231,10 @@ class Parser(AtomParser):
                 self.advance()
                 words.append("/" if token.value == "/" else "*")
                 words.append(self.advance().value.strip())
-            elif token.value in ("$", "dollar", "euro", "pounds", "yen") and token.kind in ("op", "cmd"):
+            elif token.value in ("$", "dollar", "euro", "pounds", "yen", "rupee") and token.kind in (
+                "op",
+                "cmd",
+            ):
                 self.advance()
                 words.append({"$": "dollar", "pounds": "pound_sterling"}.get(token.value, token.value))
             else:
@@ -184,11 +266,7 @@ class Parser(AtomParser):
                 name = "union"
             else:
                 return node
-            right = self.additive()
-            if isinstance(node, SetOp) and node.name == name == "union":
-                node = SetOp(name, (*node.args, right))
-            else:
-                node = SetOp(name, (node, right))
+            node = _set_operation(name, node, self.additive())
 
     def additive(self) -> Node:
         """Signed terms; a ± keeps its place so that both readings can be made later."""
@@ -243,20 +321,19 @@ class Parser(AtomParser):
         return Num(-node.value, node.decimals) if isinstance(node, Num) else Op("neg", (node,))
 
     def juxtapose(self, factors: list[Node]) -> None:
-        """2x is a product, 2 1/3 and 2\\frac13 are mixed numbers, two numbers side by side are neither."""
+        """2x is a product, 2 1/3 and 2\\frac13 are mixed numbers, n 2^n is a product, 2 3 is nothing."""
         left = factors[-1]
-        literal = isinstance(left, Num) and self.tokens[self.position - 1].kind == "num"
+        before, here = self.tokens[self.position - 1], self.token
+        literal = isinstance(left, Num) and before.kind == "num"
         whole = isinstance(left, Num) and literal and left.decimals is None and left.value.denominator == 1
-        is_number = self.token.kind == "num"
-        braced, spaced = self.tokens[self.position - 1].value == "}", self.token.spaced
         right = self.power()
-        if is_number and (left == Sym("i") or (isinstance(left, Op) and left.name in ("fact", "fact2"))):
-            factors.append(right)  # 2!2! and e^{i2\pi/3}
-            return
-        if is_number and isinstance(left, Op) and left.name == "pow" and (braced or spaced):
-            factors.append(right)  # 2^{3}3^{2} and 2^3 3^2
-            return
-        if is_number:
+        if here.kind == "num":
+            if not literal and self.number_follows(left, right, before, here):
+                factors.append(right)
+                return
+            if literal and here.spaced and _is_power_of_ten(right):
+                factors.append(right)  # 3.2 10^5
+                return
             if not (whole and isinstance(right, Num) and self.token.value == "/" and self.token.kind == "op"):
                 raise ParseError("two numbers side by side")
             self.advance()
@@ -269,9 +346,24 @@ class Parser(AtomParser):
                 mixed = Op("add", (left, part))
                 factors[-1] = Quantity(mixed, right.unit) if isinstance(right, Quantity) else mixed
                 return
-        if is_number:
+        if here.kind == "num":
             raise ParseError("two numbers side by side")
-        factors.append(right)
+        unit = _unit_fraction(right)
+        if unit:
+            factors[:] = [Quantity(self.product(factors), unit)]
+        else:
+            factors.append(right)
+
+    @staticmethod
+    def number_follows(left: Node, right: Node, before: Token, here: Token) -> bool:
+        """Whether a number after something that is none is a factor: n 2^{n-1}, 2!2!, 2^3 3^2."""
+        if left == Sym("i") or (isinstance(left, Op) and left.name in ("fact", "fact2")):
+            return True  # 2!2! and e^{i2\pi/3}
+        if isinstance(left, Op) and left.name == "pow" and (before.value == "}" or here.spaced):
+            return True  # 2^{3}3^{2} and 2^3 3^2
+        # A power of a number is no digit that was lost: x 2 may be one, x 2^n is none.
+        is_power = isinstance(right, Op) and right.name == "pow" and isinstance(right.args[0], Num)
+        return is_power and not (isinstance(left, Op) and left.name == "pow")
 
     @staticmethod
     def product(factors: list[Node]) -> Node:

@@ -13,9 +13,9 @@ MAX_DIGITS = 2000
 """A number with more digits than this is refused unread."""
 
 _PLAIN = re.compile(
-    r"([-+]?)(\\?\$|[€£¥])?([-+]?)(\d{1,3}(?:,\d{3})+|\d+)?(?:\.(\d*))?\s*(\\?%|\\?\$|[€£¥])?\.?", re.ASCII
+    r"([-+]?)(\\?\$|[€£¥₹])?([-+]?)(\d{1,3}(?:,\d{3})+|\d+)?(?:\.(\d*))?\s*(\\?%|\\?\$|[€£¥₹])?\.?", re.ASCII
 )
-CURRENCIES = {"$": "dollar", "\\$": "dollar", "€": "euro", "£": "pound_sterling", "¥": "yen"}
+CURRENCIES = {"$": "dollar", "\\$": "dollar", "€": "euro", "£": "pound_sterling", "¥": "yen", "₹": "rupee"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,7 +161,7 @@ def normal_unit(text: str) -> str:
                 parts[-1] += word
         elif lower in ("unit", "units") and not prefix and not parts:
             parts.append("unit")
-        elif lower in _FILLER and not (lower == "in" and _ends_unit(following)):
+        elif lower in _FILLER and word != "A" and not (lower == "in" and _ends_unit(following)):
             if prefix and lower in ("unit", "units"):
                 parts.append(f"unit{prefix}")
                 prefix = ""
@@ -232,6 +232,12 @@ def add_quantities(parts: Sequence[Node]) -> Quantity | None:
 
 
 def known(text: str) -> bool:
+    """Whether every word of a unit is in the table: "square feet" and "km/h" are, "apples" is not."""
+    parts = [part.partition("^")[0] for part in re.split(r"[ /]", normal_unit(text)) if part]
+    return bool(parts) and all(part in _UNITS for part in parts)
+
+
+def is_known_unit(text: str) -> bool:
     """Whether every word of a unit is in the table: "square feet" and "km/h" are, "apples" is not."""
     parts = [part.partition("^")[0] for part in re.split(r"[ /]", normal_unit(text)) if part]
     return bool(parts) and all(part in _UNITS for part in parts)

@@ -35,7 +35,7 @@ FUNCTIONS = _FUNCTION_SPELLINGS | {
 COMMANDS = words(
     "frac dfrac tfrac cfrac sfrac nicefrac sqrt binom dbinom tbinom choose over sum prod int iint oint lim "
     "lfloor rfloor "
-    "lceil rceil langle rangle lvert rvert mid vert lVert rVert circ prime dollar euro pounds yen pmod "
+    "lceil rceil langle rangle lvert rvert mid vert lVert rVert circ prime dollar euro pounds yen rupee pmod "
     "bmod mod not boxed fbox cancel phantom stackrel overset underset underline overbrace underbrace tag"
 )
 
@@ -48,14 +48,14 @@ OPERATOR_COMMANDS = {
     "rbrack": "]", "slash": "/", "equiv": "equiv", "cong": "equiv", "sim": "equiv", "to": "to",
     "rightarrow": "to", "Rightarrow": "to", "implies": "to", "iff": "to", "lparen": "(", "rparen": ")",
     "land": "and", "lor": "or", "wedge": "and", "vee": "or", "percent": "%", "newline": "\\\\",
-    "vert": "|", "lvert": "|", "rvert": "|", "mid": "|", "degree": "degree", "subset": "subset",
-    "subseteq": "subset",
+    "vert": "|", "lvert": "|", "rvert": "|", "mid": "mid", "degree": "degree", "subset": "subset",
+    "subseteq": "subset", "nmid": "notdivides",
 }  # fmt: skip
 
 FONT_COMMANDS = words(
     "text textbf textit textrm textnormal textsf texttt textsc mbox hbox mathrm mathbf mathit mathsf "
     "mathtt mathcal mathfrak mathbb boldsymbol operatorname rm bf it vec hat overrightarrow overline bar "
-    "widehat tilde emph mathnormal"
+    "widehat tilde emph mathnormal dot ddot"
 )
 TEXT_COMMANDS = words("text textbf textit textrm textnormal textsf mbox hbox mathrm emph")
 IGNORED_COMMANDS = words(

@@ -42,9 +42,23 @@ import sympy
 from verifiers.answers.structured import read_answer
 from verifiers.base import ParseError
 from verifiers.equality.exact import free_symbols
+from verifiers.equality.intervals import order_of
 from verifiers.equality.numeric import has_unevaluated
-from verifiers.equality.realsets import infinity_sign, order_of, substitute
-from verifiers.grammar.nodes import Big, Builder, Cases, Group, Matrix, Node, Num, Op, Rel, SetOp, Sym
+from verifiers.equality.values import infinity_sign
+from verifiers.grammar.nodes import (
+    Big,
+    Builder,
+    Cases,
+    Group,
+    Matrix,
+    Node,
+    Num,
+    Op,
+    Rel,
+    SetOp,
+    Sym,
+    substitute,
+)
 from verifiers.sympy_objects.scalars import BOUND, no_counterpart, scalar
 
 _RELATIONS = {
