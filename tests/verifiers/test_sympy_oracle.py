@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from verifiers import Outcome, read, verify
-from verifiers.equality.numeric import _in_cyclotomic_field, _totient
+from verifiers.equality.separation import _in_cyclotomic_field, _totient
 from verifiers.grammar.nodes import Num
 
 x, y = sympy.symbols("x y")

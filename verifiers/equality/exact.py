@@ -7,8 +7,8 @@ Two numbers are compared in this order; each step is final where it applies.
    computed with more digits than its separation bound needs. If E is not 0 then |E| >= 1 / (u(E)^(D-1)
    l(E)), where u and l bound the conjugates of a numerator and a denominator of E and D is the product of
    the degrees of its radicals (Burnikel, Funke, Mehlhorn, Schirra, Schmitt, "A separation bound for real
-   algebraic expressions", Algorithmica 55, 2009; the rules are in `numeric.measure`), all sines and cosines
-   counted as one cyclotomic field. So a result below the bound is exactly 0.
+   algebraic expressions", Algorithmica 55, 2009; the rules are in `separation.measure`), all sines and
+   cosines counted as one cyclotomic field. So a result below the bound is exactly 0.
 3. With pi, e, logarithms or general powers: agreement to at least `GUARD_BITS` bits more than the literals
    of both numbers have together. No pair of different closed forms of this size is known to agree that far;
    this step is a test, not a proof, with an error probability of about 2^-GUARD_BITS for generic values.
@@ -18,8 +18,10 @@ Two numbers are compared in this order; each step is final where it applies.
    quotients and integer powers is then decided exactly by sympy's sparse polynomials (`polynomials`), as far
    as its bounds reach. Beyond them two integer points count: rational functions of degree d that differ agree
    at both with probability at most (d / 2^61)^2 (Schwartz 1980, Zippel 1979). Other functions count as equal
-   if they agree at all points where both are real: a test as in step 3. The points are the same in every run,
-   but they depend on both expressions, so that none can be written to vanish at them.
+   if they agree at all points where both are real: a test as in step 3. Functions that change their form
+   somewhere, as |x|, max(a, b) or floors, are tried on all sides of every break (`breaks` says how well). The
+   points are the same in every run, but they depend on both expressions, so that none can be written to
+   vanish at them.
 """
 
 from __future__ import annotations

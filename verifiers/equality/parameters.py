@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from verifiers import policy
 from verifiers.equality.exact import children, free_symbols
 from verifiers.equality.families import is_angular
+from verifiers.equality.names import is_name
 from verifiers.grammar.nodes import Group, Node, Rel, Sym, with_parts
 from verifiers.grammar.quantifiers import CONSTANT, INTEGER, NATURAL, Declared
 
@@ -53,6 +54,7 @@ def renamed(reference: Node, given: Node, ours: Kinds, theirs: Kinds) -> Iterato
     new, old = sorted(our_names - their_names), sorted(their_names - our_names)
     if len(new) != len(old):
         return
+    variables = _of_values(reference)
     angular = is_angular(reference) and is_angular(given)
     if new:
         # The integers of x = k pi, y = n pi may have changed their places too.
@@ -65,29 +67,47 @@ def renamed(reference: Node, given: Node, ours: Kinds, theirs: Kinds) -> Iterato
         return
     for order in itertools.permutations(new):
         pairs = list(zip(old, order, strict=True))
-        # Something else must show that a letter is a constant: x in c x, y in y = C.
-        shown = our_names - set(order) or any(name in ours for name in order)
-        if shown and all(_may_be(name, other, ours, theirs, angular) for name, other in pairs):
+        # Something else must show that a letter is a constant: x in c x, but not Q in Q = 2 c.
+        shown = bool(variables - set(order))
+        if all(
+            _may_be_integers(name, other, ours, theirs, angular)
+            or ((shown or other in ours) and _may_be_constants(name, other, ours, theirs))
+            for name, other in pairs
+        ):
             yield _with_names(given, dict(pairs))
+
+
+def _of_values(node: Node) -> frozenset[str]:
+    """The letters of the values that an answer names."""
+    if isinstance(node, Rel) and node.ops == ("=",) and is_name(node.sides[0]):
+        return free_symbols(node.sides[1])
+    if isinstance(node, Group):
+        return frozenset().union(*map(_of_values, node.items))
+    return free_symbols(node)
 
 
 def _may_be_integer(name: str, ours: Kinds, theirs: Kinds, angular: bool) -> bool:
     return policy.is_integer_parameter(name) and (angular or INTEGER in (ours.get(name), theirs.get(name)))
 
 
-def _may_be(old: str, new: str, ours: Kinds, theirs: Kinds, angular: bool) -> bool:
-    """Whether a letter of the given answer may stand for one of the reference's."""
-    kind, wanted = theirs.get(old), ours.get(new)
-    if kind and wanted:
-        return kind == wanted
-    constants = all(k == CONSTANT or policy.is_free_constant(n) for n, k in ((old, kind), (new, wanted)))
-    if constants and CONSTANT in (kind or CONSTANT, wanted or CONSTANT):
-        return True
-    integers = all(
-        k == INTEGER or (k is None and policy.is_integer_parameter(n))
-        for n, k in ((old, kind), (new, wanted))
+def _may_be_constants(old: str, new: str, ours: Kinds, theirs: Kinds) -> bool:
+    """Whether both letters are constants, in words or by `policy`."""
+    return all(
+        kind == CONSTANT or (kind is None and policy.is_free_constant(name))
+        for name, kind in ((old, theirs.get(old)), (new, ours.get(new)))
     )
-    return integers and (angular or INTEGER in (kind, wanted))
+
+
+def _may_be_integers(old: str, new: str, ours: Kinds, theirs: Kinds, angular: bool) -> bool:
+    """Whether both letters run over the same integers: one says so, or pi or degrees show it."""
+    kinds = [theirs.get(old), ours.get(new)]
+    said = [kind for kind in kinds if kind is not None]
+    if len(set(said)) > 1 or CONSTANT in said or not (said or angular):
+        return False
+    return all(
+        kind is not None or (policy.is_integer_parameter(name) and INTEGER in (*said, INTEGER * angular))
+        for name, kind in zip((old, new), kinds, strict=True)
+    )
 
 
 def _with_names(node: Node, names: Mapping[str, str]) -> Node:

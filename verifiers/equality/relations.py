@@ -7,9 +7,9 @@ from fractions import Fraction
 from verifiers.equality.breaks import has_breaks, points_on_all_sides
 from verifiers.equality.exact import TooLarge, Undefined, free_symbols, rational
 from verifiers.equality.names import is_name
-from verifiers.equality.numeric import GUARD_BITS, Numeric, has_unevaluated
+from verifiers.equality.numeric import Numeric, has_unevaluated
 from verifiers.equality.scalars import scalars_equal
-from verifiers.equality.values import Points, values_equal
+from verifiers.equality.values import Points, needed_bits, values_equal
 from verifiers.grammar.nodes import Big, Group, Matrix, Node, Op, Rel, Sym
 
 _FLIPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "=": "=", "!=": "!="}
@@ -121,8 +121,8 @@ def _chains_equal(reference: Rel, given: Rel) -> bool:
 def constant_ratio(left: Node, right: Node) -> int:
     """The sign of c where left = c * right for one constant c other than 0, else 0.
 
-    Rational functions are compared at integers below 2^61 and, if those agree, exactly; others to
-    `GUARD_BITS` bits at random points, as in `exact`.
+    Rational functions are compared at integers below 2^61 and, if those agree, exactly; others at
+    random points, as in `exact`.
     """
     names = sorted(free_symbols(left) | free_symbols(right))
     if not names:
@@ -147,14 +147,15 @@ def constant_ratio(left: Node, right: Node) -> int:
 
 def _ratio_on_all_sides(left: Node, right: Node, names: list[str], points: Points) -> int:
     """The sign of a ratio that is the same number on all sides of every break, else 0."""
+    bits = needed_bits(left, right)
     first = None
     for env in points_on_all_sides((left, right), names, points.generator(5000)):
-        numeric = Numeric(2 * GUARD_BITS, env)
+        numeric = Numeric(2 * bits, env)
         try:
             a, b = numeric.value(left), numeric.value(right)
         except Undefined:
             continue
-        tiny = numeric.mp.mpf(2) ** -GUARD_BITS
+        tiny = numeric.mp.mpf(2) ** -bits
         if abs(a) < tiny and abs(b) < tiny:
             continue
         if abs(a) < tiny or abs(b) < tiny or not numeric.is_real(a / b):
@@ -183,13 +184,20 @@ def _exact_ratio(left: Node, right: Node, names: list[str], points: Points, num_
 
 
 def _numeric_ratio(left: Node, right: Node, names: list[str], points: Points) -> int:
+    bits = needed_bits(left, right)
     first = None
-    for trial in range(3):
+    for trial in range(6):
         rng = points.generator(3000 + trial)
-        env = {name: Fraction(rng.randrange(2**20, 2**22), 2**21) for name in names}
-        numeric = Numeric(2 * GUARD_BITS, env)
-        a, b = numeric.value(left), numeric.value(right)
-        tiny = numeric.mp.mpf(2) ** -GUARD_BITS
+        signs = (1, 1, 1) if trial < 3 else (1, -1, -1)
+        env = {name: Fraction(rng.randrange(2**20, 2**22), 2**21) * rng.choice(signs) for name in names}
+        numeric = Numeric(2 * bits, env)
+        try:
+            a, b = numeric.value(left), numeric.value(right)
+        except Undefined:
+            continue
+        if trial >= 3 and numeric.left_reals:
+            continue  # beyond the real domain of a root or logarithm
+        tiny = numeric.mp.mpf(2) ** -bits
         if abs(a) < tiny or abs(b) < tiny:
             return 0
         ratio = a / b
@@ -197,6 +205,6 @@ def _numeric_ratio(left: Node, right: Node, names: list[str], points: Points) ->
             first = ratio
         elif abs(ratio - first) > tiny * abs(first):
             return 0
-    if first is None or not Numeric(2 * GUARD_BITS).is_real(first):
+    if first is None or not Numeric(2 * bits).is_real(first):
         return 0
     return 1 if first.real > 0 else -1

@@ -116,7 +116,7 @@ def _same_relations(reference: Node, given: Node) -> bool:
         if ours and theirs:
             theirs = _same_argument(ours[0], theirs)
             if labels_agree(ours[0], theirs[0]):
-                return same(ours[1], theirs[1]) or relations_equal(reference, given)
+                return same(ours[1], theirs[1])
             if isinstance(ours[0], Group) or isinstance(theirs[0], Group):
                 return False
         return relations_equal(reference, given)

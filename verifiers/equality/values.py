@@ -8,7 +8,8 @@ from fractions import Fraction
 
 from verifiers.equality.breaks import has_breaks, points_on_all_sides, same_form
 from verifiers.equality.exact import TooLarge, Undefined, children, free_symbols, rational
-from verifiers.equality.numeric import GUARD_BITS, Numeric, constants_equal, has_unevaluated, measure
+from verifiers.equality.numeric import GUARD_BITS, Numeric, constants_equal, has_unevaluated
+from verifiers.equality.separation import measure
 from verifiers.grammar.nodes import Node, Num, Op, Sym
 
 NUM_POINTS = 3
@@ -117,7 +118,7 @@ def _on_all_sides(left: Node, right: Node, names: list[str], points: Points) -> 
     """Functions with breaks, tried on all sides of them; the bound on the error is in `breaks`."""
     if same_form(left, right, names, points.generator(3500)):
         return True
-    needed = _needed_bits(left, right)
+    needed = needed_bits(left, right)
     compared = 0
     for env in points_on_all_sides((left, right), names, points.generator(4000)):
         agree = _agree_at(left, right, env, needed)
@@ -128,7 +129,7 @@ def _on_all_sides(left: Node, right: Node, names: list[str], points: Points) -> 
 
 
 def _at_real_points(left: Node, right: Node, names: list[str], points: Points) -> bool:
-    needed = _needed_bits(left, right)
+    needed = needed_bits(left, right)
     compared = 0
     for trial in range(2 * NUM_POINTS):
         rng = points.generator(trial)
@@ -146,7 +147,8 @@ def _at_real_points(left: Node, right: Node, names: list[str], points: Points) -
     return compared > 0
 
 
-def _needed_bits(left: Node, right: Node) -> int:
+def needed_bits(left: Node, right: Node) -> int:
+    """Bits that tell two functions of this size apart at a point, as in rule 3 of `exact`."""
     needed = GUARD_BITS + sum(abs(part) for side in (left, right) for part in _sizes(side))
     if needed > 4000:
         raise TooLarge("functions too large to compare at random points")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from fractions import Fraction
 
-from verifiers import policy
 from verifiers.base import ParseError
-from verifiers.grammar.commands import MONEY, CommandParser, literal
+from verifiers.grammar.applied import AppliedParser
+from verifiers.grammar.commands import MONEY, literal
 from verifiers.grammar.nodes import (
     Builder,
     Group,
@@ -36,15 +35,6 @@ _BASE_NAMES = {
 _ORDINALS = tuple(Op("mul", (Sym(end[0]), Sym(end[1]))) for end in ("st", "nd", "rd", "th"))
 MAX_BASE = 36
 _COUNTS = frozenset("CAP")
-_NEVER_APPLIED = frozenset({"pi", "e", "i", "oo", "ldots", "emptyset"})
-
-
-_BRACKETED_NUMBER = re.compile(r"[-+ ]*(?:n(?: / n)?|oo|[dt]?frac (?:\{ n \} \{ n \}|n n|n)) \)(?: |$)")
-
-
-def _letter(name: str) -> str:
-    """The letter of f', f_1 and dot y."""
-    return name.rstrip("'").partition("_")[0]
 
 
 def _indexed_late(node: Node) -> bool:
@@ -65,7 +55,7 @@ def _count_of_choices(name: str, chosen: Node) -> Node | None:
     return ways if letter == "C" else Op("mul", (ways, Op("fact", (chosen,))))
 
 
-class AtomParser(CommandParser):
+class AtomParser(AppliedParser):
     """The atoms of the grammar; the operators are in `parser.Parser`."""
 
     def starts_factor(self, previous: Node) -> bool:
@@ -129,29 +119,6 @@ class AtomParser(CommandParser):
         name = node.name.rstrip("'")
         indexed = self.subscripted(name)
         return Sym(indexed.name + "'" * (len(node.name) - len(name))) if isinstance(indexed, Sym) else indexed
-
-    def applied(self, node: Node) -> Node:
-        """f(x) where the letter before the bracket is a function by `policy`'s rule; else the node itself."""
-        head = node.args[0] if isinstance(node, Op) and node.name == "pow" else node
-        if self.token.value != "(" or self.token.kind != "op" or not isinstance(head, Sym):
-            return node
-        if head.name in _NEVER_APPLIED or head.name.startswith(('"', "set ")):
-            return node
-        number = self.bracketed_number() and head is node
-        if not policy.is_function_value(head.name, number, _letter(head.name) in self.bare_letters):
-            return node
-        argument = self.brackets(self.advance().value)
-        if not isinstance(argument, Group) or argument.brackets != "()":
-            return Op("call", (node, argument))
-        # F(1, 2) is a point.
-        return Op("mul", (node, argument)) if head.name.isupper() else Op("call", (node, *argument.items))
-
-    def bracketed_number(self) -> bool:
-        """Whether the bracket that opens here holds one number, signed or a fraction, and nothing else."""
-        values = [token.value for token in self.tokens[self.position + 1 : self.position + 10]]
-        kinds = [token.kind for token in self.tokens[self.position + 1 : self.position + 10]]
-        shape = " ".join("n" if kind == "num" else value for kind, value in zip(kinds, values, strict=True))
-        return _BRACKETED_NUMBER.match(shape) is not None
 
     def raised(self, base: Node) -> Node:
         if self.token.value in ("circ", "degree") or (

@@ -7,34 +7,6 @@ from verifiers.grammar.nodes import MAX_DEPTH, Node
 from verifiers.grammar.tokens import END, Token
 
 
-def _bare_letters(tokens: list[Token]) -> frozenset[str]:
-    """The letters that stand somewhere without a bracket after them: factors, and no functions."""
-    bare = set()
-    for position, token in enumerate(tokens):
-        if token.kind != "sym":
-            continue
-        after = position + 1
-        while tokens[after].value == "'":
-            after += 1
-        if tokens[after].value == "_":  # another letter
-            continue
-        if tokens[after].value == "^":
-            after = _after_script(tokens, after + 1)
-        if tokens[after].value != "(":
-            bare.add(token.value)
-    return frozenset(bare)
-
-
-def _after_script(tokens: list[Token], start: int) -> int:
-    """The position after an exponent: a brace group, or one token."""
-    depth = 0
-    for position in range(start, len(tokens)):
-        depth += {"{": 1, "}": -1}.get(tokens[position].value, 0)
-        if depth == 0 and tokens[position].value not in ("-", "+"):
-            return min(position + 1, len(tokens) - 1)
-    return len(tokens) - 1
-
-
 class Cursor:
     """A position in a token list; the layers above read commands, atoms and operators."""
 
@@ -44,7 +16,6 @@ class Cursor:
         self.depth = 0
         self.abs_depth = 0
         self.set_depth = 0
-        self.bare_letters = _bare_letters(tokens)
 
     @property
     def token(self) -> Token:
@@ -105,4 +76,7 @@ class Cursor:
         raise NotImplementedError
 
     def term(self) -> Node:
+        raise NotImplementedError
+
+    def set_expression(self) -> Node:
         raise NotImplementedError

@@ -90,7 +90,7 @@ class FontLexer(TokenList):
             self.add("text", stripped)
         elif stripped == "to" and self.follows_value():
             self.add("op", ":")  # 4 to 3
-        elif stripped in UNITS_LIKE_FUNCTIONS and self.unit_here():
+        elif stripped in UNITS_LIKE_FUNCTIONS and self.follows_value() and not self.has_argument():
             self.add("text", stripped)
         elif stripped in ("infinity", "Infinity"):
             self.add("sym", "oo")
@@ -104,6 +104,10 @@ class FontLexer(TokenList):
             self.add("text", content.replace("\\ ", " "))
         if joined:
             self.add("op", joined[2])
+
+    def has_argument(self) -> bool:
+        """Whether a bracket opens here."""
+        return re.match(r"\s*\\?[({]", self.text[self.index :]) is not None
 
     def is_unit_letter(self, name: str, letter: str) -> bool:
         r"""Whether `\mathrm{m}` after a value is a unit; with a subscript it is a name."""

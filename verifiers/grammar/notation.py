@@ -13,7 +13,7 @@ _CHOOSE = re.compile(
 )
 _TIMES = re.compile(r"(?<=\d)\s+[xX]\s+(?=\\?\$?\d)")
 _CURRENCY_NAME = re.compile(
-    r"^(\(?[A-J][).:]\s*)?(?:\\(?:text|mathrm)\s*\{\s*)?(USD|US\\?\$|Rs\.?|INR|EUR|GBP)\s*\}?\s*(?=\d|\.\d)"
+    r"(?:^|(?<==))(\s*\(?[A-J][).:]\s*|\s*)(?:\\(?:text|mathrm)\s*\{\s*)?(USD|US\\?\$|Rs\.?|INR|EUR|GBP)\s*\}?\s*(?=\d|\.\d)"
 )
 _CURRENCIES = {
     "USD": r"\$", "US": r"\$", "RS": r"\rupee ", "INR": r"\rupee ", "EUR": r"\euro ", "GBP": r"\pounds ",
@@ -47,7 +47,7 @@ def in_usual_notation(text: str) -> str:
         text = _CHOOSE.sub(lambda m: rf"\binom{{{m[1] or m[2]}}}{{{m[3] or m[4]}}}", text)
     if "x" in text:
         text = _TIMES.sub(r" \\times ", text)
-    if text[:1] in "UEGI\\" or "Rs" in text:
+    if text[:1] in "UEGI\\" or "Rs" in text or "INR" in text:
         text = _CURRENCY_NAME.sub(_as_sign, text)
     if text.endswith((")", "-")):
         text = _BRACKETED_NOUN.sub(_as_text, _RUPEES_ONLY.sub("", text))
@@ -82,7 +82,7 @@ def _as_primes(found: re.Match[str]) -> str:
 
 def _as_sign(name: re.Match[str]) -> str:
     """Rs. 5 as the rupee sign and 5, also behind the letter of an option."""
-    return (name[1] or "") + _CURRENCIES[name[2].rstrip(".$\\").upper()]
+    return name[1] + _CURRENCIES[name[2].rstrip(".$\\").upper()]
 
 
 def _as_text(noun: re.Match[str]) -> str:

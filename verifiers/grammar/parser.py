@@ -5,9 +5,9 @@ from __future__ import annotations
 from fractions import Fraction
 
 from verifiers.base import ParseError
-from verifiers.grammar.atoms import AtomParser
 from verifiers.grammar.clean import clean
 from verifiers.grammar.lexer import tokens_of
+from verifiers.grammar.measured import MeasuredParser
 from verifiers.grammar.nodes import (
     MAX_ITEMS,
     Group,
@@ -15,11 +15,11 @@ from verifiers.grammar.nodes import (
     Num,
     Op,
     Quantity,
-    Ratio,
     Rel,
     SetOp,
     Sym,
 )
+from verifiers.grammar.rows import rows_of
 from verifiers.grammar.tokens import Token
 from verifiers.grammar.units import add_quantities, normal_unit
 
@@ -31,9 +31,6 @@ _NEGATED = {"=": "!=", "in": "notin", "divides": "notdivides"}
 _SET_OPERATIONS = {"cup": "union", "cap": "intersection", "setminus": "difference"}
 _SEPARATORS = frozenset({",", ";", "and", "or", "\\\\"})
 _SIGNS = frozenset({"+", "-", "pm", "mp"})
-_TIME_SUFFIX = {"am": "am", "pm": "pm", "a.m.": "am", "p.m.": "pm", "a.m": "am", "p.m": "pm",
-                "noon": "pm", "midnight": "am"}  # fmt: skip
-_SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 
 
 def _negative(term: Node) -> Node:
@@ -56,50 +53,13 @@ def _is_power_of_ten(node: Node) -> bool:
     return isinstance(node, Op) and node.name == "pow" and node.args[0] == Num(Fraction(10))
 
 
-def _has_pi(node: object) -> bool:
-    return node == Sym("pi") or (isinstance(node, Op) and any(_has_pi(arg) for arg in node.args))
-
-
-def _rows(items: list[Node], separators: list[str]) -> list[list[Node]]:
-    """Items in rows: parted by semicolons among other signs, or by "and" and "or" between the same names.
-
-    x = 1, y = 2 and x = 2, y = 1 are two pairs; 1, 2 and 3 is one list.
-    """
-    kinds = set(separators)
-    words = kinds & {"and", "or"}
-    breaks = {";"} if ";" in kinds else words if "," in kinds else set()
-    rows: list[list[Node]] = [[items[0]]]
-    for separator, item in zip(separators, items[1:], strict=True):
-        if separator in breaks:
-            rows.append([])
-        rows[-1].append(item)
-    if len(kinds) < 2 or (breaks == words and not _say_the_same_names(rows)):
-        return [items]
-    return rows
-
-
-def _say_the_same_names(rows: list[list[Node]]) -> bool:
-    names = [
-        sorted(
-            item.sides[0].name
-            for item in row
-            if isinstance(item, Rel) and item.ops == ("=",) and isinstance(item.sides[0], Sym)
-        )
-        for row in rows
-    ]
-    first = names[0]
-    return len(set(first)) == len(first) > 1 and all(
-        own == first and len(row) == len(first) for own, row in zip(names, rows, strict=True)
-    )
-
-
 def _set_operation(name: str, left: Node, right: Node) -> SetOp:
     if isinstance(left, SetOp) and left.name == name == "union":
         return SetOp(name, (*left.args, right))
     return SetOp(name, (left, right))
 
 
-class Parser(AtomParser):
+class Parser(MeasuredParser):
     """Recursive descent over a bounded token list; depth is checked at every bracket."""
 
     def answer(self) -> Node:
@@ -132,7 +92,7 @@ class Parser(AtomParser):
         if not brackets:
             if len(items) == 1:
                 return items[0]
-            rows = _rows(items, separators)
+            rows = rows_of(items, separators)
             if len(rows) > 1:
                 return Group("", tuple(row[0] if len(row) == 1 else Group("", tuple(row)) for row in rows))
         kinds = set(separators)
@@ -190,71 +150,6 @@ class Parser(AtomParser):
             self.advance()
             node = Op("pmod", (node, self.argument()))
         return node
-
-    def ratio(self, first: Node) -> Node:
-        parts = [first]
-        digits = [self.tokens[self.position - 1].value if isinstance(first, Num) else ""]
-        while self.accept(":"):
-            token = self.token
-            parts.append(self.set_expression())
-            # 9:24+1 is no time.
-            digits.append(token.value if isinstance(parts[-1], Num) and token.kind == "num" else "")
-        suffix = ""
-        if self.token.kind in ("text", "word", "sym"):
-            words = ""
-            start = self.position
-            while self.token.kind in ("text", "word", "sym") or self.token.value == ".":
-                words += self.advance().value
-            suffix = _TIME_SUFFIX.get(words.replace(" ", "").strip(".").lower(), "")
-            if not suffix:
-                self.position = start
-        return Ratio(tuple(parts), tuple(digits), suffix)
-
-    def unit_suffix(self, node: Node) -> Node:
-        """Text, a currency sign or a known unit after a value; powers and "per" belong to it."""
-        words: list[str] = []
-        while True:
-            token = self.token
-            if token.kind in ("text", "word") and token.value.strip().lower() not in ("and", "or"):
-                words.append(self.advance().value.strip())
-            elif words and token.value == "^" and self.tokens[self.position + 1].kind != "end":
-                self.advance()
-                exponent = self.script()
-                if not isinstance(exponent, Num):
-                    raise ParseError("a unit to a power that is not a number")
-                words[-1] += f"^{exponent.value}"
-            elif (
-                (words or isinstance(node, Quantity))
-                and token.value in ("/", "*")
-                and self.tokens[self.position + 1].kind in ("text", "word", "sym")
-            ):
-                self.advance()
-                words.append("/" if token.value == "/" else "*")
-                words.append(self.advance().value.strip())
-            elif token.value in ("$", "dollar", "euro", "pounds", "yen", "rupee") and token.kind in (
-                "op",
-                "cmd",
-            ):
-                self.advance()
-                words.append({"$": "dollar", "pounds": "pound_sterling"}.get(token.value, token.value))
-            else:
-                break
-        scale, _, rest = " ".join(words).partition(" ")
-        value = node.value if isinstance(node, Quantity) else node
-        factor = 1000 if scale == "k" else _SCALES.get(scale.lower())
-        if factor is not None and isinstance(value, Num):
-            scaled = Num(value.value * factor)
-            node = Quantity(scaled, node.unit) if isinstance(node, Quantity) else scaled
-            words = [rest] if rest else []
-        if not words:
-            return node
-        unit = normal_unit(" ".join(words))
-        if unit == "radian" and _has_pi(node):
-            return node  # pi/3 radians
-        if isinstance(node, Quantity):
-            # "\$5 per hour": the currency is part of the unit. "5\% of x" is not a unit we know.
-            return Quantity(node.value, normal_unit(f"{node.unit} {' '.join(words)}"))
-        return Quantity(node, unit) if unit else node
 
     def set_expression(self) -> Node:
         node = self.additive()

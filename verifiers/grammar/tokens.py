@@ -21,7 +21,7 @@ class Token:
 
 END: Final = Token("end", "")
 
-ENDS_HERE = re.compile(r"\s*(?:$|[,;.)^/}])")
+ENDS_HERE = re.compile(r"\s*(?:$|[,;.)\]^/}])")
 """What follows a unit, and never the argument of a function."""
 
 

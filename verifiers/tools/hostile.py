@@ -8,6 +8,11 @@ _LONG = 200_000
 
 def hostile_texts() -> dict[str, str]:
     """Hostile texts by a short name that says what each one attacks."""
+    return _characters() | _shapes() | _values() | _code()
+
+
+def _characters() -> dict[str, str]:
+    """Characters that no answer has."""
     return {
         "blank": "   \t ",
         "null byte": "\x00",
@@ -20,6 +25,12 @@ def hostile_texts() -> dict[str, str]:
         "control characters": "\x07\x1b[31m\x08",
         "digit from another script": "٣٤\u0967",
         "superscripts stacked": "2" + "²" * 2_000,
+    }
+
+
+def _shapes() -> dict[str, str]:
+    """Long and deeply nested texts."""
+    return {
         "long number": "9" * _LONG,
         "long decimal": "0." + "3" * _LONG,
         "long word": "a" * _LONG,
@@ -38,6 +49,12 @@ def hostile_texts() -> dict[str, str]:
         "closing braces": "}" * _DEEP,
         "backslashes": "\\" * _LONG,
         "dollar signs": "$" * _LONG,
+    }
+
+
+def _values() -> dict[str, str]:
+    """Values that cannot be worked out in any time, or do not exist."""
+    return {
         "power tower": "9**9**9**9",
         "LaTeX power tower": "10^{10^{10^{10}}}",
         "power of a power": "((((9^{99})^{99})^{99})^{99})^{99}",
@@ -69,6 +86,12 @@ def hostile_texts() -> dict[str, str]:
         "many plus-minus": "\\pm".join(["1"] * 60),
         "chained comparison": "<".join(str(i) for i in range(5_000)),
         "chained equation": "=".join(["x"] * 20_000),
+    }
+
+
+def _code() -> dict[str, str]:
+    """Code, and texts that trap what reads them."""
+    return {
         "Python import": "__import__('os').system('echo run')",
         "Python lambda": "(lambda: (_ for _ in ()).throw(SystemExit))()",
         "Python attribute walk": "().__class__.__mro__[1].__subclasses__()",
