@@ -47,10 +47,6 @@ def in_usual_notation(text: str) -> str:
         text = _CHOOSE.sub(lambda m: rf"\binom{{{m[1] or m[2]}}}{{{m[3] or m[4]}}}", text)
     if "x" in text:
         text = _TIMES.sub(r" \\times ", text)
-    if text[:1] in "UEGI\\" or "Rs" in text or "INR" in text:
-        text = _CURRENCY_NAME.sub(_as_sign, text)
-    if text.endswith((")", "-")):
-        text = _BRACKETED_NOUN.sub(_as_text, _RUPEES_ONLY.sub("", text))
     if " U " in text and _BOUNDS.search(text):
         text = text.replace(" U ", r" \cup ")
     if "-" in text:
@@ -65,6 +61,15 @@ def in_usual_notation(text: str) -> str:
     if "{,}" in text:
         text = _BRACED_COMMA.sub(".", text)
     return _lines_as_list(text) if "\n" in text or "$" in text else text
+
+
+def with_amounts(text: str) -> str:
+    """A bare answer with names of currencies as signs, and what is counted as text: Rs. 5, 6 (pears)."""
+    if text[:1] in "UEGI\\" or "Rs" in text or "INR" in text:
+        text = _CURRENCY_NAME.sub(_as_sign, text)
+    if text.endswith((")", "-")):
+        text = _BRACKETED_NOUN.sub(_as_text, _RUPEES_ONLY.sub("", text))
+    return text
 
 
 def _usual_brackets(interval: re.Match[str]) -> str:
