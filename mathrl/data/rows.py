@@ -56,6 +56,7 @@ def dataset_row(data: DataConfig) -> DatasetRow:
         "answer_type": data.answer_type,
         "answer_type_field": data.answer_type_field,
         "extract": data.extract,
+        "config": data.config,
         "split": data.split,
         "eval_split": data.eval_split,
     }
