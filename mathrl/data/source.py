@@ -128,7 +128,7 @@ def get_field(row: Row, name: str, where: str) -> Any:
     Raises:
         UserError: there is no such field; names the place and the fields that there are.
     """
-    value = find_field(row, name, _MISSING)
+    value = find_column(row, name, _MISSING)
     if value is _MISSING:
         there = field_names(row)
         raise UserError(
@@ -137,7 +137,7 @@ def get_field(row: Row, name: str, where: str) -> Any:
     return value
 
 
-def find_field(row: Row, name: str, default: Any = None) -> Any:
+def find_column(row: Row, name: str, default: Any = None) -> Any:
     """The row's field by its name or dotted path (a number takes an item of a list); else ``default``."""
     if name in row:
         return row[name]
