@@ -61,13 +61,7 @@ def run(work: Work, arms: list[str], warmup: int, steps: int, emit: Emit, ready:
     policy = Policy.from_pretrained(str(work.model), config)
     start = time.perf_counter()
     engine, reason = make_engine(config, policy, lambda problem: work.prompts[int(problem.id)])
-    for each in replicas_of(engine):
-        if each.name == "vllm":
-            each.eos_ids = ()  # every completion runs to its length
-        else:
-            each._eos_ids = [policy.head_weight().shape[0]]
-        if w.mean_length:
-            _give_lengths(each, work)
+    run_to_length(engine, policy, work)
     emit("engine", {"engine": reason, "start_s": time.perf_counter() - start})
     ready()
     scorer = TokenReward(config.reward, "gsm8k")
@@ -90,6 +84,17 @@ def run(work: Work, arms: list[str], warmup: int, steps: int, emit: Emit, ready:
 
 def replicas_of(engine: Any) -> list[Any]:
     return getattr(engine, "engines", [engine])
+
+
+def run_to_length(engine: Any, policy: Policy, work: Work) -> None:
+    """Nothing ends a completion but its length: the most that is allowed, or the workload's own."""
+    for each in replicas_of(engine):
+        if each.name == "vllm":
+            each.eos_ids = ()
+            if work.workload.mean_length:
+                _give_lengths(each, work)
+        else:
+            each._eos_ids = [policy.head_weight().shape[0]]
 
 
 def write_adapter(work: Work) -> None:
@@ -156,26 +161,37 @@ def parity(work: Work, policy: Policy, config: Any, correct: bool) -> dict[str, 
     return {"loss": float(loss), "grad_norm": float(norm)}
 
 
+def make_trainer(
+    policy: Policy, engine: Any, scorer: RewardScorer, config: Any, *, old: bool, correct: bool
+) -> Trainer:
+    """A trainer whose every step asks all problems of the workload.
+
+    Args:
+        old: an own pass for the old log-probabilities.
+        correct: importance correction of the sampler.
+    """
+    algorithm = resolve_algorithm(config.algorithm, config.rollout, config.update)
+    if old:  # two updates a rollout ask for the pass; there is one all the same
+        algorithm = replace(algorithm, updates_per_rollout=2)
+    algorithm = replace(algorithm, correction=correct)
+    for each in replicas_of(engine):
+        tokens = config.rollout.max_completion_tokens
+        each.sampling = replace(each.sampling, logprobs=correct, max_completion_tokens=tokens)
+    problems = [Problem(str(i), "", "7", "number") for i in range(config.rollout.problems_per_step)]
+    engine.load(policy.adapter(), 0)
+    return Trainer(
+        config, algorithm, ProblemStream(problems, 0), engine, scorer, policy,
+        make_update(config, algorithm, policy, engine_exact=engine.exact_logprobs),
+        sentinel=Sentinel(engine, policy, problems, config.rollout.max_sync_gap),
+    )  # fmt: skip
+
+
 def measure(
     work: Work, policy: Policy, engine: Any, scorer: RewardScorer, config: Any, old: bool, correct: bool,
     warmup: int, steps: int,
 ) -> dict[str, Any]:  # fmt: skip
     """Seconds of every measured step by phase, by the trainer's own clock; tokens; memory."""
-    algorithm = resolve_algorithm(config.algorithm, config.rollout, config.update)
-    if old:
-        algorithm = replace(
-            algorithm, updates_per_rollout=2
-        )  # asks for the pass; there is one update all the same
-    algorithm = replace(algorithm, correction=correct)
-    for each in replicas_of(engine):
-        each.sampling = replace(each.sampling, logprobs=correct)
-    problems = [Problem(str(i), "", "7", "number") for i in range(work.workload.problems)]
-    engine.load(policy.adapter(), 0)
-    trainer = Trainer(
-        config, algorithm, ProblemStream(problems, 0), engine, scorer, policy,
-        make_update(config, algorithm, policy, engine_exact=engine.exact_logprobs),
-        sentinel=Sentinel(engine, policy, problems, config.rollout.max_sync_gap),
-    )  # fmt: skip
+    trainer = make_trainer(policy, engine, scorer, config, old=old, correct=correct)
     seconds: list[float] = []
     phases: dict[str, list[float]] = {}
     with short_collections():  # as Trainer.run does

@@ -31,7 +31,7 @@ def run(work: Work, arms: list[str], warmup: int, steps: int, emit: Emit, ready:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     cuda = work.workload.device == "cuda"
     if cuda:
-        _keep_engine()
+        keep_engine()
     start = time.perf_counter()
     trainer = make_trainer(work, ARMS[arms[0]], warmup + steps)
     emit("TRL engine", {"start_s": time.perf_counter() - start})
@@ -54,7 +54,7 @@ def run(work: Work, arms: list[str], warmup: int, steps: int, emit: Emit, ready:
         trainer = clock = None  # type: ignore[assignment]
 
 
-def _keep_engine() -> None:
+def keep_engine(cache_gib: int = 24) -> None:
     """Give later trainers the first one's engine, and that a cache for all completions.
 
     The size of the cache is otherwise measured, which fails while another process starts on the device.
@@ -62,7 +62,7 @@ def _keep_engine() -> None:
     from trl.generation import vllm_generation
 
     start, engine = vllm_generation.VLLMGeneration._init_vllm, []
-    vllm_generation.LLM = partial(vllm_generation.LLM, kv_cache_memory_bytes=24 << 30)
+    vllm_generation.LLM = partial(vllm_generation.LLM, kv_cache_memory_bytes=cache_gib << 30)
 
     def init(self: Any) -> None:
         if engine:
@@ -74,7 +74,8 @@ def _keep_engine() -> None:
     vllm_generation.VLLMGeneration._init_vllm = init
 
 
-def make_trainer(work: Work, settings: dict[str, Any], steps: int) -> Any:
+def make_trainer(work: Work, settings: dict[str, Any], steps: int, ranks: int = 1) -> Any:
+    """A GRPOTrainer whose every step asks all problems of the workload, of all ranks together."""
     from datasets import Dataset
     from peft import LoraConfig, set_peft_model_state_dict
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -91,7 +92,7 @@ def make_trainer(work: Work, settings: dict[str, Any], steps: int) -> Any:
     arguments = GRPOConfig(
         output_dir=str(work.folder / "trl"),
         per_device_train_batch_size=w.peer_batch,
-        gradient_accumulation_steps=w.sequences // w.peer_batch,
+        gradient_accumulation_steps=w.sequences // (w.peer_batch * ranks),
         num_generations=w.group,
         max_completion_length=w.completion,
         beta=w.kl_coef,
@@ -190,7 +191,7 @@ def parity(work: Work, trainer: Any) -> dict[str, float]:
 class Clock:
     """Seconds of TRL's steps and phases: its own functions, timed from outside."""
 
-    def __init__(self, trainer: Any, cuda: bool) -> None:
+    def __init__(self, trainer: Any, cuda: bool, after_step: Callable[[Clock], None] | None = None) -> None:
         from transformers import TrainerCallback
 
         self.cuda, self.seconds, self.phases = cuda, [], defaultdict(list)
@@ -219,6 +220,8 @@ class Clock:
 
             def on_step_end(self, *_: Any, **__: Any) -> None:
                 clock.end()
+                if after_step is not None:
+                    after_step(clock)
 
         trainer.add_callback(Steps())
 

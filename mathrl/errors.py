@@ -23,6 +23,12 @@ class NonFiniteError(UserError):
         self.rows = tuple(rows)
 
 
+class LostPartError(UserError):
+    """A process that a run rests on has ended from outside: the same command with --resume goes on."""
+
+    exit_status = 1
+
+
 class Stopped(KeyboardInterrupt):
     """The user or the system has asked this process to end, by Ctrl-C or SIGTERM.
 

@@ -256,9 +256,7 @@ def _reinforce(
         try:
             watch.catch_up()
             if not (trainer.ended or watch.stopped_early):
-                kept = on_rank_0("setting results aside", run.folder.set_results_aside)
-                if kept is not None:
-                    space.progress.console.print(f"  the results so far are kept in {kept}", soft_wrap=True)
+                on_rank_0("setting results aside", run.folder.set_results_aside)
                 trainer.run()
         except NonFiniteError as error:
             raise NonFiniteError(f"{error}; {watch.evidence()}", error.rows) from error

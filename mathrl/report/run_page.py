@@ -18,6 +18,7 @@ from mathrl.report import pages
 from mathrl.report.charts import IntervalRow, Point, interval_rows
 from mathrl.report.doctor import diagnose
 from mathrl.report.pages import duration, percent, shown
+from mathrl.report.ranks import rank_table
 from mathrl.report.run_record import MAIN_SET, RunRecord, read_run
 from mathrl.report.steps_so_far import WINDOW
 from mathrl.report.titles import KINDS, kind_title, set_title, set_words
@@ -85,6 +86,7 @@ def render(run: RunRecord) -> str:
         watched=_watched(run),
         supervised=[chart_of(c, run) for c in SUPERVISED],
         updates=[chart_of(c, run) for c in UPDATES],
+        ranks=rank_table(run),
         machine=[time_chart(run), *(chart_of(c, run) for c in MACHINE)],
         groups=evenly([row for row in run.samples if row.get("kind") == "train"], _MAX_GROUPS),
         others=other_charts(run),

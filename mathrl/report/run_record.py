@@ -32,6 +32,9 @@ class RunRecord:
     summary: Mapping[str, Any]  # empty before the run has finished
     evaluations: Mapping[tuple[str, str], Evaluation]  # (problem set, "before" | "after")
     sft_rows: Sequence[Mapping[str, float]] = ()  # sft_metrics.jsonl, by step of the supervised stage
+    rank_rows: Sequence[
+        Sequence[Mapping[str, float]]
+    ] = ()  # ranks.jsonl: of a step each rank's seconds by phase
 
     @property
     def name(self) -> str:
@@ -87,6 +90,7 @@ def read_run(run_dir: Path) -> RunRecord:
         summary,
         evaluations,
         _metrics(folder.sft_metrics),
+        [row["ranks"] for _, row in _rows(run_dir / "ranks.jsonl")],
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from mathrl.distributed.timing import CALLS
 from mathrl.report.charts import Number, Series, line_chart, stacked_chart
 from mathrl.report.pages import OUTCOME_WORDS, number, percent
 from mathrl.report.run_record import MAIN_SET, RunRecord
@@ -162,10 +163,18 @@ UPDATES = (
 
 MACHINE = (
     Chart("Sampled tokens a second", (("tokens/per_s", "tokens / s"),), "Over the whole step.", low=0.0),
+    Chart(
+        "Efficiency of the ranks",
+        (("ranks/efficiency", "own work"),),
+        "Share of the ranks' time that goes into work of their own, and not into calls to others.",
+        low=0.0,
+        high=1.0,
+        show=percent,
+    ),
     Chart("Memory", (("memory/rss_mib", "process"), ("memory/gpu_peak_mib", "GPU, peak")), "MiB.", low=0.0),
 )
 
-_DRAWN_APART = ("time/", "verify/", "held_out", "tokens/", "step")
+_DRAWN_APART = ("time/", "verify/", "held_out", "tokens/", "step", "ranks/adapter_hash")
 
 
 def chart_of(chart: Chart, run: RunRecord) -> Markup:
@@ -240,6 +249,7 @@ def time_chart(run: RunRecord) -> Markup:
         "time/update_s",
         "time/sync_s",
         "time/evaluate_s",
+        *(f"time/{call}_s" for call in CALLS),
     ]
     phases.sort(key=lambda m: order.index(m) if m in order else len(order))
     layers = [

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mathrl.errors import UserError
+from mathrl.errors import LostPartError, UserError
 from mathrl.memory.plan import Limits
 from mathrl.rollout.adapter_files import weights_folder, write_adapter, write_merged
 from mathrl.rollout.base import OnCompletion, OnTokens, PromptEncoder, check_lengths
@@ -210,7 +210,7 @@ class VllmEngine:
         except AdapterRefused as error:
             raise UserError(f"vLLM refuses the adapter: {error}") from error
         except CoreEnded as error:
-            raise UserError(
+            raise LostPartError(
                 f"vLLM's process ended while {work} ({exit_codes(self.client.processes)}; -9: killed, mostly "
                 "as the machine's memory ran out; otherwise its own error stands above): a training run goes "
                 "on from its last checkpoint with --resume"

@@ -27,6 +27,7 @@ from mathrl.types import FinishReason, Sampling
 T = TypeVar("T")
 EXTENSION = "mathrl.rollout.core_extension.WorkerExtension"
 """By its name alone: importing it is what ties a process to the one that started it."""
+_STARTING = threading.Lock()  # replicas one after the other: what is new is the one's that starts
 _REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 
 
@@ -39,9 +40,10 @@ class PublicClient:
     """
 
     def __init__(self, arguments: Mapping[str, Any], device: str) -> None:
-        before = {process.pid for process in multiprocessing.active_children()}
-        self._llm: Any = LLM(**arguments, worker_extension_cls=EXTENSION)
-        self.processes = [p for p in multiprocessing.active_children() if p.pid not in before]
+        with _STARTING:
+            before = {process.pid for process in multiprocessing.active_children()}
+            self._llm: Any = LLM(**arguments, worker_extension_cls=EXTENSION)
+            self.processes = [p for p in multiprocessing.active_children() if p.pid not in before]
         self._lora: LoRARequest | None = None
         self._workers_in_core = device == "cuda"  # elsewhere the extension is in a process below the core's
 

@@ -61,11 +61,14 @@ class MicroBatches:
         for part in micro_batches(left, self.max_tokens):
             rows = rest[part]
             before = [None if p.grad is None else p.grad.clone() for p in parameters]
-            if fits(lambda rows=rows: work(rows, batch.rows(rows))):  # type: ignore[misc]
+            if _fits(lambda rows=rows: work(rows, batch.rows(rows))):  # type: ignore[misc]
                 done.append(rows)
                 continue
             for parameter, gradient in zip(parameters, before, strict=True):
                 parameter.grad = gradient
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
             self._halve(batch, rows)
             break
         return torch.cat(done)
@@ -84,18 +87,14 @@ class MicroBatches:
         )
 
 
-def fits(work: Callable[[], object]) -> bool:
-    """Whether the work ended with memory to spare; if not, its tensors are freed when this returns."""
+def _fits(work: Callable[[], None]) -> bool:
+    """Whether the work ended with memory to spare; its tensors are freed when this returns."""
     try:
         work()
     except torch.OutOfMemoryError:
-        pass
+        return False
     except RuntimeError as error:
-        if not any(text in str(error) for text in _NO_MEMORY):
-            raise
-    else:
-        return True
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return False
+        if any(text in str(error) for text in _NO_MEMORY):
+            return False
+        raise
+    return True

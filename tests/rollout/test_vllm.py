@@ -1,8 +1,11 @@
 """The vLLM engine on the CPU, for real: one engine in its own process, a tiny model, LoRA on."""
 
+import multiprocessing
 import os
 import signal
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -520,6 +523,28 @@ class TestThePublicInterface:
             public.load(Policy.from_pretrained(model_folder, config).adapter(), 9)
         public.load(policy.adapter(), policy.version)
         assert largest_gap(policy, public.sample(PROBLEMS, 2, seed=1)) < 1e-4
+
+    def test_replicas_know_their_own_processes(self, monkeypatch):
+        from mathrl.rollout import vllm_public
+
+        class Starts:
+            """As much of vLLM as starts a process of its own."""
+
+            def __init__(self, **arguments) -> None:
+                time.sleep(0.2)
+                self.process = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+                self.process.start()
+                time.sleep(0.2)
+
+        monkeypatch.setattr(vllm_public, "LLM", Starts)
+        with ThreadPoolExecutor() as threads:
+            clients = list(threads.map(lambda _: vllm_public.PublicClient({}, "cpu"), range(3)))
+        pids = [[process.pid for process in client.processes] for client in clients]
+        assert pids == [[client._llm.process.pid] for client in clients]
+        clients[0].close()
+        assert [c.processes[0].is_alive() for c in clients] == [False, True, True]
+        for client in clients[1:]:
+            client.close()
 
     def test_a_killed_core_is_told_of_and_never_waited_for(self, model_folder, policy):
         engine = start_engine(model_folder, policy, public=True)

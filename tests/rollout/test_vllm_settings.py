@@ -1,0 +1,37 @@
+"""The environment that vLLM's processes start in."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mathrl.rollout.vllm_settings import engine_environment
+
+BAR = "from tqdm.auto import tqdm; from tqdm import tqdm as plain; list(tqdm([1])); list(plain([1]))"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_core_draws_no_bars_and_the_environment_is_as_before(device, monkeypatch):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "INFO")  # the user's own
+    before = dict(os.environ)
+    with engine_environment(device):
+        child = subprocess.run([sys.executable, "-c", BAR], capture_output=True, text=True, check=True)
+        assert os.environ["VLLM_LOGGING_LEVEL"] == "INFO"
+    assert child.stdout + child.stderr == ""
+    assert dict(os.environ) == before
+
+
+def test_a_core_knows_nothing_of_the_ranks_and_compiles_into_a_cache_of_its_own(monkeypatch):
+    """What torchrun says of a rank would let the core wait for others; ranks spoil each other's caches."""
+    told = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
+    told |= {"MASTER_ADDR": "here", "MASTER_PORT": "1", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    monkeypatch.delenv("VLLM_CACHE_ROOT", raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    with engine_environment("cuda"):
+        assert not told.keys() & os.environ.keys()
+        assert os.environ["VLLM_CACHE_ROOT"].endswith("rank-1")
+    assert told.items() <= os.environ.items()
+    assert "VLLM_CACHE_ROOT" not in os.environ
