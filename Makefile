@@ -18,6 +18,8 @@ ARGS ?=
 MODEL ?=
 BENCHMARK ?= gsm8k
 RUN ?= runs/$(RECIPE)
+# processes that run the tests, by default one a core and at most four: each imports torch; 0 runs them in one
+JOBS ?= logical
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train eval report test test-gpu check format bench bench-quickstart compare clean
@@ -49,7 +51,7 @@ report: $(READY) ## write the report of RUN again
 	$(BIN)/mathrl report $(RUN)
 
 test: $(READY) ## the tests that need no GPU
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist loadfile $(ARGS)
 
 test-gpu: $(READY) ## the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu tests/gpu $(ARGS)

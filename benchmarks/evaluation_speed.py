@@ -33,7 +33,7 @@ from mathrl.config import Config, ModelConfig, RewardConfig
 from mathrl.data.prompts import PromptTemplate
 from mathrl.data.wordproblems import generate_problems
 from mathrl.evaluation.benchmark_sets import known_benchmarks
-from mathrl.evaluation.evaluate import EvaluationSettings, evaluate
+from mathrl.evaluation.evaluate import EvaluationSettings, evaluate_problems
 from mathrl.evaluation.result import Evaluation, Judged, Record
 from mathrl.evaluation.saved_completions import read_saved
 from mathrl.policy.model import Policy
@@ -128,7 +128,7 @@ def overhead(folder: Path, rounds: int) -> dict[str, Any]:
         engine.sample(problems, 4, sampled, seed=derive_seed(0, "samples"))
 
     def whole(number: int) -> None:
-        evaluate(
+        evaluate_problems(
             engine,
             problems,
             scorer,

@@ -127,10 +127,10 @@ def plant(fault: Fault) -> tuple[Path, str]:
     room = fault.room.rsplit("/", 1)[-1]
     named = _named(fault.package).get(fault.function, [])
     if len(named) > 1:
-        named = [one for one in named if room in one[0].parts]
+        named = [one for one in named if _is_in(one[0], room)]
     places = [one for one in named if any(_count(old, one[1]) for old, _ in readings)]
     if len(places) != 1:
-        inside = [(path, tree) for path, tree in _trees(fault.package) if room in path.parts]
+        inside = [(path, tree) for path, tree in _trees(fault.package) if _is_in(path, room)]
         counts = [sum(_count(old, tree) for old, _ in readings) for _, tree in inside]
         if sum(counts) != 1:
             raise Gone(f"{fault.name}: {fault.old!r} is {'often' if sum(counts) else 'nowhere'} in the room")
@@ -143,6 +143,10 @@ def plant(fault: Fault) -> tuple[Path, str]:
             _Plant(old, new).visit(node)
             return path, ast.unparse(ast.fix_missing_locations(tree))
     raise AssertionError("a place that has the expression has it")
+
+
+def _is_in(path: Path, room: str) -> bool:
+    return room in path.with_suffix("").parts
 
 
 def _count(old: ast.AST, tree: ast.AST) -> int:

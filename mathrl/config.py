@@ -134,6 +134,7 @@ class MixConfig(Section):
     source: str = Field("", description="a data set row or a hub name; with a path: whose fields it has")
     weight: float = Field(1.0, gt=0.0, description="its share of a step's problems, beside the others'")
     name: str = Field("", description="in counts and metrics; empty: the file's or set's own")
+    config: str = Field("", description="as data.config")
     split: str = Field("", description="as data.split")
     question_field: str = Field("", description="as data.question_field")
     answer_field: str = Field("", description="as data.answer_field")
@@ -155,6 +156,7 @@ class DataConfig(Section):
         description="a known data set (mathrl data lists them) or a hub name; empty: none but what is named",
     )
     path: str = Field("", description="local jsonl/json/parquet/csv instead of the hub")
+    config: str = Field("", description="configuration on the hub; empty: the row's own")
     split: str = Field("", description="split to train on; empty: the row's own")
     question_field: str = Field(
         "", description="field of the question, reward.question a field of a field; empty: the row's own"

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: test processes stand side by side, a core each
+
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:

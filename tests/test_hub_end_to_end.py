@@ -34,7 +34,7 @@ configs:
 - config_name: socratic
   data_files:
   - split: train
-    path: main/test.jsonl
+    path: socratic/train.jsonl
 ---
 """
 BENCHMARK = """
@@ -53,6 +53,8 @@ COMMANDS = {
     "eval": "eval owner/tiny --benchmark gsm8k --max-problems 3 --max-completion-tokens 8",
     "own benchmark": "eval owner/tiny@v1 --benchmark bench.toml --max-completion-tokens 8",
     "push": "export runs/a out --push owner/mine",
+    "a configuration": "data openai/gsm8k --data.config socratic --show 0",
+    "no configuration": "data openai/gsm8k --show 0",
     "no such model": f"{TRAIN} --run.name c --model.path owner/tinny",
     "no such revision": f"{TRAIN} --run.name c --model.path owner/tiny@v9",
     "gated model": f"{TRAIN} --run.name c --model.path owner/closed",
@@ -94,6 +96,7 @@ def results(tmp_path_factory):
     model = contents(folder / "made" / "tiny" / "reference")
     train, test = lines(ROWS[:60]), lines(ROWS[60:])
     sets = {"README.md": CARD.encode(), "main/train.jsonl": train, "main/test.jsonl": test}
+    sets["socratic/train.jsonl"] = lines(ROWS[:40])
     plain = {"train.jsonl": train, "test.jsonl": test}
     (folder / "bench.toml").write_text(BENCHMARK)
     with FakeHub() as hub:
@@ -128,6 +131,12 @@ def test_train_with_model_and_data_of_the_hub(results):
     adapter = json.loads((folder / "runs" / "a" / "adapter" / "adapter_config.json").read_text())
     assert adapter["base_model_name_or_path"] == "owner/tiny"
     assert any(path.startswith("GET /api/models/owner/tiny/revision/v1") for path in hub.asked)
+
+
+def test_a_configuration_of_a_set_is_chosen(results):
+    status, told, errors = results[0]["a configuration"]
+    assert status == 0, errors
+    assert "0 of 40 rows" in " ".join(told.split())
 
 
 def test_evaluations_with_benchmarks_of_the_hub(results):
@@ -168,6 +177,10 @@ def test_a_run_is_pushed_with_its_card(results):
         (
             "gated data",
             "'owner/secret' is gated: accept its terms at https://huggingface.co/datasets/owner/",
+        ),
+        (
+            "no configuration",
+            "'openai/gsm8k' has several configurations, main, socratic: choose one with --data.config",
         ),
         ("no such data", "no data set 'owner/nothing' on the hub"),
         ("broken data", "the download of data set 'owner/broken' from the hub broke off"),

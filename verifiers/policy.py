@@ -112,8 +112,11 @@ def may_be_left_out(unit: str) -> bool:
 
 
 def may_mean_both(reference: str, given: str) -> bool:
-    """The word pounds means the mass and the money; each is met by the word, and not by the other."""
-    return {reference, given} in ({"pound", "lb"}, {"pound", "pound_sterling"})
+    """The word pounds means the mass and the money, and the sign of the yen is the yuan's too; each is met by
+    what means both, and not by the other.
+    """
+    both = ({"pound", "lb"}, {"pound", "pound_sterling"}, {"yen_sign", "yen"}, {"yen_sign", "yuan"})
+    return {reference, given} in both
 
 
 _CHANGES_VALUE = frozenset(
@@ -219,6 +222,11 @@ def may_be_factor(name: str, with_variables: bool) -> bool:
     return with_variables and name.rstrip("'") not in ("f", "F")
 
 
+def may_divide_by(reference: frozenset[str], given: frozenset[str]) -> bool:
+    """An answer divides by no letters that its reference lacks, not even such as cancel: 42x/x is not 42."""
+    return given <= reference
+
+
 # Words
 
 
@@ -270,9 +278,12 @@ RULES: dict[str, tuple[Callable[..., object], ...]] = {
     "rounding": (stated_decimals, may_round, within_own_digits),
     "units": (unit_factor, may_be_left_out, may_mean_both, changes_value),
     "hedging and order": (one_value, order_counts),
-    "letters": (is_integer_parameter, is_free_constant, is_function_letter, is_function_value, may_be_factor),
+    "letters": (
+        is_integer_parameter, is_free_constant, is_function_letter, is_function_value, may_be_factor,
+        may_divide_by,
+    ),
     "words": (meaning_of, says_yes_or_no, same_words),
-}
+}  # fmt: skip
 
 
 def rule_book() -> str:

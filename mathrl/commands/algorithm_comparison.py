@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -67,8 +68,9 @@ def compare_algorithms(options: ComparisonOptions, overrides: Overrides, out: Pa
     base, trials = plan_trials(options, overrides)
     folder = out or DEFAULT_OUT
     start = time.perf_counter()
-    reference = make_reference(console, base, folder, overwrite=options.overwrite)
-    found = list(run_all(console, options, base, trials, folder, reference))
+    with open_folder(base, folder, overwrite=options.overwrite):
+        reference = make_reference(console, base, folder)
+        found = list(run_all(console, options, base, trials, folder, reference))
     result = {
         "recipe": base.recipe,
         "budgets": {"tokens": options.tokens, "seconds": options.seconds},
@@ -142,38 +144,48 @@ def constant_rate(update: UpdateConfig) -> UpdateConfig:
     return update.model_copy(update={"schedule": "constant", "learning_rate": update.learning_rate / 2})
 
 
-def make_reference(console: Console, base: Config, folder: Path, *, overwrite: bool) -> str:
-    """The recipe's reference, trained at most once.
+@contextmanager
+def open_folder(base: Config, folder: Path, *, overwrite: bool) -> Iterator[None]:
+    """Inside, the folder is this comparison's, and no other process works in it.
 
     Raises:
-        UserError: the folder holds a comparison of another configuration.
+        UserError: the folder holds something else, or a comparison of another configuration.
     """
     from mathrl.recipes import differences, dump, load_config
     from mathrl.run.files import write_text
-    from mathrl.run.progress import Progress
-    from mathrl.training.sft import train_reference
+    from mathrl.run.owned import OwnedFolder
 
-    saved = folder / "config.toml"
-    if saved.is_file() and not overwrite:
+    owned, saved = OwnedFolder(folder, "comparison", "--out"), folder / "config.toml"
+    blank = owned.is_blank()
+    owned.refuse_others()
+    if not blank and not saved.is_file():
+        raise UserError(f"{folder} exists and is no comparison (no config.toml): choose another --out")
+    if not blank and overwrite:
+        owned.check_deletable()
+    elif not blank:
         changed = differences(base, load_config(saved))
         changed.pop("run.num_threads", None)
         if changed:
             raise UserError(
-                f"{folder} holds a comparison with another {next(iter(changed))}: choose another --out, or "
-                "start anew with --overwrite"
+                f"{folder} holds a comparison with another {next(iter(changed))}: choose another --out "
+                "(--overwrite deletes the comparison there)"
             )
-    if overwrite:
-        for left in [saved, *(folder / "trials").glob("*.json")]:
-            left.unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    if base.sft.skip:
+    with owned.open(empty=overwrite and not blank, swept=(folder / "trials",)):
         write_text(saved, dump(base))
+        yield
+
+
+def make_reference(console: Console, base: Config, folder: Path) -> str:
+    """The recipe's reference, trained at most once."""
+    from mathrl.run.progress import Progress
+    from mathrl.training.sft import train_reference
+
+    if base.sft.skip:
         return base.model.path
     reference = folder / "reference"
-    if overwrite or not reference.is_dir() or not saved.is_file():
+    if not reference.is_dir():
         with Progress(console) as progress, progress.stage("SFT", base.sft.num_steps) as stage:
             train_reference(base, reference, progress=stage)
-    write_text(saved, dump(base))
     return str(reference)
 
 

@@ -19,7 +19,7 @@ from mathrl.config import Config
 from mathrl.data.problems import extract_rule, load_problems
 from mathrl.data.prompts import make_template
 from mathrl.data.stream import make_stream
-from mathrl.evaluation.evaluate import EvaluationSettings, evaluate
+from mathrl.evaluation.evaluate import EvaluationSettings, evaluate_problems
 from mathrl.policy.model import Policy
 from mathrl.rewards.scorer import RewardScorer
 from mathrl.rollout.base import Engine
@@ -158,7 +158,7 @@ def _look(
 ) -> dict[str, Any]:
     """Greedy accuracy on the problems, and how far the policy is from the reference."""
     settings = EvaluationSettings(config.rollout.max_completion_tokens)
-    found = evaluate(engine, problems, scorer, settings, name=HELD_OUT)
+    found = evaluate_problems(engine, problems, scorer, settings, name=HELD_OUT)
     sampling = Sampling(max_completion_tokens=config.rollout.max_completion_tokens, logprobs=False)
     seed = derive_seed(config.run.seed, "kl")
     groups = engine.sample(problems[:KL_PROBLEMS], 1, sampling, seed=seed)

@@ -70,7 +70,7 @@ def _compare(
 
 command = App(
     name="compare",
-    help_epilogue="Any field of the recipe that algorithms are compared on can be set: --section.key value.",
+    help_epilogue="Any field of the recipe that algorithms are compared on can be set.",
     default_command=_compare,
 )
 

@@ -24,8 +24,8 @@ _COMMONEST = ("model.path", "data.path", "algorithm.name", "train.num_steps", "r
 
 
 _ABOUT_RECIPES = (
-    "Without a recipe: quickstart, a small model from nothing; with a model or data of",
-    "your own (--model.path, --data.path, --data.source): default.",
+    "Without a recipe: quickstart, a small model from nothing; with a model or",
+    "data of your own (--model.path, --data.path, --data.source): default.",
     'A TOML file may begin with extends = "NAME" and says only what it changes.',
     "Every field of a recipe is an option, --section.key value;",
     "mathrl config RECIPE prints them all with their reasons.",

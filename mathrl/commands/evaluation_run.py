@@ -22,7 +22,7 @@ from mathrl.errors import UserError
 from mathrl.evaluation.benchmark_sets import BenchmarkProblems
 from mathrl.evaluation.completions import refuse_other
 from mathrl.evaluation.contamination import find_contamination
-from mathrl.evaluation.evaluate import Evaluation, evaluate
+from mathrl.evaluation.evaluate import Evaluation, evaluate_problems
 from mathrl.evaluation.paired import check_comparable, compare_evaluations
 from mathrl.evaluation.protocol import EvaluationSettings, make_protocol, resume_key
 from mathrl.report.evaluation_page import Result
@@ -111,7 +111,7 @@ def _evaluate(
     scorer.prompt_text = task.template.text
     total = len(task.found.problems) * (1 + options.samples)
     with closing(scorer), Progress(console) as progress, progress.stage(task.name, total) as stage:
-        return evaluate(
+        return evaluate_problems(
             engine,
             task.found.problems,
             scorer,

@@ -10,7 +10,7 @@ from mathrl.commands.workspace import Workspace
 from mathrl.data.prompts import PromptTemplate
 from mathrl.distributed.agreement import on_rank_0
 from mathrl.evaluation.completions import OtherEvaluationError
-from mathrl.evaluation.evaluate import Evaluation, EvaluationSettings, evaluate
+from mathrl.evaluation.evaluate import Evaluation, EvaluationSettings, evaluate_problems
 from mathrl.rewards.scorer import RewardScorer
 from mathrl.rollout.base import Engine
 from mathrl.types import derive_seed
@@ -57,7 +57,7 @@ class HeldOut:
         problems = self.run.held_out[name].problems[:n]
         total = len(problems) * (1 + num_samples)
         with self.tally.timed("evaluate"), self.progress.stage(title, total) as stage:
-            return evaluate(
+            return evaluate_problems(
                 self.engine,
                 problems,
                 self.scorer,

@@ -97,7 +97,7 @@ def _step(cfg: Config, shape: Shape | None, device: torch.device) -> str:
         return text
     text += f", {_memory(cfg, shape, device)}"
     if device.type == "cpu" and shape.num_parameters >= _TIMED_FROM:
-        text += f", about {_seconds(shape, tokens, reference=bool(cfg.algorithm.kl_coef)):,.0f} s"
+        text += f", at most about {_seconds(shape, tokens, reference=bool(cfg.algorithm.kl_coef)):,.0f} s"
     return text
 
 

@@ -8,7 +8,7 @@ from mathrl.commands.model_source import find_model
 from mathrl.commands.recipe_fields import Overrides
 from mathrl.data.problems import extract_rule, load_problems
 from mathrl.data.prompts import make_template
-from mathrl.evaluation.evaluate import evaluate
+from mathrl.evaluation.evaluate import evaluate_problems
 from mathrl.evaluation.protocol import EvaluationSettings
 from mathrl.evaluation.result import Evaluation
 from mathrl.recipes import load_config
@@ -55,7 +55,7 @@ def sample_run(
     try:
         engine.load(policy.adapter() if trained else None, version=0)
         with Progress(console) as progress, progress.stage("samples", total) as stage:
-            return evaluate(
+            return evaluate_problems(
                 engine,
                 problems,
                 scorer,

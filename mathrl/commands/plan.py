@@ -26,7 +26,9 @@ _SHOWN = (
 
 @takes_fields(*_SHOWN)
 def _plan(
-    recipe: Annotated[str, Parameter(name="RECIPE", help="name of a recipe, or a TOML file")] = "",
+    recipe: Annotated[
+        str, Parameter(name="RECIPE", help="name of a recipe, or a TOML file", show_default=False)
+    ] = "",
     /,
     *,
     gpu_memory_gib: Annotated[
@@ -72,7 +74,7 @@ def _with_limits(config: Config) -> tuple[Config, str]:
 
 command = App(
     name="plan",
-    help_epilogue="Any field of the recipe can be set, as in training: the table is of what would run.\n\n"
+    help_epilogue="Any field of the recipe can be set, as in training.\n\n"
     "Example:\n  mathrl plan gsm8k --gpu-memory-gib 24 --update.micro_batch_tokens 8192",
     default_command=_plan,
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mathrl.distributed.agreement import on_rank_0, together
 from mathrl.errors import UserError
-from mathrl.evaluation.ranking import Ranking, rank, score_samples
+from mathrl.evaluation.ranking import Ranking, measure_ranking, score_samples
 from mathrl.evaluation.result import Evaluation
 from mathrl.rewards.learned import RewardModelScorer, load_reward_model
 from mathrl.run.files import write_json
@@ -38,7 +38,7 @@ class Ranker:
                 "beside its first completion, which counts as greedy"
             )
         with together("ranking the samples"):
-            ranking = rank(evaluation, score_samples(evaluation, self.model), self.path)
+            ranking = measure_ranking(evaluation, score_samples(evaluation, self.model), self.path)
         ids = (record.problem.id for record in evaluation.records)
         scores = dict(zip(ids, map(list, ranking.scores), strict=True))
         told = ranking.to_dict() | {"scores": scores}

@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from mathrl.commands.settle import settle_micro_batch, settled_before
 from mathrl.config import Config
 from mathrl.data.hub import check_model
 from mathrl.errors import Stopped, UserError
@@ -62,6 +63,8 @@ def train_reward_model(config: Config, *, resume: bool = False, overwrite: bool 
             update={"run": config.run.model_copy(update={"name": config.recipe + SUFFIX})}
         )
     folder = RunFolder.of(config)
+    if resume and not overwrite:
+        config = settled_before(config, folder.config)
     folder.check(config, resume=resume, overwrite=overwrite)
     summary = folder.read_summary()
     if summary is not None and not overwrite:
@@ -71,6 +74,7 @@ def train_reward_model(config: Config, *, resume: bool = False, overwrite: bool 
     if config.run.num_threads:
         torch.set_num_threads(config.run.num_threads)
     run = prepare(config, folder)
+    config = run.config
     console.print(
         f"{config.recipe}: a reward model from {run.model.base} → {folder.path}\n  {run.pairs.describe()}",
         soft_wrap=True,
@@ -110,7 +114,34 @@ def prepare(config: Config, folder: RunFolder) -> Prepared:
     base = base_of(config)
     check_model(base)
     model = RewardModel.from_base(base, config)
-    return Prepared(config, folder, model, load_pairs(config, model.tokenizer, context_length(base)))
+    pairs = load_pairs(config, model.tokenizer, context_length(base))
+    return Prepared(with_micro_batch(config, base, pairs), folder, model, pairs)
+
+
+def with_micro_batch(config: Config, base: str, pairs: PairSets) -> Config:
+    """The recipe with ``update.micro_batch_tokens`` that is 0 settled by what the memory holds.
+
+    For the plan of memory a pair is a group of two completions of one prompt, and nothing is sampled.
+    """
+    every = (*pairs.train, *pairs.held_out)
+    ends = [max(len(p.chosen_ids), len(p.rejected_ids)) - p.num_shared for p in every]
+    rollout = {
+        "engine": "transformers",
+        "problems_per_step": config.reward_model.batch_pairs,
+        "group_size": 2,
+        "max_prompt_tokens": max(8, *(p.num_shared for p in every)),
+        "max_completion_tokens": max(1, *ends),
+    }
+    asked = config.model_copy(
+        update={
+            "rollout": config.rollout.model_copy(update=rollout),
+            "model": config.model.model_copy(update={"path": base}),
+        }
+    )
+    tokens = settle_micro_batch(asked).update.micro_batch_tokens
+    return config.model_copy(
+        update={"update": config.update.model_copy(update={"micro_batch_tokens": tokens})}
+    )
 
 
 def base_of(config: Config) -> str:

@@ -256,7 +256,9 @@ def _reinforce(
         try:
             watch.catch_up()
             if not (trainer.ended or watch.stopped_early):
-                on_rank_0("setting results aside", run.folder.set_results_aside)
+                kept = on_rank_0("setting results aside", run.folder.set_results_aside)
+                if kept is not None:
+                    space.progress.console.print(f"  the results so far are kept in {kept}", soft_wrap=True)
                 trainer.run()
         except NonFiniteError as error:
             raise NonFiniteError(f"{error}; {watch.evidence()}", error.rows) from error

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from mathrl.data.datasets import DATASETS, GENERATED, UNKNOWN, DatasetRow
 from mathrl.data.fields import UnusableRow
 from mathrl.data.rows import make_problem
-from mathrl.data.source import Row, field_names, find_field
+from mathrl.data.source import Row, field_names, find_column
 from mathrl.errors import UserError
 from mathrl.rewards.scorer import check_reference
 from mathrl.types import Problem
@@ -100,7 +100,7 @@ def _named(there: set[str], wanted: Sequence[str]) -> Iterator[str]:
 
 
 def _has(rows: Sequence[Row], columns: Sequence[str]) -> bool:
-    return any(all(find_field(row, column) is not None for column in columns) for row in rows)
+    return any(all(find_column(row, column) is not None for column in columns) for row in rows)
 
 
 def _problems(row: DatasetRow, rows: Sequence[Row]) -> Iterator[Problem]:

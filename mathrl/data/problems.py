@@ -26,7 +26,7 @@ from mathrl.data.problem_set import (
     without,
 )
 from mathrl.data.rows import LeftOut, dataset_row, extract_rule, make_problem, parts_of
-from mathrl.data.source import Row, field_names, find_field, hub_splits, read_file, read_hub
+from mathrl.data.source import Row, field_names, find_column, hub_splits, read_file, read_hub
 from mathrl.data.wordproblems import Side, generate_drills, generate_problems
 from mathrl.errors import UserError, did_you_mean
 from mathrl.rewards.scorer import check_reference, read_only_as_words
@@ -190,7 +190,7 @@ def _read(data: DataConfig, row: DatasetRow, path: str, split: str) -> ProblemSe
             skipped.append(SkippedRow(number, str(error), ""))
             continue
         except UnusableRow as error:
-            unread.append(SkippedRow(number, str(error), str(find_field(fields, row.answer)), True))
+            unread.append(SkippedRow(number, str(error), str(find_column(fields, row.answer)), True))
             continue
         if check_reference(problem) is not None:
             unread.append(SkippedRow(number, _UNREAD, problem.answer, True))
@@ -220,11 +220,11 @@ def _where(condition: str, rows: Sequence[Row], name: str) -> Iterable[tuple[int
     key, sign, value = (part.strip() for part in condition.partition("="))
     if not sign or not key:
         raise UserError(f"data.where = {condition!r} must have the form field=value")
-    if all(find_field(row, key) is None for row in rows):
+    if all(find_column(row, key) is None for row in rows):
         known = {field for row in rows for field in field_names(row)}
         if key not in known:
             raise UserError(f"data.where: {name} has no field {key!r}: {did_you_mean(key, known)}")
-    return [(number, row) for number, row in enumerate(rows, 1) if field_text(find_field(row, key)) == value]
+    return [(number, row) for number, row in enumerate(rows, 1) if field_text(find_column(row, key)) == value]
 
 
 def _generated(data: DataConfig, role: Role, seed: int) -> ProblemSet:

@@ -21,7 +21,7 @@ from mathrl.data.fields import (
     read_options,
     read_question,
 )
-from mathrl.data.source import Row, find_field, get_field
+from mathrl.data.source import Row, find_column, get_field
 from mathrl.errors import UserError, did_you_mean
 from mathrl.rewards.scorer import check_answer_type, extract_answer
 from mathrl.types import Problem
@@ -56,6 +56,7 @@ def dataset_row(data: DataConfig) -> DatasetRow:
         "answer_type": data.answer_type,
         "answer_type_field": data.answer_type_field,
         "extract": data.extract,
+        "config": data.config,
         "split": data.split,
         "eval_split": data.eval_split,
     }
@@ -97,13 +98,13 @@ def make_problem(row: DatasetRow, raw: Row, where: str, problem_id: str) -> Prob
         UnusableRow: the answer field holds no answer, or the question is empty or of no form that is read.
     """
     for name, values in row.keep:
-        value = field_text(find_field(raw, name))
+        value = field_text(find_column(raw, name))
         if value and value not in values:
             raise LeftOut(f"{name} is {value!r}")
     asked = join_questions([read_question(get_field(raw, name, where)) for name in row.question])
     given = list_in(get_field(raw, row.answer, where))
     answer, answer_type = _reference(_own_type(row, raw, where), raw, given)
-    solution = find_field(raw, row.solution) if row.solution else None
+    solution = find_column(raw, row.solution) if row.solution else None
     if isinstance(solution, list | tuple):
         solution = solution[0] if solution else None
     rule = row.rule or ("gsm8k" if isinstance(given, str) and "####" in given else "")
@@ -112,14 +113,14 @@ def make_problem(row: DatasetRow, raw: Row, where: str, problem_id: str) -> Prob
         if extracted is None:
             raise UnusableRow(f"no answer in the form {rule!r}")
         answer = extracted
-    meta = {key: json_value(find_field(raw, key)) for key in row.meta}
+    meta = {key: json_value(find_column(raw, key)) for key in row.meta}
     return Problem(
         id=problem_id,
         question=_unwrapped(asked.question, *row.wrapper),
         answer=answer,
         answer_type=answer_type,
         solution=_CALCULATOR.sub("", solution).strip() if isinstance(solution, str) and solution else None,
-        options=read_options(find_field(raw, row.options)),
+        options=read_options(find_column(raw, row.options)),
         meta={key: value for key, value in meta.items() if value is not None},
         system_prompt=asked.system_prompt,
         row={key: json_value(value) for key, value in raw.items()},
@@ -133,7 +134,7 @@ def _reference(row: DatasetRow, raw: Row, given: Any) -> tuple[str, str]:
     values = read_answers(given)
     if len(values) == 1 and not isinstance(values[0], list):
         return read_answer(values[0]), row.answer_type
-    all_needed = str(find_field(raw, row.all_needed)).lower() == "true"
+    all_needed = str(find_column(raw, row.all_needed)).lower() == "true"
     return json.dumps(values, ensure_ascii=False), "all_of" if all_needed else row.lists
 
 

@@ -87,12 +87,27 @@ def read_hub(
             f"local file with {local_option}"
         ) from None
     except ValueError as error:
+        several = [] if config else _configs(repo, revision or named)
+        if len(several) > 1:
+            raise UserError(
+                f"data set {name!r} has several configurations, {', '.join(several)}: choose one with "
+                "--data.config"
+            ) from None
         raise UserError(f"data set {name!r}: {str(error).strip().splitlines()[0]}") from None
     except (OSError, *http_errors(), datasets.exceptions.DatasetGenerationError) as error:
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         raise broken_off("data set", name, cause) from error
     finally:
         datasets.config.HF_HUB_OFFLINE = was_offline
+
+
+def _configs(repo: str, revision: str | None) -> list[str]:
+    """The configurations of a data set on the hub; empty where they cannot be known."""
+    datasets = _datasets()
+    try:
+        return list(datasets.get_dataset_config_names(repo, revision=revision))
+    except (ConnectionError, ValueError, OSError, datasets.exceptions.DatasetNotFoundError):
+        return []
 
 
 def hub_splits(name: str, config: str) -> list[str]:
@@ -113,7 +128,7 @@ def get_field(row: Row, name: str, where: str) -> Any:
     Raises:
         UserError: there is no such field; names the place and the fields that there are.
     """
-    value = find_field(row, name, _MISSING)
+    value = find_column(row, name, _MISSING)
     if value is _MISSING:
         there = field_names(row)
         raise UserError(
@@ -122,7 +137,7 @@ def get_field(row: Row, name: str, where: str) -> Any:
     return value
 
 
-def find_field(row: Row, name: str, default: Any = None) -> Any:
+def find_column(row: Row, name: str, default: Any = None) -> Any:
     """The row's field by its name or dotted path (a number takes an item of a list); else ``default``."""
     if name in row:
         return row[name]

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from mathrl.distributed.collectives import all_reduce, gather, rank
-from mathrl.distributed.group import Group, current, joined
+from mathrl.distributed.group import Ranks, current, joined
 from mathrl.errors import Stopped, UserError
 
 T = TypeVar("T")
@@ -45,7 +45,7 @@ def together(work: str) -> AbstractContextManager[None]:
 class _Together:
     """No generator, in whose ends a signal handler could raise before this rank has told how it went."""
 
-    def __init__(self, group: Group, work: str) -> None:
+    def __init__(self, group: Ranks, work: str) -> None:
         self.group, self.work = group, work
 
     def __enter__(self) -> None:
@@ -100,7 +100,7 @@ def agreed_rank(error: BaseException) -> int | None:
     return None
 
 
-def _agree(group: Group, error: BaseException | None) -> None:
+def _agree(group: Ranks, error: BaseException | None) -> None:
     status = _FINE if error is None else _FAILED
     if isinstance(error, KeyboardInterrupt):
         status = _STOPPED + getattr(error, "signum", signal.SIGINT)
@@ -127,7 +127,7 @@ def _agree(group: Group, error: BaseException | None) -> None:
     # else it is on its way already
 
 
-def _worst(group: Group, status: int) -> int:
+def _worst(group: Ranks, status: int) -> int:
     """The largest status of all ranks. Its seconds are mostly waiting for the last of them."""
     import torch
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
-from mathrl.distributed.group import Group, current
+from mathrl.distributed.group import Ranks, current
 
 if TYPE_CHECKING:  # one process, which may have no tensor at all, does without torch here
     from torch import Tensor
@@ -48,12 +48,12 @@ def interleaved(parts: Sequence[Sequence[T]]) -> list[T]:
 
 def sum_ranks(tensor: Tensor) -> Tensor:
     """Sum over ranks of a tensor that has the same shape everywhere; a new tensor."""
-    return _reduced(tensor, "SUM")
-
-
-def max_ranks(tensor: Tensor) -> Tensor:
-    """Maximum over ranks, elementwise; a new tensor."""
-    return _reduced(tensor, "MAX")
+    group = current()
+    if group is None:
+        return tensor
+    result = tensor.clone()
+    all_reduce(group, result, "SUM")
+    return result
 
 
 def gather(value: T) -> list[T]:
@@ -85,7 +85,7 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
 
 
 @contextmanager
-def measured(group: Group, what: str) -> Iterator[None]:
+def measured(group: Ranks, what: str) -> Iterator[None]:
     """Count the seconds of a call to other ranks; a broken connection becomes a LostRankError."""
     import torch
 
@@ -105,7 +105,7 @@ def measured(group: Group, what: str) -> Iterator[None]:
         group.seconds[what] += time.perf_counter() - start
 
 
-def all_reduce(group: Group, tensor: Tensor, op: str, counts_as: str = "reduce") -> None:
+def all_reduce(group: Ranks, tensor: Tensor, op: str, counts_as: str = "reduce") -> None:
     """torch's all_reduce in place: over NCCL where the tensor is on a GPU, else over gloo.
 
     Args:
@@ -118,15 +118,6 @@ def all_reduce(group: Group, tensor: Tensor, op: str, counts_as: str = "reduce")
         dist.all_reduce(
             tensor, getattr(dist.ReduceOp, op), group=group.tensors if tensor.is_cuda else group.waiting
         )
-
-
-def _reduced(tensor: Tensor, op: str) -> Tensor:
-    group = current()
-    if group is None:
-        return tensor
-    result = tensor.clone()
-    all_reduce(group, result, op)
-    return result
 
 
 def _buckets(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:

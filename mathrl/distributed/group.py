@@ -24,7 +24,7 @@ _WAIT = timedelta(days=30)  # over gloo; the lookout notices what has gone wrong
 
 
 @dataclass
-class Group:
+class Ranks:
     """What this process knows of its ranks."""
 
     place: Place
@@ -36,16 +36,16 @@ class Group:
     agreements: list[float] = field(default_factory=list)  # seconds of each, since last taken
 
 
-_group: Group | None = None  # of this process, as torch's own process group is
+_group: Ranks | None = None  # of this process, as torch's own process group is
 _is_alone = False
 
 
-def current() -> Group | None:
+def current() -> Ranks | None:
     """The group, or None in a run of one process and inside ``alone``."""
     return None if _is_alone else _group
 
 
-def joined() -> Group | None:
+def joined() -> Ranks | None:
     """The group, also inside ``alone``."""
     return _group
 
@@ -77,7 +77,7 @@ def start() -> Place:
         torch.cuda.set_device(device)
         tensors = dist.new_group(backend="nccl", device_id=device)
     assert dist.group.WORLD is not None
-    _group = Group(own, dist.group.WORLD, tensors)
+    _group = Ranks(own, dist.group.WORLD, tensors)
     return own
 
 

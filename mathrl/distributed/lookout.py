@@ -41,7 +41,7 @@ EXIT_LOST = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Ending:
     """Why the run ends, the same for all ranks: who wrote it first into the store."""
 
     sentence: str  # "" where there is nothing to say: an interruption
@@ -83,7 +83,7 @@ class Lookout:
     def __init__(self, place: Place, store: dist.Store) -> None:
         self.place, self._store = place, store
         self.last_words: Callable[[], None] | None = None  # called at a bad end, by the lowest rank left
-        self.verdict: Verdict | None = None
+        self.ending: Ending | None = None
         self._processes = self._introduce()
         self._beats = dict.fromkeys(range(place.world), "")  # rank -> its count when last read
         self._heard = dict.fromkeys(range(place.world), time.monotonic())  # and when it last changed
@@ -103,38 +103,38 @@ class Lookout:
         self._ask(lambda: self._store.set(f"done/{self.place.rank}", "1"))
         self._stopped.set()
 
-    def settle(self, sentence: str, status: int, lost: tuple[int, ...] = ()) -> Verdict:
-        """The verdict that counts for all ranks: this one, unless another was written before."""
-        own = Verdict(sentence, status, lost, self.place.rank)
-        if self.verdict is None:
-            text = self._ask(lambda: self._store.compare_set("verdict", "", json.dumps(asdict(own))))
-            self.verdict = _verdict(text) if text else own
-        return self.verdict
+    def settle(self, sentence: str, status: int, lost: tuple[int, ...] = ()) -> Ending:
+        """The ending that counts for all ranks: this one, unless another was written before."""
+        own = Ending(sentence, status, lost, self.place.rank)
+        if self.ending is None:
+            text = self._ask(lambda: self._store.compare_set("ending", "", json.dumps(asdict(own))))
+            self.ending = _read_ending(text) if text else own
+        return self.ending
 
-    def wait_for_verdict(self, error: BaseException) -> Verdict:
+    def wait_for_ending(self, error: BaseException) -> Ending:
         """What the lookout, or another rank's, finds to be behind an error of a call to other ranks."""
         deadline = time.monotonic() + SILENT_S + 10.0
-        while self.verdict is None and time.monotonic() < deadline:
+        while self.ending is None and time.monotonic() < deadline:
             time.sleep(0.1)
-        return self.verdict or self.settle(
+        return self.ending or self.settle(
             f"rank {self.place.rank} lost its connection to another rank, though all of them live ({error}): "
             "look at the network between their hosts, then go on with --resume",
             EXIT_LOST,
         )
 
-    def end(self, verdict: Verdict, *, say: Callable[[str], None] | None = None) -> None:
+    def end(self, ending: Ending, *, say: Callable[[str], None] | None = None) -> None:
         """End this process; does not return."""
         if not self._ending.acquire(blocking=False):
             time.sleep(3600)  # the other thread is at it
-        if verdict.by == self.place.rank and verdict.sentence:
-            (say or _say)(verdict.sentence)
-        self._say_last_words(verdict)
-        if verdict.by == self.place.rank:
+        if ending.by == self.place.rank and ending.sentence:
+            (say or _say)(ending.sentence)
+        self._say_last_words(ending)
+        if ending.by == self.place.rank:
             time.sleep(_TELL_S)
         _end_children()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(verdict.status)
+        os._exit(ending.status)
 
     # --- the threads ----------------------------------------------------------------------------------------
 
@@ -147,8 +147,8 @@ class Lookout:
             try:
                 self._store.set(f"beat/{self.place.rank}", str(count))
                 beats = self._store.multi_get([f"beat/{rank}" for rank in watched])
-                if self.verdict is None and self._store.check(["verdict"]):
-                    self.verdict = _verdict(self._store.get("verdict"))
+                if self.ending is None and self._store.check(["ending"]):
+                    self.ending = _read_ending(self._store.get("ending"))
                 done = [rank for rank in self._gone if self._store.check([f"done/{rank}"])]
             except RuntimeError:  # dist.DistError: the store has gone
                 continue
@@ -167,14 +167,14 @@ class Lookout:
                 self._store_heard = now
                 self._heard = dict.fromkeys(self._heard, now)
             last = now
-            verdict = self.verdict or self._look(now)
-            if verdict is not None:
+            ending = self.ending or self._look(now)
+            if ending is not None:
                 self._stopped.wait(_OWN_END_S)  # the main thread has ended this process by then, if it can
                 if not self._stopped.is_set():
-                    self.end(verdict)
+                    self.end(ending)
                 return
 
-    def _look(self, now: float) -> Verdict | None:
+    def _look(self, now: float) -> Ending | None:
         """What has gone wrong, if anything has."""
         if os.getppid() != self._parent:
             return self._settle_of_launcher(
@@ -209,24 +209,24 @@ class Lookout:
             return False
         return now - self._gone.setdefault(rank, now) > 2 * BEAT_S
 
-    def _settle_of_launcher(self, sentence: str) -> Verdict:
+    def _settle_of_launcher(self, sentence: str) -> Ending:
         """Where the store may have gone with the launcher: one rank a host says it."""
         return self.settle(sentence if self.place.local_rank == 0 else "", EXIT_LOST)
 
-    def _settle_silence(self, silent: list[int]) -> Verdict:
+    def _settle_silence(self, silent: list[int]) -> Ending:
         process = self._processes[silent[0]]
-        verdict = self.settle(
+        ending = self.settle(
             f"rank {silent[0]} (process {process.pid} on {process.host}) has given no sign of life for "
             f"{SILENT_S:.0f} s: it was stopped, or its host has vanished or hangs; go on with --resume",
             EXIT_LOST,
             tuple(silent),
         )
-        for rank in verdict.lost:  # a stopped process hears nothing else
+        for rank in ending.lost:  # a stopped process hears nothing else
             process = self._processes[rank]
             found = process.find() if process.host == platform.node() else None
             if found is not None:
                 found.kill()
-        return verdict
+        return ending
 
     # --- pieces ---------------------------------------------------------------------------------------------
 
@@ -254,9 +254,9 @@ class Lookout:
         thread.join(3.0)
         return answer[0] if answer else None
 
-    def _say_last_words(self, verdict: Verdict) -> None:
+    def _say_last_words(self, ending: Ending) -> None:
         """Where this is the lowest rank that is left: what it keeps, in bounded time."""
-        left = [rank for rank in range(self.place.world) if rank not in verdict.lost]
+        left = [rank for rank in range(self.place.world) if rank not in ending.lost]
         if self.last_words is None or not left or left[0] != self.place.rank:
             return
         thread = threading.Thread(target=self.last_words, daemon=True)
@@ -274,9 +274,9 @@ def connect(own: Place) -> dist.Store:
     return dist.PrefixStore("/".join(["mathrl", *(os.environ.get(name, "0") for name in names)]), store)
 
 
-def _verdict(text: bytes) -> Verdict:
+def _read_ending(text: bytes) -> Ending:
     told = json.loads(text)
-    return Verdict(told["sentence"], told["status"], tuple(told["lost"]), told["by"])
+    return Ending(told["sentence"], told["status"], tuple(told["lost"]), told["by"])
 
 
 def _say(sentence: str) -> None:

@@ -14,7 +14,7 @@ from mathrl.distributed import group
 from mathrl.distributed.agreement import agreed_rank, together
 from mathrl.distributed.collectives import LostRankError
 from mathrl.distributed.environment import Place
-from mathrl.distributed.lookout import EXIT_LOST, Lookout, Verdict, connect
+from mathrl.distributed.lookout import EXIT_LOST, Ending, Lookout, connect
 from mathrl.errors import Stopped, UserError
 
 EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
@@ -84,18 +84,18 @@ class Session(Alone):
         lookout = self.lookout
         lost = _lost_connection(error)
         if lost is not None:
-            lookout.end(lookout.wait_for_verdict(lost))
+            lookout.end(lookout.wait_for_ending(lost))
         if isinstance(error, KeyboardInterrupt):
             lookout.end(lookout.settle("", getattr(error, "exit_status", EXIT_INTERRUPTED)))
         if isinstance(error, SystemExit):
             lookout.end(lookout.settle("", error.code if isinstance(error.code, int) else 1))
-        status = getattr(error, "exit_status", EXIT_USER_ERROR) if isinstance(error, UserError) else EXIT_LOST
+        status = EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_LOST
         agreed = agreed_rank(error)
         if not isinstance(error, UserError) and agreed in (None, self.place.rank):
             traceback.print_exception(error, file=sys.stderr)
-        lookout.end(self._verdict(lookout, error, agreed, status))
+        lookout.end(self._ending(lookout, error, agreed, status))
 
-    def _verdict(self, lookout: Lookout, error: BaseException, agreed: int | None, status: int) -> Verdict:
+    def _ending(self, lookout: Lookout, error: BaseException, agreed: int | None, status: int) -> Ending:
         own = self.place.rank
         if isinstance(error, UserError):
             sentence, speaker = str(error), 0  # rank 0 has the console
@@ -106,7 +106,7 @@ class Session(Alone):
             sentence, speaker = f"{sentence} (its traceback stands above)", agreed or 0
         if agreed is None or own == speaker:
             return lookout.settle(sentence, status)
-        return lookout.wait_for_verdict(error)
+        return lookout.wait_for_ending(error)
 
 
 def _stop(signum: int, frame: Any) -> None:

@@ -37,12 +37,12 @@ __all__ = [
     "Evaluation",
     "EvaluationSettings",
     "compare_evaluations",
-    "evaluate",
+    "evaluate_problems",
     "read_evaluation",
 ]
 
 
-class Progress(Protocol):
+class Gauge(Protocol):
     """What shows how far an evaluation has come: ``mathrl.run.progress.Stage``."""
 
     def __call__(self, done: int, total: int, /) -> None:
@@ -66,7 +66,7 @@ class Scorer(Protocol):
     def same_answers(self, asked: Sequence[tuple[Problem, Sequence[str]]]) -> list[list[int]]: ...
 
 
-def evaluate(
+def evaluate_problems(
     engine: Engine,
     problems: Sequence[Problem],
     scorer: Scorer,
@@ -77,7 +77,7 @@ def evaluate(
     info: Mapping[str, Any] | None = None,
     out: Path | None = None,
     replace_other: bool = False,
-    progress: Progress | None = None,
+    progress: Gauge | None = None,
 ) -> Evaluation:
     """Sample, judge and count, with the weights the engine has now; several ranks share the problems.
 
@@ -146,7 +146,7 @@ class _Sampler:
         scorer: Scorer,
         settings: EvaluationSettings,
         log: CompletionLog,
-        progress: Progress | None,
+        progress: Gauge | None,
         num_problems: int,
     ):
         self.engine, self.problems, self.scorer, self.log = engine, problems, scorer, log

@@ -65,7 +65,7 @@ def score_samples(evaluation: Evaluation, reward_model: RewardModel) -> list[tup
     return [tuple(found[i, s.text] for s in r.samples) for i, r in enumerate(evaluation.records)]
 
 
-def rank(evaluation: Evaluation, scores: Sequence[Sequence[float]], model: str = "") -> Ranking:
+def measure_ranking(evaluation: Evaluation, scores: Sequence[Sequence[float]], model: str = "") -> Ranking:
     """Measures of the samples with these scores; ``evaluation.k`` must be at least 1.
 
     The weight of a sample is exp(score), its strength in the Bradley–Terry model, where the odds of one

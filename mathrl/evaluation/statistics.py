@@ -309,21 +309,3 @@ def sample_size_paired(gain: float, changed: float, *, power: float = 0.8, alpha
     z_alpha, z_power = normal_quantile(1 - alpha / 2), normal_quantile(power)
     root = z_alpha * math.sqrt(changed) + z_power * math.sqrt(max(changed - gain * gain, 0.0))
     return math.ceil((root / gain) ** 2)
-
-
-def sample_size_interval(accuracy: float, half_width: float, confidence: float = 0.95) -> int:
-    """Problems needed for a Wilson interval of at most ± ``half_width`` around ``accuracy``."""
-    if not (0 <= accuracy <= 1 and 0 < half_width < 0.5):
-        raise ValueError(f"need accuracy in [0, 1] and half_width in (0, 0.5), got {accuracy}, {half_width}")
-    low, high = 1, 1
-    z2 = normal_quantile(0.5 + confidence / 2) ** 2
-
-    def width(n: int) -> float:  # the accuracy need not be a whole number of the n problems
-        return 2 * math.sqrt(z2 * (accuracy * (1 - accuracy) / n + z2 / (4 * n * n))) / (1 + z2 / n)
-
-    while width(high) > 2 * half_width:
-        low, high = high, high * 2
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if width(middle) <= 2 * half_width else (middle + 1, high)
-    return low

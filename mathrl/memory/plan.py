@@ -81,8 +81,7 @@ def make_plan(config: Config, shape: Shape, device_bytes: int, *, itemsize: int 
         device_bytes: memory of the device.
         itemsize: bytes of a weight.
     """
-    rollout, update = config.rollout, config.update
-    own_engine = rollout.engine != "transformers"
+    update = config.update
     adapter = shape.adapter_parameters(config.lora.rank, config.lora.targets)
     value = adapter * config.algorithm.value_rank / config.lora.rank if config.algorithm.name == "ppo" else 0
     weights = shape.num_parameters * itemsize
@@ -91,23 +90,9 @@ def make_plan(config: Config, shape: Shape, device_bytes: int, *, itemsize: int 
         "trainer: adapter, gradient, AdamW": int((adapter + value) * (4 + 4 + 8)),
         "trainer: CUDA context": TRAINER_CONTEXT,
     }
-    if own_engine:
-        sequences = min(MAX_SEQUENCES, rollout.problems_per_step * rollout.group_size)
-        replicas = rollout.num_replicas
-        working = BATCHED_TOKENS * 2 * itemsize * (shape.intermediate_size + shape.hidden_size)
-        engine = {
-            "engine: weights": replicas * weights,
-            "engine: adapter slot": 0 if rollout.merge_adapter else replicas * adapter * itemsize,
-            "engine: activations": replicas * working,
-            "engine: logits": 3 * 4 * sequences * shape.vocab_size,
-            "engine: CUDA context and graphs": replicas * ENGINE_CONTEXT,
-        }
-        wanted = kv_tokens(config, sequences) * shape.kv_bytes(itemsize)
-    else:
-        sequences = rollout.problems_per_step * rollout.group_size
-        engine = {"engine: logits": 3 * 4 * sequences * shape.vocab_size}
-        wanted = kv_tokens(config, sequences) * shape.kv_bytes(itemsize)
-
+    sequences = _sampled_at_once(config)
+    engine = _engine_rows(config, shape, sequences, adapter, itemsize)
+    wanted = kv_tokens(config, sequences) * shape.kv_bytes(itemsize)
     tokens = _step_tokens(config)
     gathered = _gathered_keys(config)
     activation = shape.activation_bytes(
@@ -134,6 +119,29 @@ def make_plan(config: Config, shape: Shape, device_bytes: int, *, itemsize: int 
         "engine: KV cache": cache,
     }
     return MemoryPlan(rows, device_bytes, pick, sequences, cache, wanted, engine_bytes)
+
+
+def _sampled_at_once(config: Config) -> int:
+    """Completions that the engine holds at the same time, over all replicas."""
+    step = config.rollout.problems_per_step * config.rollout.group_size
+    return step if config.rollout.engine == "transformers" else min(MAX_SEQUENCES, step)
+
+
+def _engine_rows(config: Config, shape: Shape, sequences: int, adapter: int, itemsize: int) -> dict[str, int]:
+    """Bytes of sampling without its cache; an engine in the trainer's process shares the weights there."""
+    rollout = config.rollout
+    logits = {"engine: logits": 3 * 4 * sequences * shape.vocab_size}
+    if rollout.engine == "transformers":
+        return logits
+    replicas = rollout.num_replicas
+    working = BATCHED_TOKENS * 2 * itemsize * (shape.intermediate_size + shape.hidden_size)
+    return {
+        "engine: weights": replicas * shape.num_parameters * itemsize,
+        "engine: adapter slot": 0 if rollout.merge_adapter else replicas * adapter * itemsize,
+        "engine: activations": replicas * working,
+        **logits,
+        "engine: CUDA context and graphs": replicas * ENGINE_CONTEXT,
+    }
 
 
 def of_one_rank(config: Config, num_ranks: int) -> Config:

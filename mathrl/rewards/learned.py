@@ -189,6 +189,11 @@ def load_reward_model(path: str, option: str) -> RewardModelScorer:
             "do not belong together"
         )
     if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise UserError(
+                f"{option} {path!r}: its tokenizer has neither a pad nor an end token, so texts cannot be "
+                "scored together: set pad_token in its tokenizer_config.json"
+            )
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
     device = "cuda" if torch.cuda.is_available() else "cpu"

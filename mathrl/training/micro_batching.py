@@ -61,14 +61,11 @@ class MicroBatches:
         for part in micro_batches(left, self.max_tokens):
             rows = rest[part]
             before = [None if p.grad is None else p.grad.clone() for p in parameters]
-            if _fits(lambda rows=rows: work(rows, batch.rows(rows))):  # type: ignore[misc]
+            if fits(lambda rows=rows: work(rows, batch.rows(rows))):  # type: ignore[misc]
                 done.append(rows)
                 continue
             for parameter, gradient in zip(parameters, before, strict=True):
                 parameter.grad = gradient
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
             self._halve(batch, rows)
             break
         return torch.cat(done)
@@ -87,14 +84,18 @@ class MicroBatches:
         )
 
 
-def _fits(work: Callable[[], None]) -> bool:
-    """Whether the work ended with memory to spare; its tensors are freed when this returns."""
+def fits(work: Callable[[], object]) -> bool:
+    """Whether the work ended with memory to spare; if not, its tensors are freed when this returns."""
     try:
         work()
     except torch.OutOfMemoryError:
-        return False
+        pass
     except RuntimeError as error:
-        if any(text in str(error) for text in _NO_MEMORY):
-            return False
-        raise
-    return True
+        if not any(text in str(error) for text in _NO_MEMORY):
+            raise
+    else:
+        return True
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return False

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mathrl.config import Config
 from mathrl.errors import NonFiniteError
+from mathrl.training.micro_batching import fits
 from mathrl.training.reward_model_data import EncodedPair, PairSets, balanced_batches
 from mathrl.training.reward_model_files import RewardModel
 from mathrl.training.reward_model_loss import PairScores, RankingLoss
@@ -88,7 +89,7 @@ class RewardModelFit:
         batch = self._batch(self.steps_done)
         # dropout is LoRA's alone where the recipe has it; else training and scoring are the same function
         self.model.model.train(self.config.lora.dropout > 0)
-        loss, scores = self.loss.backward(batch)
+        loss, scores = self._gradient(batch)
         self.model.model.eval()
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters, own.max_grad_norm))
         if not math.isfinite(loss) or not math.isfinite(norm):
@@ -112,6 +113,18 @@ class RewardModelFit:
             "ranking/learning_rate": rate,
             "tokens/trained": float(self.tokens),
         }
+
+    def _gradient(self, batch: Sequence[EncodedPair]) -> tuple[float, Tensor]:
+        """Loss and scores of a step; one that does not fit in memory is done anew in smaller parts.
+
+        Raises:
+            UserError: a single pair does not fit.
+        """
+        found: list[tuple[float, Tensor]] = []
+        while not fits(lambda: found.append(self.loss.backward(batch))):
+            self.optimizer.zero_grad(set_to_none=True)
+            self.loss.halve(batch)
+        return found[0]
 
     def scores(self, pairs: Sequence[EncodedPair]) -> Tensor:
         """(n, 2) scores of chosen and rejected with the weights of now."""

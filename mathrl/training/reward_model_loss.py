@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,9 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
+from mathrl.errors import UserError
 from mathrl.policy.trunk import Trunk
 from mathrl.training.reward_model_data import EncodedPair, by_tokens
 from mathrl.types import Batch
+
+log = logging.getLogger(__name__)
 
 
 def bradley_terry(scores: Tensor, margins: Tensor, center_coef: float) -> Tensor:
@@ -70,6 +74,23 @@ class RankingLoss:
         parts = list(by_tokens(pairs, self.max_tokens))
         scores = torch.cat([self.scores(part) for part in parts])
         return float(self.losses(pairs, scores).mean()), scores.cpu()
+
+    def halve(self, pairs: Sequence[EncodedPair]) -> None:
+        """Go on with micro-batches of half the tokens, as memory ran out on ``pairs``.
+
+        Raises:
+            UserError: they were single pairs already.
+        """
+        sizes = [pair.num_tokens for pair in pairs]
+        if all(len(part) == 1 for part in by_tokens(pairs, self.max_tokens)):
+            raise UserError(
+                f"a single pair of {max(sizes)} tokens does not fit in the device's memory: set "
+                "--update.gradient_checkpointing true, leave long pairs out, or take a smaller base"
+            )
+        self.max_tokens = min(self.max_tokens, sum(sizes)) // 2
+        log.warning(
+            "out of memory in a micro-batch: going on with --update.micro_batch_tokens %d", self.max_tokens
+        )
 
     def losses(self, pairs: Sequence[EncodedPair], scores: Tensor) -> Tensor:
         """(n,) losses of pairs with these scores."""

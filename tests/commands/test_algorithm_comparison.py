@@ -13,6 +13,7 @@ from mathrl.cli import main
 from mathrl.commands.algorithm_comparison import constant_rate
 from mathrl.commands.algorithm_trial import Budget, Ledger, kl_to_reference, memory_of
 from mathrl.config import Config, UpdateConfig
+from mathrl.recipes import dump, load_recipe
 from mathrl.report.algorithm_page import render, summarise
 from mathrl.training.update import learning_rate, make_update
 from mathrl.types import Completion, Group, Problem
@@ -166,6 +167,23 @@ def test_a_small_comparison_end_to_end_and_again_from_its_trials(tmp_path, capsy
     assert "trial" not in capsys.readouterr().out
     assert main([*arguments, "--update.learning_rate", "0.5"]) == 2
     assert "another update.learning_rate" in capsys.readouterr().err
+    assert (tmp_path / "out" / ".mathrl-comparison").is_file()
+
+
+def test_a_comparison_neither_takes_nor_deletes_a_folder_of_others(tmp_path, capsys):
+    theirs = tmp_path / "theirs"
+    (theirs / "reference").mkdir(parents=True)
+    (theirs / "reference" / "book.txt").write_text("mine")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".mathrl-run").write_text("{}")
+    (run / "config.toml").write_text(dump(load_recipe("quickstart")))
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    for folder, said in ((theirs, "is no comparison"), (run, "is a run and no comparison")):
+        for flag in ([], ["--overwrite"]):
+            assert main(["compare", "--out", str(folder), *flag]) == 2
+            assert said in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
 @pytest.mark.parametrize(

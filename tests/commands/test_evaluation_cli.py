@@ -269,7 +269,7 @@ def test_a_chat_model_is_asked_by_its_own_template(folder: Path, tmp_path: Path)
     out = evaluate(tmp_path, tmp_path / "out", "--model.system_prompt", "Be brief.", model="chat")
     prompt = read_evaluation(out / "gsm8k").protocol["prompt"]
     assert prompt["kind"] == "chat"
-    assert re.fullmatch(r'<system>Be brief\.<user>\{question\}\n.*"#### answer"\.<me>', prompt["prompt"])
+    assert re.fullmatch(r"<system>Be brief\.<user>\{question\}\n.* after ####\.<me>", prompt["prompt"])
     plain = evaluate(tmp_path, tmp_path / "plain", "--model.prompt", "plain", model="chat")
     assert read_evaluation(plain / "gsm8k").protocol["prompt"]["kind"] == "plain"
     evaluate(tmp_path, tmp_path / "x", "--against", plain, model="chat", status=2)

@@ -200,7 +200,9 @@ def test_a_finished_run_can_be_lengthened_and_keeps_its_first_results(whole, rec
     run = a_copy(whole, tmp_path)
     arguments = ["train", str(recipe), "--run.output_dir", str(tmp_path), "--resume"]
     assert main([*arguments, "--train.num_steps", "9"]) == 0
-    assert "resumed after step 7" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "resumed after step 7" in said
+    assert f"the results so far are kept in {run}/earlier/step-00000007" in said
     assert [r["step"] for r in rows(run)] == list(range(1, 10))
     assert [lasting(r) for r in rows(run)[:7]] == [lasting(r) for r in rows(whole)]
     summary = json.loads((run / "summary.json").read_text())

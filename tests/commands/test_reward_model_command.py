@@ -15,7 +15,7 @@ from mathrl.cli import main
 from mathrl.commands import reward_model
 from mathrl.config import ModelConfig, RewardConfig
 from mathrl.policy.scratch import build_base
-from mathrl.recipes import dump, load_recipe
+from mathrl.recipes import dump, load_config, load_recipe
 from mathrl.rewards.learned import conversation, load_reward_model, make_reward_model
 from mathrl.rewards.reward_model_folder import training_questions
 from mathrl.types import Completion, Problem
@@ -239,6 +239,14 @@ def test_what_cannot_be_is_told_in_a_sentence(words, told, tmp_path, monkeypatch
     assert told in error
     assert error.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_micro_batch_left_open_is_what_the_memory_holds(home: Path, run: Path) -> None:
+    options = ["--update.micro_batch_tokens=0", "--reward_model.num_epochs=1", "--resume"]
+    assert train(home, "open", *options[:2]) == 0
+    settled = load_config(home / "runs" / "open" / "config.toml").update.micro_batch_tokens
+    assert settled >= 1024  # not a pair at a time
+    assert train(home, "open", *options) == 0  # the folder knows what was settled
 
 
 def test_a_pair_accuracy_is_a_mean_over_questions(home: Path) -> None:

@@ -44,14 +44,15 @@ def test_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
         raise Reached
 
     monkeypatch.setattr(train, "RewardScorer", scorer)
+    monkeypatch.setattr(train, "_open_tracker", lambda _: SimpleNamespace(close=lambda: None))
     monkeypatch.setattr(train, "_reference", lambda *_: "")
     monkeypatch.setattr(train.Policy, "from_pretrained", lambda *_: SimpleNamespace(tokenizer=None))
-    monkeypatch.setattr(train, "make_template", lambda *_: TEMPLATE)
+    monkeypatch.setattr(train, "template_with_examples", lambda *_: TEMPLATE)
     monkeypatch.setattr(train, "make_engine", sample)
     config = Config.model_validate({"reward": {"num_workers": 1}})
-    run: Any = SimpleNamespace(config=config, reward_functions=())
+    run: Any = SimpleNamespace(config=config, reward_functions=(), shown=())
     with pytest.raises(Reached):
-        train._stages(run, SimpleNamespace(), SimpleNamespace())  # type: ignore[arg-type]
+        train._stages(SimpleNamespace(run=run))  # type: ignore[arg-type]
 
 
 def test_in_evaluations(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -69,8 +70,10 @@ def test_in_evaluations(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     monkeypatch.setattr(evaluation_run, "evaluate", sample)
     stage = SimpleNamespace(stage=lambda *_: nullcontext())
     monkeypatch.setattr(evaluation_run, "Progress", lambda _: nullcontext(stage))
-    options = SimpleNamespace(max_completion_tokens=0, samples=0, seed=0, overwrite=False)
+    options = SimpleNamespace(max_completion_tokens=0, samples=0, seed=0, overwrite=False, rank_by="")
     source = SimpleNamespace(config=Config.model_validate({"reward": {"num_workers": 1}}), name="m")
-    request: Any = SimpleNamespace(source=source, found=[found], options=options)
+    request: Any = SimpleNamespace(
+        source=source, found=[found], options=options, out=tmp_path / "out", trained_on=None
+    )
     with pytest.raises(Reached):
         evaluation_run.evaluate_benchmarks(request, Console(file=io.StringIO()))

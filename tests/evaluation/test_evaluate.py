@@ -9,7 +9,7 @@ import pytest
 
 from mathrl.errors import UserError
 from mathrl.evaluation.completions import read_evaluation
-from mathrl.evaluation.evaluate import EvaluationSettings, compare_evaluations, evaluate
+from mathrl.evaluation.evaluate import EvaluationSettings, compare_evaluations, evaluate_problems
 from mathrl.evaluation.result import Evaluation, Judged, Record
 from mathrl.evaluation.statistics import mcnemar_exact, wilson_interval
 from mathrl.rewards.votes import same_answers
@@ -99,7 +99,7 @@ def run(engine: ScriptedEngine, out: Path | None = None, problems=PROBLEMS, **ch
     own = {f.name for f in fields(EvaluationSettings)} & changes.keys()
     asked = {"max_completion_tokens": 32, "num_samples": 4, "temperature": 0.8}
     settings = EvaluationSettings(**asked | {name: changes.pop(name) for name in own})
-    return evaluate(engine, problems, InProcessScorer(), settings, out=out, **{"seed": 3} | changes)
+    return evaluate_problems(engine, problems, InProcessScorer(), settings, out=out, **{"seed": 3} | changes)
 
 
 def test_numbers_by_hand(tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ class Shown:
 def test_progress_reaches_the_total_and_verdicts_start_early() -> None:
     shown, scorer = Shown(), InProcessScorer()
     engine = ScriptedEngine(SCRIPT)
-    found = evaluate(engine, PROBLEMS, scorer, EvaluationSettings(32, num_samples=4), progress=shown)
+    found = evaluate_problems(engine, PROBLEMS, scorer, EvaluationSettings(32, num_samples=4), progress=shown)
     assert shown.counts[-1] == (30, 30)
     assert scorer.submitted == 30
     assert shown.tokens[-1] == (found.tokens, 1.0)
@@ -307,7 +307,7 @@ def test_progress_moves_before_anything_has_finished() -> None:
             return super().sample(problems, *args, **kwargs)
 
     shown = Shown()
-    evaluate(Slow(SCRIPT), PROBLEMS, InProcessScorer(), EvaluationSettings(32), progress=shown)
+    evaluate_problems(Slow(SCRIPT), PROBLEMS, InProcessScorer(), EvaluationSettings(32), progress=shown)
     assert shown.tokens[:2] == [(10, None), (20, None)]
     assert shown.tokens[2][1] is not None
 

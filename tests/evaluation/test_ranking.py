@@ -7,7 +7,13 @@ import random
 import numpy as np
 import pytest
 
-from mathrl.evaluation.ranking import best_of_k, pair_share, rank, score_samples, weighted_majority
+from mathrl.evaluation.ranking import (
+    best_of_k,
+    measure_ranking,
+    pair_share,
+    score_samples,
+    weighted_majority,
+)
 from mathrl.evaluation.result import Evaluation, Judged, Record, votes_of
 from mathrl.evaluation.statistics import maj_at_k
 from mathrl.types import Problem
@@ -82,7 +88,7 @@ def evaluation(num=60, k=4):
 def test_a_perfect_ranking_finds_what_can_be_found():
     found = evaluation()
     scores = [[float(s.correct) for s in r.samples] for r in found.records]
-    ranking = rank(found, scores, "perfect")
+    ranking = measure_ranking(found, scores, "perfect")
     assert ranking.pair_accuracy.value == 1.0
     assert set(ranking.best_at_k) == {1, 2, 4}
     for k, estimate in ranking.best_at_k.items():
@@ -92,7 +98,7 @@ def test_a_perfect_ranking_finds_what_can_be_found():
     assert ranking.tests["best@4 against mean@4"].value == pytest.approx(
         found.pass_at_k[4].value - found.mean_at_k
     )
-    backwards = rank(found, [[-s for s in own] for own in scores])
+    backwards = measure_ranking(found, [[-s for s in own] for own in scores])
     assert backwards.pair_accuracy.value == 0.0
     assert backwards.tests["best@4 against maj@4"].ci95.high < 0
 
@@ -113,6 +119,6 @@ def test_samples_are_scored_once_each_text_and_told_in_order():
 
 def test_where_no_problem_is_mixed_there_is_no_pair_accuracy():
     records = (Record(Problem("1", "q", "1"), RIGHT, (RIGHT, RIGHT)),)
-    ranking = rank(Evaluation("e", records, {}), [[0.0, 1.0]])
+    ranking = measure_ranking(Evaluation("e", records, {}), [[0.0, 1.0]])
     assert ranking.num_mixed == 0
     assert ranking.to_dict()["pair_accuracy"]["value"] is None

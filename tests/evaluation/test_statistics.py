@@ -251,13 +251,3 @@ def test_sample_size_by_connors_formula(
     z_alpha, z_power = stats.norm.ppf(1 - alpha / 2), stats.norm.ppf(power)
     root = z_alpha * math.sqrt(changed) + z_power * math.sqrt(changed - gain**2)
     assert math.ceil(root**2 / gain**2) == n
-
-
-def test_sample_size_of_an_interval_is_the_smallest() -> None:
-    n = S.sample_size_interval(0.54, 0.027)
-
-    def half(m: int) -> float:
-        low, high = proportion_confint(0.54 * m, m, method="wilson")
-        return (high - low) / 2
-
-    assert half(n) <= 0.027 < half(n - 1)

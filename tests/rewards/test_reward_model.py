@@ -208,3 +208,11 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path):
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"reward.model_path .* they do not belong together"):
         make_reward_model(RewardConfig(model_path=str(tmp_path), model_weight=1.0))
+
+
+def test_a_tokenizer_that_cannot_pad_is_told_in_a_sentence(tmp_path):
+    _, tokenizer = build(1, tmp_path)
+    tokenizer.pad_token = tokenizer.eos_token = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="neither a pad nor an end token"):
+        make_reward_model(RewardConfig(model_path=str(tmp_path), model_weight=1.0))

@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from mathrl.cli import main
-from mathrl.data.prompts import MessagesTemplate
+from mathrl.data.prompts import MessagesTemplate, usual_instruction
 from mathrl.errors import UserError
 from mathrl.evaluation.completions import read_evaluation
 from mathrl.rollout import endpoint
@@ -86,7 +86,7 @@ def test_requests_carry_turns_limits_and_a_seed_each(server):
     }
     assert len({b["seed"] for b in bodies}) == 12
     assert all(0 <= b["seed"] < 2**31 for b in bodies)
-    assert bodies[0]["messages"][0]["content"].endswith('"#### answer".')
+    assert bodies[0]["messages"][0]["content"].endswith(usual_instruction("chat", "gsm8k").partition("\n")[2])
     assert len(finished) == 12
     assert all(groups[p].completions[i] == completion for p, i, completion in finished)
     assert {len(c.token_ids) for g in groups for c in g.completions} == {7}

@@ -7,7 +7,8 @@ import pytest
 
 from mathrl.config import Config
 from mathrl.errors import UserError
-from mathrl.run import folder as module
+from mathrl.recipes import dump
+from mathrl.run import owned as module
 from mathrl.run.folder import RunFolder
 
 
@@ -68,12 +69,22 @@ def test_a_folder_without_our_marker_is_not_deleted(tmp_path, content):
 def test_a_run_within_a_run_and_a_link_to_a_run_are_not_deleted(tmp_path):
     outer = begin(config(tmp_path))
     inner = begin(config(outer.path, name="inner"))
-    with pytest.raises(UserError, match=rf"{inner.path}, a run that lies in"):
+    with pytest.raises(UserError, match=rf"would delete {inner.path} as well"):
         begin(config(tmp_path), overwrite=True)
     (tmp_path / "link").symlink_to(inner.path)
     with pytest.raises(UserError, match="delete it yourself"):
         begin(config(tmp_path, name="link"), overwrite=True)
     assert inner.config.is_file()
+
+
+def test_a_comparison_is_no_run(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / ".mathrl-comparison").write_text("{}")
+    (folder / "config.toml").write_text(dump(config(tmp_path)))
+    for flags in ({"resume": True}, {"overwrite": True}, {}):
+        with pytest.raises(UserError, match="is a comparison and no run"):
+            begin(config(tmp_path), **flags)
 
 
 def test_killed_while_it_was_emptied_a_folder_holds_nothing(tmp_path, monkeypatch):
@@ -112,7 +123,7 @@ def test_where_no_folder_can_be_made_one_sentence_says_why(tmp_path):
     for cfg, why in (
         (config(tmp_path / "file" / "runs"), rf"{tmp_path / 'file'} is no folder"),
         (config(tmp_path, name="n" * 300), "File name too long"),
-        (config(tmp_path, name="file"), "is a file, not a run folder"),
+        (config(tmp_path, name="file"), "is a file and no folder"),
         (config(Path("/proc/none")), "cannot be made"),
     ):
         with pytest.raises(UserError, match=why) as error:
@@ -126,13 +137,13 @@ def test_results_go_aside_once_and_a_kill_meanwhile_is_made_good(tmp_path):
     for name in ("before.jsonl", "after.jsonl", "after.json", "held_out_templates_after.jsonl"):
         (folder.evaluations / name).write_text(name)
     folder.adapter.mkdir()
-    folder.set_results_aside()
+    assert folder.set_results_aside() is None
     assert (folder.evaluations / "after.jsonl").exists(), "an end without a summary is no result"
     folder.summary.write_text(json.dumps({"steps": 7}))
     aside = folder.earlier / "step-00000007"
     aside.mkdir(parents=True)
     folder.adapter.rename(aside / "adapter")  # as far as the killed process came
-    folder.set_results_aside()
+    assert folder.set_results_aside() == aside
     kept = {"adapter", "after.jsonl", "after.json", "held_out_templates_after.jsonl", "summary.json"}
     assert {p.name for p in aside.iterdir()} == kept
     assert [p.name for p in folder.evaluations.iterdir()] == ["before.jsonl"]

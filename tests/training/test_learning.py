@@ -14,7 +14,7 @@ from mathrl.algorithms.table import ALGORITHMS, Algorithm, resolve_algorithm
 from mathrl.config import Config
 from mathrl.data.prompts import make_template
 from mathrl.data.stream import ProblemStream
-from mathrl.evaluation.evaluate import EvaluationSettings, evaluate
+from mathrl.evaluation.evaluate import EvaluationSettings, evaluate_problems
 from mathrl.policy.model import Policy
 from mathrl.policy.scratch import build_base
 from mathrl.rewards.scorer import RewardScorer
@@ -108,7 +108,7 @@ def held_out_reward(
     for train in (False, True):
         if train:
             trainer.run()
-        held_out = evaluate(engine, HELD_OUT, scorer, EvaluationSettings(6, num_samples=16), seed=3)
+        held_out = evaluate_problems(engine, HELD_OUT, scorer, EvaluationSettings(6, num_samples=16), seed=3)
         found.append(held_out.mean_at_k)
     return found
 

@@ -8,11 +8,12 @@ from reward_model_case import SIZES, config_of
 
 from mathrl.errors import NonFiniteError, UserError
 from mathrl.policy.scratch import build_base
-from mathrl.rewards.learned import conversation
+from mathrl.rewards.learned import conversation, load_reward_model
 from mathrl.run.checkpoint import CheckpointStore
 from mathrl.training.reward_model_data import Pair, PairSets, encode_pairs
 from mathrl.training.reward_model_files import RewardModel
 from mathrl.training.reward_model_fit import RewardModelFit, share_ranked
+from mathrl.training.reward_model_loss import PairScores
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +104,27 @@ def test_a_loss_that_is_not_finite_changes_nothing(base):
     assert all(torch.equal(a.nan_to_num(), after[n].nan_to_num()) for n, a in before.items())
 
 
+def test_a_step_that_does_not_fit_in_memory_is_done_in_smaller_parts(base, monkeypatch, caplog):
+    whole, fit = make_fit(base), make_fit(base)
+    run(whole, until=1)
+    room, scored = 60, PairScores.__call__
+
+    def in_little_memory(self, pairs):
+        if sum(pair.num_tokens for pair in pairs) > room:
+            raise torch.OutOfMemoryError("planted")
+        return scored(self, pairs)
+
+    monkeypatch.setattr(PairScores, "__call__", in_little_memory)
+    run(fit, until=1)
+    assert fit.loss.max_tokens <= room
+    assert f"--update.micro_batch_tokens {fit.loss.max_tokens}" in caplog.text
+    for name, tensor in whole.model.state().items():
+        assert torch.allclose(tensor, fit.model.state()[name], rtol=1e-4, atol=1e-5), name
+    room = 4
+    with pytest.raises(UserError, match=r"a single pair of \d+ tokens does not fit"):
+        fit.step()
+
+
 def test_equal_scores_count_half():
     assert share_ranked(torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0], [2.0, 1.0]])) == 0.625
 
@@ -118,3 +140,41 @@ def test_what_is_no_base_is_told_in_a_sentence(base, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"has \d+ tokens but the model embeds \d+"):
         RewardModel.from_base(str(tmp_path), config_of())
+
+
+def without_pad_token(folder, *, ends=True):
+    """A base whose tokenizer has no pad token, and no end token either unless ``ends``."""
+    model, tokenizer = build_base(SIZES, seed=0)
+    tokenizer.pad_token = None
+    if not ends:
+        tokenizer.eos_token = None
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_tokenizer_without_a_pad_token_pads_with_its_end(tmp_path):
+    model = RewardModel.from_base(without_pad_token(tmp_path / "base"), config_of())
+    with torch.no_grad():
+        model.head.normal_()
+    model.save(tmp_path / "checkpoint", tmp_path / "adapter", [])
+    texts = [conversation("1 + 1?", answer) for answer in (" 1 + 1 is two, so 2", " 2", " two")]
+    scores = [
+        PairScores(model.classifier, model.head)(encode_one(model, text))[0, 0].item() for text in texts
+    ]
+    for folder in ("checkpoint", "adapter"):
+        saved = load_reward_model(str(tmp_path / folder), "x")
+        assert saved.score(texts) == pytest.approx(scores, rel=1e-5, abs=1e-5)
+        assert [saved.score([text])[0] for text in texts] == pytest.approx(scores, rel=1e-5, abs=1e-5)
+
+
+def encode_one(model, text):
+    """A pair whose chosen side is the text."""
+    question, answer = text
+    other = Pair((question,), (answer,), (conversation("", " another answer")[1],))
+    return encode_pairs(model.tokenizer, [other], 128, skip=False)
+
+
+def test_a_tokenizer_without_an_end_token_is_refused(tmp_path):
+    with pytest.raises(UserError, match="has no eos_token"):
+        RewardModel.from_base(without_pad_token(tmp_path, ends=False), config_of())

@@ -1,7 +1,8 @@
-"""The command line, run as users run it: `python -m verifiers ...`."""
+"""The command line: `python -m verifiers ...`, as a process where that is what is tested."""
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from verifiers.__main__ import main
 from verifiers.tools.audit import wilson
 
 
@@ -22,8 +24,25 @@ def run(
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
+def called(
+    *arguments: str, stdin: str | bytes = "", cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """What `run` does, in this process."""
+    data = stdin.encode() if isinstance(stdin, str) else stdin
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        patch.setattr(sys, "stdout", out)
+        patch.setattr(sys, "stderr", err)
+        patch.setattr(sys, "path", list(sys.path))
+        if cwd is not None:
+            patch.chdir(cwd)
+        code = main(list(arguments))
+    return subprocess.CompletedProcess(list(arguments), code, out.getvalue(), err.getvalue())
+
+
 def judge(lines: list[str], *arguments: str) -> list[dict[str, object]]:
-    done = run("judge", "--jobs", "1", *arguments, stdin="".join(line + "\n" for line in lines))
+    done = called("judge", "--jobs", "1", *arguments, stdin="".join(line + "\n" for line in lines))
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -129,7 +148,7 @@ def test_judge_stops_quietly_when_its_reader_leaves() -> None:
 def test_bad_usage_is_one_sentence_and_exit_code_2(
     arguments: list[str], words: list[str], tmp_path: Path
 ) -> None:
-    done = run(*arguments, cwd=tmp_path)
+    done = called(*arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert all(word in done.stderr for word in words)
@@ -137,7 +156,7 @@ def test_bad_usage_is_one_sentence_and_exit_code_2(
 
 
 def test_types_lists_what_is_registered() -> None:
-    listed = [text.split()[0] for text in run("types").stdout.splitlines()]
+    listed = [text.split()[0] for text in called("types").stdout.splitlines()]
     assert {"auto", "number", "choice", "text", "boolean"} <= set(listed)
     assert listed == sorted(listed)
 
@@ -156,7 +175,7 @@ def test_audit_counts_agreement_by_type_and_names_each_disagreement(tmp_path: Pa
         line("i", "B", "\\boxed{B}", expected="right"),
     ]
     labelled.write_text("".join(record + "\n" for record in records))
-    done = run("audit", str(labelled), "--jobs", "1")
+    done = called("audit", str(labelled), "--jobs", "1")
     assert done.returncode == 0, done.stderr
     table = {text.split()[0]: text for text in done.stdout.splitlines()[:4]}
     assert "3/5 = 60.00 % [23.07, 88.24]" in table["number"]

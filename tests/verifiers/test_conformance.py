@@ -7,9 +7,13 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from verifiers.pool.pool import VerifierPool
+from verifiers.tools.conformance import check, read_examples, render
 
 HERE = Path(__file__).parent
 EXAMPLE = HERE / "example"
@@ -27,7 +31,12 @@ def verifiers(*arguments: str, cwd: Path, path: Path | None = None, stdin: str =
 
 def test_the_worked_example_passes_the_kit() -> None:
     code, out, err = verifiers(
-        "check", "chemical_formula:ChemicalFormula", "chemical_formula_examples.jsonl", cwd=EXAMPLE
+        "check",
+        "chemical_formula:ChemicalFormula",
+        "chemical_formula_examples.jsonl",
+        "--jobs",
+        "1",
+        cwd=EXAMPLE,
     )
     assert (code, err) == (0, "")
     assert "examples 13," in out
@@ -59,7 +68,7 @@ def test_a_new_type_passes_its_own_kit_and_nothing_is_overwritten(tmp_path: Path
     assert code == 0
     command = out.splitlines()[-1].split()
     assert command[:3] == ["python", "-m", "verifiers"]
-    code, out, _ = verifiers(*command[3:], cwd=tmp_path)
+    code, out, _ = verifiers(*command[3:], "--jobs", "1", cwd=tmp_path)
     assert (code, out.splitlines()[-1]) == (0, "passed")
     code, _, err = verifiers("new", "knot_name", cwd=tmp_path)
     assert code == 2
@@ -115,10 +124,20 @@ class Sleepy(Careless):
 
 
 @pytest.fixture(scope="module")
-def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of the module, which is on the import path."""
     folder = tmp_path_factory.mktemp("broken")
     (folder / "broken.py").write_text(BROKEN)
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield folder
+    sys.modules.pop("broken", None)
+
+
+@pytest.fixture(scope="module")
+def pool(broken: Path) -> Iterator[VerifierPool]:
+    with VerifierPool(num_workers=2, timeout_s=0.3) as shared:
+        yield shared
 
 
 @pytest.mark.parametrize(
@@ -133,17 +152,29 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("Sleepy", "red", "got timeout"),
     ],
 )
-def test_the_kit_finds_what_is_wrong(broken: Path, name: str, texts: str, finding: str) -> None:
-    table = broken / f"{name}.jsonl"
+def test_the_kit_finds_what_is_wrong(
+    broken: Path, pool: VerifierPool, name: str, texts: str, finding: str
+) -> None:
+    table = written(broken / f"{name}.jsonl", texts)
+    report = check(f"broken:{name}", read_examples(table), pool)
+    out = render(name, report)
+    assert not report.passed
+    assert finding in out, out
+    assert "FAILED" in out.splitlines()[-1]
+
+
+def written(table: Path, texts: str) -> Path:
+    """A table in which each word is its own answer, and blue is not red."""
     negative = {"answer": "red", "given": "blue", "expected": "wrong"}
     positives = [{"answer": text, "given": text, "expected": "correct"} for text in texts.split()]
     table.write_text("".join(json.dumps(line) + "\n" for line in [*positives, negative]))
-    code, out, _ = verifiers(
-        "check", f"broken:{name}", str(table), "--timeout-s", "0.5", "--jobs", "2", cwd=broken
-    )
-    assert code == 1
-    assert finding in out, out
-    assert "FAILED" in out.splitlines()[-1]
+    return table
+
+
+def test_what_the_kit_finds_is_an_exit_code(broken: Path) -> None:
+    table = written(broken / "exit_code.jsonl", "red")
+    code, out, _ = verifiers("check", "broken:NeverEqual", str(table), "--jobs", "1", cwd=broken)
+    assert (code, out.splitlines()[-1].partition(":")[0]) == (1, "FAILED")
 
 
 def installed(folder: Path, name: str, target: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -18,12 +19,17 @@ TIMEOUT_S = 5.0
 
 
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Case, Verdict]]:
+def pool() -> Iterator[VerifierPool]:
+    with VerifierPool(num_workers=2, timeout_s=TIMEOUT_S) as shared:
+        yield shared
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory, pool: VerifierPool) -> list[tuple[Case, Verdict]]:
     marker = tmp_path_factory.mktemp("injection") / "marker"
     cases = [replace(c, completion=c.completion.replace("{marker}", str(marker))) for c in CORPUS]
     requests = [Request(c.completion, c.answer, c.answer_type, c.extract) for c in cases]
-    with VerifierPool(num_workers=2, timeout_s=TIMEOUT_S) as pool:
-        verdicts = pool.map(requests)
+    verdicts = pool.map(requests)
     assert not marker.exists(), "a completion was executed"
     return list(zip(cases, verdicts, strict=True))
 
@@ -60,27 +66,27 @@ def test_nothing_deserved_is_refused(judged: list[tuple[Case, Verdict]]) -> None
 
 
 @pytest.mark.parametrize("answer_type", ["auto", "number", "choice", "text", "boolean"])
-def test_hostile_texts_as_references_and_as_answers(answer_type: str) -> None:
+def test_hostile_texts_as_references_and_as_answers(pool: VerifierPool, answer_type: str) -> None:
     plain = {"choice": "B", "boolean": "yes"}.get(answer_type, "42")
     texts = list(hostile_texts().values())
-    with VerifierPool(num_workers=2, timeout_s=TIMEOUT_S) as pool:
-        given = pool.map([Request(text, plain, answer_type, "bare") for text in texts])
-        references = pool.map([Request(plain, text, answer_type, "bare") for text in texts])
+    given = pool.map([Request(text, plain, answer_type, "bare") for text in texts])
+    references = pool.map([Request(plain, text, answer_type, "bare") for text in texts])
     names = list(hostile_texts())
     bad = (Outcome.CORRECT, Outcome.TIMEOUT, Outcome.ERROR)
     assert [n for n, v in zip(names, given, strict=True) if v.outcome in bad] == []
     assert [n for n, v in zip(names, references, strict=True) if v.outcome in bad] == []
 
 
-def test_random_formulas_of_large_numbers_neither_hang_nor_crash_and_equal_themselves() -> None:
+def test_random_formulas_of_large_numbers_neither_hang_nor_crash_and_equal_themselves(
+    pool: VerifierPool,
+) -> None:
     draw = random.Random(20240607)
     formulas = [random_formula(draw, draw.randint(1, 4)) for _ in range(400)]
-    with VerifierPool(num_workers=2, timeout_s=TIMEOUT_S) as pool:
-        for_a_number = pool.map([Request(f"\\boxed{{{f}}}", "918273645") for f in formulas])
-        for_the_next = pool.map(
-            [Request(f"\\boxed{{{f}}}", g) for f, g in zip(formulas[1:], formulas, strict=False)]
-        )
-        for_itself = pool.map([Request(f"\\boxed{{{f}}}", f) for f in formulas])
+    for_a_number = pool.map([Request(f"\\boxed{{{f}}}", "918273645") for f in formulas])
+    for_the_next = pool.map(
+        [Request(f"\\boxed{{{f}}}", g) for f, g in zip(formulas[1:], formulas, strict=False)]
+    )
+    for_itself = pool.map([Request(f"\\boxed{{{f}}}", f) for f in formulas])
     bad = (Outcome.TIMEOUT, Outcome.ERROR)
     judged = [*for_a_number, *for_the_next, *for_itself]
     assert [v for v in judged if v.outcome in bad] == []

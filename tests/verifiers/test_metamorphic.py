@@ -83,10 +83,10 @@ def accepted(case: dict[str, Any], completion: str) -> bool:
 
 @pytest.mark.parametrize("name", REWRITINGS)
 def test_rewriting_changes_no_verdict(name: str) -> None:
-    # Each rewriting takes every second case, so that all together stay within seconds.
-    start = list(REWRITINGS).index(name) % 2
+    # Each rewriting takes every third case, so that all together stay within seconds.
+    start = list(REWRITINGS).index(name) % 3
     changed = []
-    for case in CASES[start::2]:
+    for case in CASES[start::3]:
         inner = case["completion"][len("\\boxed{") : -1]
         if inner.strip().endswith("\\") or not inner.strip() or re.search(r"\}\\text|The answer is", inner):
             continue

@@ -57,8 +57,12 @@ def written(value: Fraction, unit: str) -> str:
 def test_another_unit_is_another_value_wherever_it_stands(place: str) -> None:
     """Every unit for every other one: refused, and accepted where the number is converted with it."""
     wrong = []
-    for ours, theirs in itertools.permutations(UNITS, 2):
+    # Units of another dimension take turns: each pair stands in every third place.
+    turn = PLACES.index(place) % 3
+    for number, (ours, theirs) in enumerate(itertools.permutations(UNITS, 2)):
         (our_dimension, our_factor), (their_dimension, their_factor) = UNITS[ours], UNITS[theirs]
+        if our_dimension != their_dimension and number % 3 != turn:
+            continue
         value = Fraction(7)
         reference = place.format(written(value, ours))
         equal = our_dimension == their_dimension and our_factor == their_factor
@@ -97,10 +101,13 @@ def values() -> list[tuple[str, str, bool]]:
 VALUES = values()
 
 
-@pytest.mark.parametrize("name", ["Q", "S_n", "Q(1)"])
+NAMES = ["Q", "S_n", "Q(1)"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_name_before_a_value_changes_no_verdict(name: str) -> None:
     changed = []
-    for reference, given, label in VALUES:
+    for reference, given, label in VALUES[NAMES.index(name) :: len(NAMES)]:
         for ours, theirs in (
             (f"{name} = {reference}", f"{name} = {given}"),
             (reference, f"{name} = {given}"),
@@ -131,7 +138,7 @@ def family(offset: Fraction, step: Fraction, letter: str, domain: str = "") -> s
 DOMAINS = ["", ", {}\\in\\mathbb{{Z}}", " \\text{{ for any integer }} {}", "\\ ({} \\in \\mathbb{{Z}})"]
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(20))
 def test_families_are_sets(seed: int) -> None:
     """Renamed, shifted and turned they stay what they are; another step or another offset is another set."""
     rng = random.Random(seed)

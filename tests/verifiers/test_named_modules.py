@@ -11,9 +11,10 @@ from typing import ClassVar
 
 import pytest
 from hostile_types import Misbehaving
-from test_cli import run
+from test_cli import called, run
 from test_isolation import alive  # noqa: F401  the tests' folder must be importable, as hostile_types is
 
+from mathrl.cli import main
 from verifiers import AnswerType, Outcome, registry
 from verifiers.pool.pool import Request, VerifierPool
 
@@ -44,8 +45,9 @@ def row(**more: object) -> str:
 
 @pytest.mark.parametrize("named", [{"type": "loud_type:Loud"}, {"extract": "loud_type:last_word"}])
 def test_a_row_names_no_module(folder: Path, named: dict[str, str]) -> None:
-    for command in (["judge"], ["audit", "/dev/stdin"]):
-        done = run(*command, "--jobs", "1", stdin=row(**named), cwd=folder)
+    (folder / "rows.jsonl").write_text(row(**named))
+    for command in (["judge"], ["audit", "rows.jsonl"]):
+        done = called(*command, "--jobs", "1", stdin=row(**named), cwd=folder)
         assert "only the flag --" in done.stdout, done.stderr
     assert not (folder / "imported").exists()
 
@@ -72,7 +74,9 @@ def mathrl(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_console_script_finds_a_type_in_the_current_folder_when_a_flag_names_it(folder: Path) -> None:
+def test_the_console_script_finds_a_type_in_the_current_folder_when_a_flag_names_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     lines = [row(id=i, completion=f"it is {word}") for i, word in enumerate(["YES", "NO"])]
     (folder / "saved.jsonl").write_text("".join(lines))
     flags = ["--answer-type", "loud_type:Loud", "--extract", "loud_type:last_word"]
@@ -84,13 +88,17 @@ def test_the_console_script_finds_a_type_in_the_current_folder_when_a_flag_names
 
     # The file that was written names the module now; as a file of data it is not trusted.
     (folder / "imported").unlink()
-    assert mathrl(folder, "judge", str(judged)).returncode == 2
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "loud_type", raising=False)
+    judged_again = ["judge", str(judged), "--jobs", "1"]
+    assert main(judged_again) == 2
     assert not (folder / "imported").exists()
     for missing in (0, 2):
-        done = mathrl(folder, "judge", str(judged), *flags[2 - missing : 4 - missing])
-        assert done.returncode == 2
-        assert f"give {flags[missing]} {flags[missing + 1]}" in done.stderr
-    assert mathrl(folder, "judge", str(judged), *flags).returncode == 0
+        capsys.readouterr()
+        assert main([*judged_again, *flags[2 - missing : 4 - missing]]) == 2
+        assert f"give {flags[missing]} {flags[missing + 1]}" in capsys.readouterr().err
+    assert main([*judged_again, *flags]) == 0
 
 
 class Registered(Misbehaving):

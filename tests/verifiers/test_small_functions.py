@@ -4,7 +4,11 @@ from fractions import Fraction
 
 import pytest
 
-from verifiers import Outcome, verify
+from verifiers import Outcome, ParseError, verify
+from verifiers.answers.choice import option_letter
+from verifiers.answers.collection import FiniteSet
+from verifiers.answers.number import Number
+from verifiers.answers.stated import parse_stated
 from verifiers.extraction.boxes import joined
 from verifiers.extraction.rules import extract
 from verifiers.grammar.numerals import letter_numeral
@@ -85,3 +89,25 @@ def test_boxes_far_from_each_other_are_two_answers() -> None:
     assert not joined(far)
     assert extract(f"\\boxed{{1}}{near}\\boxed{{2}}", "boxed") == "1, 2"
     assert extract(f"\\boxed{{1}}{far}\\boxed{{2}}", "boxed") == "2"
+
+
+def test_of_options_that_read_alike_only_the_references_is_taken() -> None:
+    options = ["4 ", "4", "5"]
+    assert option_letter("5", options) == "C"
+    assert option_letter("4", options) == option_letter("4", options, preferred="C") == "4"
+    assert option_letter("4", options, preferred="B") == "B"
+
+
+@pytest.mark.parametrize("point", ["(1,2)", "[1,2]", r"\langle 1,2 \rangle"])
+def test_a_point_is_no_set(point: str) -> None:
+    assert FiniteSet().parse(r"\{1,2\}").node is not None
+    with pytest.raises(ParseError, match="expected a finite set"):
+        FiniteSet().parse(point)
+
+
+@pytest.mark.parametrize("text", ["So she has 42 apples. The answer is 42.", "It comes to 12 + 30 = 42"])
+def test_a_reference_that_is_a_sentence_states_its_last_number(text: str) -> None:
+    number = Number()
+    assert number.equal(parse_stated(number, text), number.parse("42"))
+    with pytest.raises(ParseError, match="expected one number"):
+        number.parse(text)

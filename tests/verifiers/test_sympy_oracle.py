@@ -145,7 +145,7 @@ def test_logarithms(first: list, second: list, combine: bool) -> None:
         assert accepts(given_expression, a) is (sympy.expand(difference) == 0)
 
 
-@examples
+@settings(examples, max_examples=20)  # sympy's own decision takes its time
 @given(rational_functions(depth=2), st.sampled_from(["\\sin x", "e^{x}", "\\sqrt{x}", "\\ln x"]))
 def test_functions_of_variables(e: sympy.Expr, function: str) -> None:
     assume(not e.has(sympy.zoo, sympy.nan))

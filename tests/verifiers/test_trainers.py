@@ -74,7 +74,7 @@ def test_trl_references_of_every_form(reward: trainers.TrlReward) -> None:
         (["1/2", "1/3"], "1/2, 1/3", 0.0),
         (numpy.array(["1/2", "1/3"]), "1/3", 1.0),
         (numpy.float64(12.5), "12.5", 1.0),
-        (r"\frac{1}{2", "1/2", None),  # cannot be read: no reward at all
+        ("7y+", "7y", None),  # cannot be read: no reward at all
     ]:
         inputs = [{"prompt": "?", "solution": reference}]
         assert as_trl_calls(reward, inputs, [f"\\boxed{{{text}}}"])[0] == [value], (reference, text)
@@ -183,7 +183,7 @@ def test_verl_gets_a_score() -> None:
     assert score(function, r"so \boxed{0.5}<|im_end|>", "1/2") == 1.0
     assert score(function, r"so \boxed{2}", r"\frac{1}{2}") == 0.0
     assert score(function, r"\boxed{1/3}", ["1/2", "1/3"]) == 1.0
-    assert score(function, r"\boxed{1/2}", r"\frac{1}{2") == 0.0
+    assert score(function, r"\boxed{7y}", "7y+") == 0.0
     assert score(function, r"\boxed{5}", 5, reward_router_address=None) == 1.0  # later verl passes more
     letters = as_verl_calls({"answer_type": "choice"})
     assert score(letters, r"\boxed{7}", "B", {"options": ["5", "7"]}) == 1.0

@@ -32,6 +32,7 @@ def test_what_a_worker_started_ends_with_it(tmp_path: Path, death: str) -> None:
 ORPHAN = """
 from verifiers.pool import worker
 worker._die_with_parent = lambda parent_pid: None
+worker._CPU_GRACE_S = 0
 worker.main()
 """
 

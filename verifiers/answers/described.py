@@ -133,7 +133,7 @@ def _clauses(text: str) -> tuple[Clause, ...]:
 
 
 _PART = re.compile(
-    r"(?:(?<=[\s,;.])|\A)(?:\(([a-f]|i{1,3}|i?v|[1-6])\)|([a-f]|i{1,3}|i?v|[1-6])[).](?=\s))\s*"
+    r"(?:(?<=[\s,;.])|\A)(?:\(\s*([a-f]|i{1,3}|i?v|[1-6])\s*\)|([a-f]|i{1,3}|i?v|[1-6])[).](?=\s))\s*"
 )
 _PART_NUMBERS = {"i": 1, "ii": 2, "iii": 3, "iv": 4, "v": 5} | {c: n for n, c in enumerate("abcdef", 1)}
 

@@ -8,9 +8,10 @@ crosses are seen, and each is tried by several lines. In a cell two different ra
 agree at its point with a probability of at most d / 2^40.
 
 Floors, ceilings and remainders change at infinitely many places: they are tried at `NUM_STEPS` random points
-over some hundred steps, or, where the variables are letters of integers, at integers, as gcd and lcm always
-are: for one variable all of 1 to 2 L for the common denominator L of their arguments, else random ones that
-share many factors. A difference on one residue of a modulus beyond `MAX_RESIDUES` can be missed.
+over some hundred steps and at the edges of some, or, where the variables are letters of integers, at
+integers, as gcd and lcm always are: for one variable all of 1 to 2 L for the common denominator L of their
+arguments, else random ones that share many factors. A difference on one residue of a modulus beyond
+`MAX_RESIDUES` can be missed.
 """
 
 from __future__ import annotations
@@ -100,6 +101,8 @@ def points_on_all_sides(nodes: Sequence[Node], names: Sequence[str], rng: random
         for scale in (1, 8, 100):
             for _ in range(NUM_STEPS // 3):
                 yield {name: _between(rng, Fraction(-scale), Fraction(scale)) for name in names}
+        for _ in range(NUM_STEPS // 4):  # on the steps' edges, where floor(x) is not ceil(x) - 1
+            yield {name: Fraction(rng.randrange(-60, 61), rng.choice((1, 1, 2, 3, 4, 6))) for name in names}
     switches = list(dict.fromkeys(s for node in nodes for s in _switches(node)))[:MAX_SWITCHES]
     for base, direction in _lines(names, rng):
         zeros = sorted({zero for switch in switches for zero in _zeros(switch, base, direction)})

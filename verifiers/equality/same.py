@@ -277,7 +277,11 @@ def _same_matrices(reference: Matrix, given: Matrix) -> bool:
 
 
 def _same_cases(reference: Cases, given: Cases) -> bool:
-    return len(reference.rows) == len(given.rows) and all(
-        len(ours) == len(theirs) and all(map(same, ours, theirs))
-        for ours, theirs in zip(reference.rows, given.rows, strict=True)
-    )
+    """The same values under the same conditions, in any order: "otherwise" is all the rest."""
+    theirs = list(given.rows)
+    for row in reference.rows:
+        match = next((r for r in theirs if len(r) == len(row) and all(map(same, row, r))), None)
+        if match is None:
+            return False
+        theirs.remove(match)
+    return not theirs

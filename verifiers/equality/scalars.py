@@ -6,7 +6,7 @@ from fractions import Fraction
 from typing import TypeGuard
 
 from verifiers import policy
-from verifiers.equality.exact import TooLarge, Undefined, free_symbols, rational
+from verifiers.equality.exact import TooLarge, Undefined, children, free_symbols, rational
 from verifiers.equality.numeric import Numeric, has_unevaluated
 from verifiers.equality.values import infinity_sign, values_equal
 from verifiers.grammar.nodes import Node, Num, Op, Quantity, Sym
@@ -53,6 +53,8 @@ def scalars_equal(reference: Node, given: Node) -> bool:
 
 def _exact_or_rounded(reference: Node, given: Node) -> bool:
     given = _same_constant(reference, given)
+    if not policy.may_divide_by(free_symbols(reference), _divided_by(given)):
+        return False
     if values_equal(reference, given):
         return True
     stated = decimal_literal(reference)
@@ -67,6 +69,22 @@ def _exact_or_rounded(reference: Node, given: Node) -> bool:
         return _rounds_to(stated, given)
     except (TooLarge, Undefined):
         return False
+
+
+def _divided_by(node: object) -> frozenset[str]:
+    """The letters of the denominators in a tree."""
+    found = frozenset().union(*map(_divided_by, children(node)))
+    if isinstance(node, Op) and node.name == "div":
+        return found | free_symbols(node.args[1])
+    if isinstance(node, Op) and node.name == "pow" and _is_negative(node.args[1]):
+        return found | free_symbols(node.args[0])
+    return found
+
+
+def _is_negative(exponent: Node) -> bool:
+    if isinstance(exponent, Num):
+        return exponent.value < 0
+    return isinstance(exponent, Op) and exponent.name == "neg"
 
 
 def _rounds_to(stated: Num, given: Node) -> bool:

@@ -191,7 +191,7 @@ def _names_constant(sides: list[Node]) -> bool:
     """e = 1/2 and i = 4, whose left sides are no numbers there."""
     if sides[0] not in (Sym("e"), Sym("i")) or len(sides) < 2 or _mentions(sides[-1], sides[0]):
         return False
-    return not free_symbols(sides[-1])
+    return not isinstance(sides[-1], Sym)  # e = x says what x is
 
 
 def _mentions(node: Node, symbol: Node) -> bool:

@@ -21,7 +21,7 @@ from verifiers.extraction.prose import (
 )
 from verifiers.extraction.wording import BOUND, HYPOTHETICAL, NEGATION, NUMBER_IN_TEXT, not_itself
 from verifiers.grammar.nodes import Num
-from verifiers.grammar.units import changes_value
+from verifiers.grammar.units import changes_value, convert, normal_unit
 
 MAX_CONCLUSION_CHARS = 300
 
@@ -206,14 +206,23 @@ def leading_number(line: str) -> str | None:
     if number is None:
         return None
     rest = line[number.end() :]
+    other = _OTHER_COUNT.match(rest)
+    if other and not _one_dimension(other[1], other[2]):
+        return number[1].strip() + unit_after(line[number.end(1) :])
     words = WORD.findall(rest)
     if changes_value(Num(Fraction(0)), " ".join(words[:1]).lower()):
         return line  # "42 tenths of a mile" is not 42
     if _SEVERAL_OR_MORE.search(_IN_BRACKETS.sub("", rest)):
         return None
-    if len(words) < 3 and not NUMBER_IN_TEXT.search(rest):
+    if len(words) < 3 and not NUMBER_IN_TEXT.search(rest) and not rest.startswith("of "):
         return None  # "18 dollars" is read as it stands
     return number[1].strip() + unit_after(line[number.end(1) :])
 
 
+def _one_dimension(first: str, second: str) -> bool:
+    """Whether two nouns measure the same: hours and minutes do, dollars and days do not."""
+    return convert(normal_unit(first))[1] == convert(normal_unit(second))[1]
+
+
 _IN_BRACKETS = re.compile(r"\([^()]*\)")
+_OTHER_COUNT = re.compile(r"([a-z]{3,20}) and \\?\$?\d[\d,.]* ([a-z]{3,20})[\s.]*$")

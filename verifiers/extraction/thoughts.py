@@ -45,12 +45,16 @@ def without_thinking(completion: str, prompt: str = "") -> str | None:
     kept: list[str] = []
     open_marks: list[str] = [opened] if opened else []
     position = 0
+    opened_at = 0 if opened else -1
     for mark in _MARK.finditer(completion):
         name, closes = _name(mark)
         if not closes:
             if not open_marks:
                 kept.append(completion[position : mark.start()])
-            open_marks.append(name)
+            again = name in open_marks[-1:] and not completion[max(opened_at, 0) : mark.start()].strip()
+            if not again:  # a template opened the block, and the completion says so once more
+                open_marks.append(name)
+            opened_at = mark.end()
         elif not open_marks:
             kept.clear()  # the prompt opened the block, and we were not told: all before was thinking
         elif name in open_marks:

@@ -72,7 +72,7 @@ def _to_ascii(text: str) -> str:
         category = unicodedata.category(char)
         if char in _DIRECTION_OVERRIDES:
             raise ParseError("text direction overrides are not read: what is shown is not what is written")
-        if category == "Cf":
+        if category == "Cf" or "\ufe00" <= char <= "\ufe0f":  # unseen, and the choice of a glyph
             continue
         kept.append(" " if category in ("Zs", "Zl", "Zp") else _fraction_or_self(char))
     return "".join(kept).translate(_TABLE)

@@ -18,7 +18,7 @@ MONEY = {
     "dollar": "dollar",
     "euro": "euro",
     "pounds": "pound_sterling",
-    "yen": "yen",
+    "yen": "yen_sign",
     "rupee": "rupee",
 }
 

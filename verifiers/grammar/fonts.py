@@ -88,6 +88,8 @@ class FontLexer(TokenList):
             self.add("sym", stripped)  # 12\\text{x} is 12x
         elif self.is_unit_letter(name, stripped):
             self.add("text", stripped)
+        elif stripped == "\\Omega" and self.follows_value():
+            self.add("text", "ohm")
         elif stripped == "to" and self.follows_value():
             self.add("op", ":")  # 4 to 3
         elif stripped in UNITS_LIKE_FUNCTIONS and self.follows_value() and not self.has_argument():

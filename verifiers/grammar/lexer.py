@@ -137,6 +137,8 @@ class Lexer(FontLexer):
             self.add("cmd", name)
         elif name in FUNCTIONS:
             self.add("fn", FUNCTIONS[name])
+        elif name == "Omega" and self.follows_number() and ENDS_HERE.match(text, self.index):
+            self.add("text", "ohm")  # 4\Omega
         elif name in CONSTANT_WORDS or not self.run_together(name):
             self.add("sym", CONSTANT_WORDS.get(name, name))
 

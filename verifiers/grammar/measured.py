@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from verifiers.base import ParseError
 from verifiers.grammar.atoms import AtomParser
+from verifiers.grammar.commands import MONEY
 from verifiers.grammar.nodes import Node, Num, Op, Quantity, Ratio, Sym
 from verifiers.grammar.units import normal_unit
 
@@ -59,12 +60,12 @@ class MeasuredParser(AtomParser):
                 self.advance()
                 words.append("/" if token.value == "/" else "*")
                 words.append(self.advance().value.strip())
-            elif token.value in ("$", "dollar", "euro", "pounds", "yen", "rupee") and token.kind in (
+            elif token.value in MONEY and token.kind in (
                 "op",
                 "cmd",
             ):
                 self.advance()
-                words.append({"$": "dollar", "pounds": "pound_sterling"}.get(token.value, token.value))
+                words.append(MONEY[token.value])
             else:
                 break
         scale, _, rest = " ".join(words).partition(" ")

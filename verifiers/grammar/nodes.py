@@ -9,6 +9,8 @@ from fractions import Fraction
 MAX_CHARS = 6000
 MAX_TOKENS = 2500
 MAX_DEPTH = 40
+MAX_TREE_DEPTH = 120
+"""Deeper trees, as of 1/2/2/2... and of 5!!!..., are refused: what walks over them calls itself."""
 MAX_DIGITS = 2000
 MAX_ITEMS = 400
 
@@ -128,6 +130,23 @@ def with_parts(node: Node, change: Callable[[Node], Node]) -> Node:
         case Builder():
             return Builder(change(node.element), tuple(map(change, node.conditions)))
     return node
+
+
+def parts_of(node: Node) -> tuple[Node, ...]:
+    """The direct parts of a node."""
+    found: list[Node] = []
+    with_parts(node, lambda part: found.append(part) or part)  # type: ignore[func-returns-value]
+    return tuple(found)
+
+
+def is_deeper(node: Node, limit: int) -> bool:
+    """Whether a tree has more than so many levels."""
+    level: list[Node] = [node]
+    for _ in range(limit):
+        level = [part for one in level for part in parts_of(one)]
+        if not level:
+            return False
+    return True
 
 
 def substitute(node: Node, name: str, value: Node) -> Node:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import re
 
-from verifiers.grammar.units import is_known_unit
+from verifiers.grammar.units import known
 from verifiers.grammar.vocabulary import FUNCTIONS
 
 _REVERSED = re.compile(r"([\[\]])([^\[\]()]*[,;][^\[\]()]*)([\[\]])")
 _CHOOSE = re.compile(
     r"(?:\{\})?[_^](?:\{(\d+)\}|(\d))\s*(?:\\(?:text|mathrm)\{C\}|C)\s*_(?:\{(\d+)\}|(\d))", re.ASCII
 )
-_TIMES = re.compile(r"(?<=\d)\s+[xX]\s+(?=\\?\$?\d)")
+_TIMES = re.compile(r"(?<=\d)(?:\s+[xX]\s+(?=\\?\$?\d)|\s*[xX]\s*(?=10\s*\^))")
 _CURRENCY_NAME = re.compile(
     r"(?:^|(?<==))(\s*\(?[A-J][).:]\s*|\s*)(?:\\(?:text|mathrm)\s*\{\s*)?(USD|US\\?\$|Rs\.?|INR|EUR|GBP)\s*\}?\s*(?=\d|\.\d)"
 )
 _CURRENCIES = {
     "USD": r"\$", "US": r"\$", "RS": r"\rupee ", "INR": r"\rupee ", "EUR": r"\euro ", "GBP": r"\pounds ",
 }  # fmt: skip
+_LAKHS = re.compile(r"(?<![\d,.])\d{1,2}(?:,\d\d)+,\d{3}(?![\d,])")
 _RUPEES_ONLY = re.compile(r"(?<=\d)\s*/-$")
 _BRACKETED_NOUN = re.compile(r"(?<=[\d}%])\s+\(\s*([A-Za-z]+(?: [a-z]+){0,3})\s*\)$")
 _NOUN = re.compile(r"[a-z]{4,}|[b-df-hj-np-tv-z][aeiou][b-df-hj-np-tv-z]")
@@ -45,7 +46,7 @@ def in_usual_notation(text: str) -> str:
         text = _REVERSED.sub(_usual_brackets, text)
     if "C" in text:
         text = _CHOOSE.sub(lambda m: rf"\binom{{{m[1] or m[2]}}}{{{m[3] or m[4]}}}", text)
-    if "x" in text:
+    if "x" in text or "X" in text:
         text = _TIMES.sub(r" \\times ", text)
     if " U " in text and _BOUNDS.search(text):
         text = text.replace(" U ", r" \cup ")
@@ -67,6 +68,8 @@ def with_amounts(text: str) -> str:
     """A bare answer with names of currencies as signs, and what is counted as text: Rs. 5, 6 (pears)."""
     if text[:1] in "UEGI\\" or "Rs" in text or "INR" in text:
         text = _CURRENCY_NAME.sub(_as_sign, text)
+    if "rupee" in text:
+        text = _LAKHS.sub(lambda amount: amount[0].replace(",", ""), text)
     if text.endswith((")", "-")):
         text = _BRACKETED_NOUN.sub(_as_text, _RUPEES_ONLY.sub("", text))
     return text
@@ -93,7 +96,7 @@ def _as_sign(name: re.Match[str]) -> str:
 def _as_text(noun: re.Match[str]) -> str:
     r"""6 (pears) as 6\text{ pears}; 3 (xy) stays a product."""
     words = noun[1].split()
-    is_noun = is_known_unit(noun[1]) or all(_NOUN.fullmatch(w) and w not in FUNCTIONS for w in words)
+    is_noun = known(noun[1]) or all(_NOUN.fullmatch(w) and w not in FUNCTIONS for w in words)
     return rf"\text{{ {noun[1]}}}" if is_noun else noun[0]
 
 

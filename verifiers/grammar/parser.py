@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
-
 from verifiers.base import ParseError
 from verifiers.grammar.clean import clean
 from verifiers.grammar.lexer import tokens_of
 from verifiers.grammar.measured import MeasuredParser
 from verifiers.grammar.nodes import (
     MAX_ITEMS,
+    MAX_TREE_DEPTH,
     Group,
     Node,
     Num,
@@ -18,6 +17,7 @@ from verifiers.grammar.nodes import (
     Rel,
     SetOp,
     Sym,
+    is_deeper,
 )
 from verifiers.grammar.rows import rows_of
 from verifiers.grammar.tokens import Token
@@ -42,19 +42,29 @@ def _negative(term: Node) -> Node:
 
 
 def _unit_fraction(node: Node) -> str:
-    r"""The m/s of \frac{\text{m}}{\text{s}}; "" for anything else."""
+    r"""The m/s^2 of \frac{\text{m}}{\text{s}^2}; "" for anything else."""
     if not isinstance(node, Op) or node.name != "div":
         return ""
-    words = [arg.name.strip('"') for arg in node.args if isinstance(arg, Sym) and arg.name.startswith('"')]
-    return normal_unit("/".join(words)) if len(words) == 2 else ""
+    words = [_unit_words(arg) for arg in node.args]
+    return normal_unit("/".join(words)) if all(words) else ""
 
 
-def _is_power_of_ten(node: Node) -> bool:
-    return isinstance(node, Op) and node.name == "pow" and node.args[0] == Num(Fraction(10))
+def _unit_words(node: Node) -> str:
+    """Words, or words to a power, as the text of a unit; "" for anything else."""
+    if isinstance(node, Sym):
+        return node.name.strip('"') if node.name.startswith('"') else ""
+    if isinstance(node, Op) and node.name == "pow" and isinstance(node.args[1], Num):
+        words = _unit_words(node.args[0])
+        return f"{words}^{node.args[1].value}" if words else ""
+    return ""
+
+
+def _is_power_of_number(node: Node) -> bool:
+    return isinstance(node, Op) and node.name == "pow" and isinstance(node.args[0], Num)
 
 
 def _set_operation(name: str, left: Node, right: Node) -> SetOp:
-    if isinstance(left, SetOp) and left.name == name == "union":
+    if isinstance(left, SetOp) and left.name == name != "difference":
         return SetOp(name, (*left.args, right))
     return SetOp(name, (left, right))
 
@@ -226,8 +236,8 @@ class Parser(MeasuredParser):
             if not literal and self.number_follows(left, right, before, here):
                 factors.append(right)
                 return
-            if literal and here.spaced and _is_power_of_ten(right):
-                factors.append(right)  # 3.2 10^5
+            if literal and here.spaced and len(here.value) < 3 and _is_power_of_number(right):
+                factors.append(right)  # 3.2 10^5 and 5 2^n; 1 000^2 lost a comma
                 return
             if not (whole and isinstance(right, Num) and self.token.value == "/" and self.token.kind == "op"):
                 raise ParseError("two numbers side by side")
@@ -257,8 +267,7 @@ class Parser(MeasuredParser):
         if isinstance(left, Op) and left.name == "pow" and (before.value == "}" or here.spaced):
             return True  # 2^{3}3^{2} and 2^3 3^2
         # A power of a number is no digit that was lost: x 2 may be one, x 2^n is none.
-        is_power = isinstance(right, Op) and right.name == "pow" and isinstance(right.args[0], Num)
-        return is_power and not (isinstance(left, Op) and left.name == "pow")
+        return _is_power_of_number(right) and not (isinstance(left, Op) and left.name == "pow")
 
     @staticmethod
     def product(factors: list[Node]) -> Node:
@@ -267,7 +276,10 @@ class Parser(MeasuredParser):
 
 def parse(text: str) -> Node:
     """Read an answer into a tree. Raises `ParseError`, one sentence, if it is unreadable."""
-    return Parser(tokens_of(clean(text))).answer()
+    node = Parser(tokens_of(clean(text))).answer()
+    if is_deeper(node, MAX_TREE_DEPTH):
+        raise ParseError(f"more than {MAX_TREE_DEPTH} operations one inside the other")
+    return node
 
 
 __all__ = ["Parser", "Sym", "parse"]

@@ -15,7 +15,14 @@ MAX_DIGITS = 2000
 _PLAIN = re.compile(
     r"([-+]?)(\\?\$|[€£¥₹])?([-+]?)(\d{1,3}(?:,\d{3})+|\d+)?(?:\.(\d*))?\s*(\\?%|\\?\$|[€£¥₹])?\.?", re.ASCII
 )
-CURRENCIES = {"$": "dollar", "\\$": "dollar", "€": "euro", "£": "pound_sterling", "¥": "yen", "₹": "rupee"}
+CURRENCIES = {
+    "$": "dollar",
+    "\\$": "dollar",
+    "€": "euro",
+    "£": "pound_sterling",
+    "¥": "yen_sign",
+    "₹": "rupee",
+}
 
 
 @dataclass(frozen=True, slots=True)

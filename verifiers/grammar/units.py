@@ -36,6 +36,7 @@ _SI: dict[str, tuple[Fraction, str, str]] = {
     "ohm": (Fraction(1), "kg m^2 s^-3 A^-2", "Omega"),
     "T": (Fraction(1), "kg s^-2 A^-1", "tesla"),
     "H": (Fraction(1), "kg m^2 s^-2 A^-2", "henry henrie"),
+    "S": (Fraction(1), "kg^-1 m^-2 s^3 A^2", "siemens"),
     "Wb": (Fraction(1), "kg m^2 s^-2 A^-1", "weber"),
     "eV": (Fraction(1602176634, 10**28), "kg m^2 s^-2", "electronvolt"),
     "cal": (Fraction(4184, 1000), "kg m^2 s^-2", "calorie"),
@@ -60,6 +61,9 @@ _OTHER: dict[str, tuple[Fraction, str, str]] = {
     "qt": (_GALLON / 4, "m^3", "quart"),
     "pt": (_GALLON / 8, "m^3", "pint"),
     "cup": (_GALLON / 16, "m^3", ""),
+    "psi": (_POUND / _INCH**2, "kg m^-2", ""),
+    "mM": (Fraction(1), "mol m^-3", ""),
+    "uM": (Fraction(1, 1000), "mol m^-3", ""),
     "gm": (Fraction(1, 1000), "kg", ""),
     "kg": (Fraction(1), "kg", "kilo"),
     "tonne": (Fraction(1000), "kg", "metricton"),
@@ -79,6 +83,8 @@ _OTHER: dict[str, tuple[Fraction, str, str]] = {
     "cent": (Fraction(1, 100), "dollar", "penny pennies pennie"),
     "euro": (Fraction(1), "euro", "eur"),
     "pound_sterling": (Fraction(1), "pound_sterling", "gbp"),
+    "yen": (Fraction(1), "yen", "jpy"),
+    "yuan": (Fraction(1), "yuan", "cny rmb"),
     "rupee": (Fraction(1), "rupee", "inr rs"),
     "degree": (Fraction(1), "degree", "deg"),
     "arcminute": (Fraction(1, 60), "degree", ""),
@@ -118,6 +124,9 @@ def _dimension(text: str) -> policy.Dimension:
 
 _UNITS, _NAMES = _table()
 _COMPOUND = {"mph": "mi/h", "kph": "km/h", "kmh": "km/h", "kmph": "km/h", "sqft": "ft^2", "mps": "m/s"}
+_RUN_TOGETHER = {"Nm": "N m", "kNm": "kN m", "Ns": "N s", "Js": "J s", "Wh": "W h", "kWh": "kW h"}
+_PER_SECOND = re.compile(r"\b([kc]?m)s(?=\s*\^\s*\{?\s*-)")
+"""The m s^-1 of ms^-1; a number of something in a millisecond is written 1/ms."""
 _FILLER = frozenset(
     {"of", "the", "a", "an", "in", "total", "each", "approximately", "about", "unit", "units", "long"}
 )
@@ -126,8 +135,8 @@ _WORD = re.compile(r"[A-Za-z_%]+|\^|-?\d+|/")
 
 def _one(word: str) -> str:
     """The normal name of one unit word; an unknown noun is its own unit, in the singular."""
-    if word in _NAMES:
-        return _NAMES[word]
+    if word in _NAMES or word in _RUN_TOGETHER:
+        return _NAMES.get(word) or _RUN_TOGETHER[word]
     lower = word.lower()
     for form in (lower, lower.removesuffix("s"), lower.removesuffix("es")):
         if form in _COMPOUND:
@@ -142,7 +151,8 @@ def normal_unit(text: str) -> str:
     """The normal form of a unit: "square feet" -> "ft^2", "miles per hour" -> "mi/h"; "" for fillers only."""
     parts: list[str] = []
     prefix = ""
-    words = _WORD.findall(text.replace("\\", " ").replace("per cent", "percent")[:200])
+    text = _PER_SECOND.sub(r"\1 s", text.replace("\\Omega", "ohm")[:200])
+    words = _WORD.findall(text.replace("\\", " ").replace("per cent", "percent"))
     for word, following in itertools.pairwise([*words, ""]):
         lower = word.lower()
         if lower in ("square", "sq"):
@@ -232,12 +242,6 @@ def add_quantities(parts: Sequence[Node]) -> Quantity | None:
 
 
 def known(text: str) -> bool:
-    """Whether every word of a unit is in the table: "square feet" and "km/h" are, "apples" is not."""
-    parts = [part.partition("^")[0] for part in re.split(r"[ /]", normal_unit(text)) if part]
-    return bool(parts) and all(part in _UNITS for part in parts)
-
-
-def is_known_unit(text: str) -> bool:
     """Whether every word of a unit is in the table: "square feet" and "km/h" are, "apples" is not."""
     parts = [part.partition("^")[0] for part in re.split(r"[ /]", normal_unit(text)) if part]
     return bool(parts) and all(part in _UNITS for part in parts)
