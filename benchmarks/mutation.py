@@ -38,6 +38,7 @@ from record import RESULTS, ROOT, describe, store
 STATE = ROOT / "runs" / "mutation" / "state.json"
 COPIED = ("mathrl", "verifiers", "tests", "benchmarks", "pyproject.toml", "README.md")
 LIMIT_S = 240.0  # of one run of a room's tests; a fault that makes them hang is noticed
+TEST_LIMIT_S = 80  # of one test
 PRELOADED = (
     "torch", "transformers", "transformers.models.qwen2.modeling_qwen2", "transformers.models.llama",
     "transformers.models.llama.modeling_llama", "peft", "peft.tuners.lora", "datasets", "sympy", "mpmath",
@@ -114,7 +115,7 @@ def _pytest(folder: Path, tests: Sequence[str]) -> int:
     import pytest
 
     options = ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", "--no-header", "-m", "not gpu"]
-    return int(pytest.main([*options, *tests]))
+    return int(pytest.main([*options, f"--timeout={TEST_LIMIT_S}", *tests]))
 
 
 def preload() -> None:
