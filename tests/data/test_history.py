@@ -95,6 +95,17 @@ def test_metrics_say_what_was_passed_over():
     assert passed > 30  # five of ten problems, nine visits of ten
 
 
+def test_a_problem_counts_as_solved_from_the_rate_on():
+    for right, passed in ((3, True), (2, False), (0, False)):
+        history = History(HistoryConfig(solved_rate=0.75, skip_solved=0.95, skip_unsolved=0.0, min_tries=4))
+        history.observe([group(PROBLEMS[0], right)])
+        assert any(history.skips("0", 0, epoch) for epoch in range(20)) == passed
+        metrics = history.observe([])
+        assert metrics["data/solved_frac"] == passed
+        assert (metrics["data/skipped_solved"] > 0) == passed
+        assert history.observe([])["data/skipped_solved"] == 0, "counted once, for the step it was for"
+
+
 def test_a_probability_of_one_is_refused():
     with pytest.raises(ValueError, match="0.95"):
         HistoryConfig(skip_solved=1.0)

@@ -70,6 +70,25 @@ def test_each_form_is_called_as_its_parameters_say():
     assert values(trl_strict) == [[0, 0], [0, 0]]
 
 
+def test_columns_of_the_data_come_as_they_are_and_the_problem_fills_what_is_missing():
+    row = {"answer": "6 * 7 = 42 #### 42", "problem": "the column"}
+    groups = [
+        Group(Problem("a", "six times seven?", "42", solution="6 * 7", row=row), (1,), (completion("x"),)),
+        Group(Problem("b", "two?", "2"), (1,), (completion("y"),)),
+    ]
+    seen = {}
+
+    def trl_reward(completions, problem, answer, solution, question, **columns):
+        seen.update(problem=problem, answer=answer, solution=solution, question=question)
+        return [0.0] * len(completions)
+
+    evaluate_function(RewardFunction(trl_reward), groups, [[Verdict(Outcome.WRONG)]] * 2, timeout_s=5)
+    assert seen["problem"] == ["the column", None]  # a column of that name, and not a Problem
+    assert seen["answer"][0] == row["answer"]
+    assert seen["solution"] == ["6 * 7", "2"]  # without a worked solution the answer is all there is
+    assert seen["question"] == ["six times seven?", "two?"]
+
+
 def test_async_calls_wait_together():
     start = time.monotonic()
     assert values(slowly) == [[2, 1], [3, 0]]
