@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 
 import mathrl
+from mathrl import api
 from mathrl.commands.compare import compare_results
+from mathrl.config import Config
+from mathrl.evaluation.completions import write_evaluation
+from mathrl.evaluation.result import Evaluation, Judged, Record
 from mathrl.types import Problem
 
 TINY = str(Path(__file__).with_name("tiny.toml"))
@@ -121,6 +125,48 @@ def test_what_is_wrong_is_told_before_anything_is_trained(arguments, words, tmp_
     with pytest.raises(mathrl.UserError, match=words):
         mathrl.train(TINY, **given)
     assert not (tmp_path / "runs" / "tiny").exists()
+
+
+def made(right: str, name: str = "made") -> Evaluation:
+    """A greedy completion a letter: ``x`` is right."""
+    greedy = [Judged("so", "correct" if letter == "x" else "wrong", "1") for letter in right]
+    return Evaluation(name, tuple(Record(Problem(f"p{i}", "q", "1"), g) for i, g in enumerate(greedy)), {})
+
+
+def test_a_run_says_what_stands_in_its_summary(tmp_path):
+    summary = {"before": {"accuracy": 0.25}, "after": {"accuracy": 0.75}, "difference": {"value": 0.5}}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    run = mathrl.Run(tmp_path)
+    assert (run.accuracy_before, run.accuracy, run.difference["value"]) == (0.25, 0.75, 0.5)
+
+
+def test_a_comparison_is_the_second_minus_the_first():
+    assert mathrl.compare(made("x..."), made("xxx.")).value == 0.5
+    assert mathrl.compare(made("xxx."), made("x...")).newly_wrong == ("p1", "p2")
+
+
+def test_results_of_several_benchmarks_are_no_evaluation(tmp_path):
+    for name in ("gsm8k", "svamp"):
+        (tmp_path / name).mkdir()
+        write_evaluation(made("x.", name), tmp_path / name / "completions.jsonl", {"resume_key": "made"})
+    with pytest.raises(mathrl.UserError, match=r"one benchmark \(it holds: gsm8k, svamp\)"):
+        mathrl.compare(tmp_path, made("x."))
+    assert mathrl.compare(tmp_path / "gsm8k", made("xx")).value == 0.5
+
+
+def test_a_dictionary_within_a_section_is_a_section_of_its_own(tmp_path, monkeypatch):
+    asked: list[Config] = []
+    monkeypatch.setattr("mathrl.commands.train.train", lambda config, **more: asked.append(config))
+    mathrl.train(
+        TINY,
+        problems=[Problem("a", "q", "1", "number"), Problem("b", "q2", "2", "expression")],
+        run={"output_dir": str(tmp_path)},
+        data={"history": {"enabled": True, "window": 9}},
+    )
+    (config,) = asked
+    assert (config.data.history.enabled, config.data.history.window) == (True, 9)
+    assert config.data.answer_type_field == "answer_type", "records name their own"
+    assert api._fields({"a": {"b": {"c": 1}, "d": {}}}) == {"a.b.c": 1, "a.d": {}}
 
 
 def test_problem_records_and_data_sets_are_rows(tmp_path):

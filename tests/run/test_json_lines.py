@@ -44,6 +44,12 @@ def test_a_file_of_others_may_end_without_a_line_feed_and_begin_with_a_byte_orde
     assert list(read_rows(file)) == [(1, {"a": 1}), (3, {"a": 2})]
 
 
+def test_bytes_that_are_no_text_are_read_as_such_and_end_nothing(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b'{"text": "a\xff\xc2"}\n{"text": "b"}\n')
+    assert list(read_rows(file)) == [(1, {"text": "a\ufffd\ufffd"}), (2, {"text": "b"})]
+
+
 def test_what_is_no_row_is_named_by_its_line(tmp_path):
     file = tmp_path / "rows.jsonl"
     for content, said in (
