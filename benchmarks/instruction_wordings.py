@@ -12,18 +12,21 @@ from __future__ import annotations
 import argparse
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from record import describe, store
 
+from mathrl.config import Config
 from mathrl.data.problems import load_problems
 from mathrl.data.prompts import PromptTemplate
 from mathrl.policy.model import Policy
 from mathrl.recipes import config_of
 from mathrl.rewards.scorer import RewardScorer
+from mathrl.rollout.base import Engine
 from mathrl.rollout.engine_choice import make_engine
-from mathrl.types import Sampling
+from mathrl.types import Problem, Sampling
 
 _COPIED = re.compile(r"\W*(?:the )?(?:final )?(?:answer|number|result)\W*", re.IGNORECASE)
 
@@ -68,39 +71,53 @@ def main() -> None:
         "model": Path(options.model).name,
         "problems": options.problems,
         "tokens": options.tokens,
-        "wordings": {},
+        "wordings": compare(options.model, options.data, options.problems, options.tokens),
     }
-    for name, (rule, instruction) in WORDINGS.items():
-        start = time.perf_counter()
-        found = measure(options, rule, instruction)
-        result["wordings"][name] = {"instruction": instruction, "rule": rule, **found}
-        print(f"{name:<26}", found, f"{time.perf_counter() - start:.0f} s", flush=True)
     if options.store:
         print(store("instruction_wordings", result))
 
 
-def measure(options: argparse.Namespace, rule: str, instruction: str) -> dict[str, float]:
-    """Shares of the completions of one wording."""
+def compare(model: str, data: str, num_problems: int, tokens: int) -> dict[str, dict[str, Any]]:
+    """Every wording and its shares, all asked of one engine."""
     table = {
-        "model": {"path": options.model, "prompt": "chat"},
+        "model": {"path": model, "prompt": "chat"},
         "sft": {"skip": True},
-        "data": {"source": "gsm8k", "path": options.data},
-        "rollout": {"max_prompt_tokens": 1024, "max_completion_tokens": options.tokens},
+        "data": {"source": "gsm8k", "path": data},
+        "rollout": {"max_prompt_tokens": 1024, "max_completion_tokens": tokens, "compile_engine": False},
         "lora": {"rank": 1},
     }
     config = config_of(table, "benchmark")
-    problems = load_problems(config.data, "train", 0).problems[: options.problems]
-    policy = Policy.from_pretrained(options.model, config)
-    template = PromptTemplate(policy.tokenizer, "chat", extract=rule, instruction=instruction)
-    engine, _ = make_engine(config, policy, template.encode)
-    scorer = RewardScorer(config.reward, rule)
+    problems = load_problems(config.data, "train", 0).problems[:num_problems]
+    policy = Policy.from_pretrained(model, config)
+    templates = {
+        name: PromptTemplate(policy.tokenizer, "chat", extract=rule, instruction=instruction)
+        for name, (rule, instruction) in WORDINGS.items()
+    }
+    asked = next(iter(templates))
+    engine, _ = make_engine(config, policy, lambda problem: templates[asked].encode(problem))
+    found = {}
     try:
         engine.load(None, version=0)
-        greedy = Sampling(0.0, max_completion_tokens=options.tokens, logprobs=False)
+        for asked, (rule, instruction) in WORDINGS.items():
+            start = time.perf_counter()
+            shares = measure(engine, config, problems, rule, tokens)
+            found[asked] = {"instruction": instruction, "rule": rule, **shares}
+            print(f"{asked:<26}", shares, f"{time.perf_counter() - start:.0f} s", flush=True)
+    finally:
+        engine.close()
+    return found
+
+
+def measure(
+    engine: Engine, config: Config, problems: Sequence[Problem], rule: str, tokens: int
+) -> dict[str, float]:
+    """Shares of the greedy completions of one wording."""
+    scorer = RewardScorer(config.reward, rule)
+    try:
+        greedy = Sampling(0.0, max_completion_tokens=tokens, logprobs=False)
         groups = scorer.judge(engine.sample(problems, 1, greedy))
     finally:
         scorer.close()
-        engine.close()
     scores = [group.scores[0] for group in groups]
     number = len(scores)
     return {

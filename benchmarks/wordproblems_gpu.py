@@ -28,19 +28,16 @@ from typing import Any
 from record import describe, store
 from wordproblems_baselines import ahead, baselines, read_problems, read_rows
 from wordproblems_renumbered import read_worked, renumber
+from wordproblems_split import all_problems, split_short
 from wordproblems_stories import Vocabulary, generate_stories, spaced, written
 
-from mathrl.config import DataConfig
-from mathrl.data.problems import load_problems
 from mathrl.data.wordproblems import apply_operation, generate_drills, generate_problems
 from mathrl.errors import UserError
-from mathrl.evaluation.benchmark_sets import normalised
 from mathrl.evaluation.contamination import find_contamination
 from mathrl.evaluation.statistics import wilson_interval
+from mathrl.recipes import load_recipe
 from mathrl.types import Problem, derive_seed
 
-HELD_OUT_SHARE = 0.4
-MAWPS = ("multiarith", "addsub", "singleeq", "singleop")
 STORIES, EVENTS, CHAINS, SUMS = 240_000, 5_000, 5_000, 40_000
 RENUMBERED = 10  # copies of a GSM8K problem with other numbers, at most
 LARGEST = 100  # operand of a chain of events, told or bare
@@ -54,19 +51,7 @@ TARGET = 0.6  # of held-out MAWPS, the accuracy that is timed
 
 def prepare(data: Path, out: Path) -> None:
     """Write sft.jsonl, grpo.jsonl, the held-out sets and benchmarks.toml."""
-    train: dict[str, dict[str, str]] = {}
-    held_out: dict[str, dict[str, dict[str, str]]] = {"svamp": {}, "mawps": {}}
-    sources = [("svamp", data / "svamp/SVAMP.json")]
-    sources += [("mawps", data / f"mawps/{name}.jsonl") for name in MAWPS]
-    for name, path in sources:
-        for problem in _all(name, path):
-            key = normalised(problem.question)
-            row = {"question": problem.question, "answer": problem.answer, "source": path.stem}
-            if derive_seed("wordproblems_gpu", key) < HELD_OUT_SHARE * 2**63:
-                if not any(key in rows for rows in held_out.values()):
-                    held_out[name][key] = row
-            else:
-                train.setdefault(key, row)
+    train, held_out = split_short(data)
     worked = read_worked(data / "gsm8k/train.jsonl")
     rng = random.Random(0)
     worked += [new for one in worked for new in renumber(one, RENUMBERED, 0)]
@@ -78,13 +63,13 @@ def prepare(data: Path, out: Path) -> None:
     generated += generate_stories(STORIES, 0, Vocabulary.of(w.question for w in worked))
     for p in [*generated, *generate_sums(SUMS, 0)]:
         solutions.append({"question": p.question, "answer": p.solution or p.answer})
-    test = [{"question": p.question, "answer": p.answer} for p in _all("gsm8k", data / "gsm8k/test.jsonl")]
+    asked = all_problems("gsm8k", data / "gsm8k/test.jsonl")
+    test = [{"question": p.question, "answer": p.answer} for p in asked]
     out.mkdir(parents=True, exist_ok=True)
     for name, rows in {
         "sft": solutions,
-        "grpo": list(train.values()),
-        "svamp": list(held_out["svamp"].values()),
-        "mawps": list(held_out["mawps"].values()),
+        "grpo": train,
+        **held_out,
         "gsm8k": test,
     }.items():
         (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -96,12 +81,6 @@ def prepare(data: Path, out: Path) -> None:
             for name, tokens in SETS.items()
         )
     )
-
-
-def _all(source: str, path: Path) -> Sequence[Problem]:
-    """All problems of a file whose reference can be read, in its order."""
-    config = DataConfig(source=source, path=str(path), eval_path=str(path))
-    return sorted(load_problems(config, "held_out", 0).problems, key=lambda p: int(p.id.rsplit("/", 1)[1]))
 
 
 def generate_sums(num: int, seed: int) -> list[Problem]:
@@ -277,10 +256,17 @@ def main() -> None:
     elif args.stage == "run":
         run(args.folder, args.runs, args.seeds, overrides)
     elif args.stage == "peer":
-        from wordproblems_trl import train
+        from trl_peer import train
 
-        reference = args.runs / "wordproblems_gpu_0" / "reference"
-        train(reference, args.folder, args.seconds, args.target, args.runs)
+        train(
+            load_recipe("wordproblems_gpu"),
+            args.runs / "wordproblems_gpu_0" / "reference",
+            read_problems(args.folder / "grpo.jsonl"),
+            read_problems(args.folder / "mawps.jsonl"),
+            seconds=args.seconds,
+            target=args.target,
+            out=args.runs / "peer.json",
+        )
     else:
         found = table(args.folder, args.runs, args.seeds)
         print(store("wordproblems_gpu", describe(("torch", "transformers", "peft", "vllm", "trl")) | found))

@@ -73,7 +73,7 @@ class Run:
 def train(
     recipe: str = "",
     *,
-    model: str | Path = "",
+    model: str | Path | Mapping[str, Any] = "",
     problems: Rows | None = None,
     held_out: Rows | None = None,
     rewards: Sequence[Callable[..., Any] | RewardFunction] = (),
@@ -87,7 +87,8 @@ def train(
     Args:
         recipe: name or TOML file; empty: as the command chooses (quickstart where there is neither a model
             nor problems, else default).
-        model: folder or hub name of a causal LM: ``model.path``.
+        model: folder or hub name of a causal LM, or the recipe's section:
+            ``{"path": "my-model", "adapter": "my-adapter"}``.
         problems: rows to train on, instead of ``data.path``; kept as a file beside the runs.
         held_out: rows to evaluate on; None: a share of the problems.
         rewards: functions beside the verifier (mathrl/rewards/functions.py), each a callable or a
@@ -108,8 +109,9 @@ def train(
     from mathrl.run.folder import RunFolder
     from mathrl.types import Problem
 
+    if model:
+        sections["model"] = model if isinstance(model, Mapping) else {"path": str(model)}
     fields = _fields(sections)
-    fields |= {"model.path": str(model)} if model else {}
     kept = Path(fields.get("run.output_dir", "runs")) / ".problems"
     if problems is not None:
         problems = (
@@ -129,6 +131,7 @@ def train(
 
 def evaluate(
     model: str | Path | Run,
+    /,
     benchmark: str = "",
     *,
     data: str | Path | Rows | None = None,

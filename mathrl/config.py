@@ -31,6 +31,14 @@ class ModelConfig(Section):
     path: str = Field(
         "", description="local folder or hub name of a causal LM; empty: a small one is built from nothing"
     )
+    adapter: str = Field(
+        "",
+        description="LoRA adapter to start from, a folder or hub name; merged into model.path, which then is "
+        "where training starts and what the KL is measured from",
+    )
+    trust_remote_code: bool = Field(
+        False, description="run Python code that a model brings along; false: such a model is refused"
+    )
     from_scratch: bool = Field(
         True, description="without model.path a small model is built from nothing; false: that is refused"
     )
@@ -553,8 +561,15 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
 
+    @property
+    def makes_reference(self) -> bool:
+        """Whether the reference is made by the run: its supervised stage's, or model with adapter."""
+        return not self.sft.skip or bool(self.model.adapter)
+
     @model_validator(mode="after")
     def _across(self) -> Config:
+        if self.model.adapter and not self.model.path:
+            raise ValueError("model.adapter needs model.path: the model that the adapter was made for")
         if self.sft.skip and not self.model.path:
             raise ValueError("sft.skip needs model.path: without SFT there is no reference to start from")
         if self.update.num_minibatches > self.rollout.problems_per_step * self.rollout.group_size:

@@ -59,3 +59,11 @@ def cannot_write(error: OSError) -> str:
     """Why something could not be written, in words: "the disk is full" or what the system says."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     return "the disk is full" if full else error.strerror or str(error)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says in its first line, and in the next where that ends in a colon."""
+    first, _, rest = str(error).strip().partition("\n")
+    if first.endswith(":"):
+        first = f"{first} {rest.strip().partition(chr(10))[0]}"
+    return first or type(error).__name__

@@ -98,7 +98,12 @@ def test_a_model_is_evaluated_on_rows(runs, tmp_path):
     first, *_ = runs
     out = tmp_path / "out"
     evaluation = mathrl.evaluate(
-        first, data=ROWS[:6], samples=2, out=out, options={"max_completion_tokens": 8}
+        first,
+        data=ROWS[:6],
+        samples=2,
+        out=out,
+        options={"max_completion_tokens": 8},
+        model={"prompt": "plain"},
     )
     assert (evaluation.n, evaluation.k) == (6, 2)
     assert (out / "eval.html").is_file()
@@ -113,6 +118,7 @@ def test_a_model_is_evaluated_on_rows(runs, tmp_path):
         ({"problems": []}, "problems is empty"),
         ({"problems": "train.jsonl"}, "must be a list of rows.*not a str"),
         ({"problems": ["2+2?"]}, "row 1: a str, not a dictionary"),
+        ({"model": {"adapter": "nowhere"}}, "model.adapter needs model.path"),
         ({"rollout": 4}, "rollout must be a dictionary of fields"),
         ({"rollout": {"group_sise": 4}}, "rollout.group_sise.*rollout.group_size"),
         ({"rewards": [lambda text: 0]}, r"takes \(text\)"),

@@ -178,14 +178,18 @@ def open_folder(base: Config, folder: Path, *, overwrite: bool) -> Iterator[None
 def make_reference(console: Console, base: Config, folder: Path) -> str:
     """The recipe's reference, trained at most once."""
     from mathrl.run.progress import Progress
+    from mathrl.training.given_adapter import make_merged_reference
     from mathrl.training.sft import train_reference
 
-    if base.sft.skip:
+    if not base.makes_reference:
         return base.model.path
     reference = folder / "reference"
     if not reference.is_dir():
-        with Progress(console) as progress, progress.stage("SFT", base.sft.num_steps) as stage:
-            train_reference(base, reference, progress=stage)
+        if base.sft.skip:
+            make_merged_reference(base, reference)
+        else:
+            with Progress(console) as progress, progress.stage("SFT", base.sft.num_steps) as stage:
+                train_reference(base, reference, progress=stage)
     return str(reference)
 
 

@@ -151,7 +151,7 @@ def _template(config: Config) -> PromptTemplate | None:
     from mathrl.policy.loading import load_tokenizer  # transformers takes seconds
 
     check_model(config.model.path)
-    return make_template(config, load_tokenizer(config.model.path))
+    return make_template(config, load_tokenizer(config.model.path, trusted=config.model.trust_remote_code))
 
 
 def _reasons(skipped: Sequence[SkippedRow]) -> Iterator[str]:

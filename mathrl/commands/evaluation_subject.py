@@ -64,7 +64,8 @@ class ServedModel:
     def __init__(self, source: EndpointSource) -> None:
         self.source = source
         self.server = Server(source.url, source.model)
-        self.tokenizer = load_tokenizer(source.tokenizer) if source.tokenizer else None
+        trusted = source.config.model.trust_remote_code
+        self.tokenizer = load_tokenizer(source.tokenizer, trusted=trusted) if source.tokenizer else None
         self.context = self.server.context
         self.info: Mapping[str, Any] = source.facts() | {"model": self.server.model}
 

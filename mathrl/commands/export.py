@@ -15,7 +15,7 @@ from mathrl.config import Config
 from mathrl.data.hub import push_folder
 from mathrl.errors import UserError, cannot_write
 from mathrl.policy.loading import load_tokenizer, load_whole, without_bars
-from mathrl.policy.merge import Merger, deltas
+from mathrl.policy.merge import Merger, merge_into
 from mathrl.recipes import load_config
 from mathrl.report.model_card import model_card
 from mathrl.report.run_record import MAIN_SET, read_run
@@ -64,14 +64,15 @@ def export_run(run_dir: Path, out_dir: Path, which: Literal["last", "best"] = "l
         raise UserError(f"{run_dir} has {why}: nothing to export")
     content = read_checkpoint(checkpoint)
     adapter: Adapter = content["state"]["trainer"]["adapter"]
-    reference = config.model.path if config.sft.skip else str(run.reference)
-    tokenizer = load_tokenizer(reference)
+    reference = str(run.reference) if config.makes_reference else config.model.path
+    trusted = config.model.trust_remote_code
+    tokenizer = load_tokenizer(reference, trusted=trusted)
     try:
         out_dir.parent.mkdir(parents=True, exist_ok=True)
         with atomic(out_dir) as temporary:
             temporary.mkdir()
             export_adapter(temporary / "adapter", adapter, reference, tokenizer)
-            merged = _write_merged(adapter, reference, tokenizer, temporary / "merged")
+            merged = _write_merged(adapter, reference, tokenizer, temporary / "merged", trusted=trusted)
             card = _card(run_dir, config, content["step"], reference)
             (temporary / "README.md").write_text(card, encoding="utf-8")
     except OSError as error:
@@ -118,13 +119,10 @@ def export_adapter(folder: Path, adapter: Adapter, reference: str, tokenizer: An
         tokenizer.save_pretrained(temporary)
 
 
-@torch.no_grad()
-def _write_merged(adapter: Adapter, reference: str, tokenizer: Any, folder: Path) -> Merger:
+def _write_merged(adapter: Adapter, reference: str, tokenizer: Any, folder: Path, *, trusted: bool) -> Merger:
     """Write reference + adapter as a transformers model; what its rounding kept."""
-    base: Any = load_whole(reference)
-    merger, weights = Merger(base.dtype), dict(base.named_parameters())
-    for name, delta in deltas(adapter).items():
-        weights[name].data = merger.merge(weights[name].data, delta)
+    base: Any = load_whole(reference, trusted=trusted)
+    merger = merge_into(base, adapter)
     with without_bars():
         base.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

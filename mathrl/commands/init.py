@@ -38,6 +38,7 @@ class ModelFacts:
 
     parameters: int  # 0: of an architecture whose sizes are not known
     context: int
+    trusted: bool  # it may run its own code
     chat: bool
     opens_thought: bool  # a prompt of its template ends inside a thought
     can_think: bool  # its template knows enable_thinking
@@ -55,6 +56,9 @@ def _init(
     answer: Annotated[
         str, Parameter(help="column of the answer, where it is not found", show_default=False)
     ] = "",
+    trust_remote_code: Annotated[
+        bool, Parameter(help="run Python code that the model brings", show_default=False)
+    ] = False,
     overwrite: Annotated[bool, Parameter(help="replace the file", show_default=False)] = False,
 ) -> int:
     """Look at model and problems, write the recipe, say what was found."""
@@ -64,7 +68,7 @@ def _init(
         raise UserError(f"{out} exists: choose another --out, or replace it with --overwrite")
     where = origin(data)
     guess = look_at_data(where, data, question, answer)
-    facts = look_at_model(model, guess)
+    facts = look_at_model(model, guess, trusted=trust_remote_code)
     try:
         with atomic(out) as part:
             part.write_text(recipe_text(model, data, where, guess, facts), encoding="utf-8")
@@ -102,8 +106,8 @@ def look_at_data(where: dict[str, Any], name: str, question: str = "", answer: s
     return guess_columns(rows, name, row if known or (question and answer) else None, question, answer)
 
 
-def look_at_model(model: str, guess: Guess) -> ModelFacts:
-    """Sizes, context and chat template of a model, without its weights.
+def look_at_model(model: str, guess: Guess, *, trusted: bool = False) -> ModelFacts:
+    """Sizes, context and chat template of a model, without its weights; ``trusted``: it may run its own code.
 
     Raises:
         UserError: there is no such model, or it has no tokenizer.
@@ -114,9 +118,13 @@ def look_at_model(model: str, guess: Guess) -> ModelFacts:
     from mathrl.policy.loading import context_length, load_tokenizer
     from mathrl.recipes import config_of
 
-    tokenizer = load_tokenizer(model)
     try:
-        parameters = load_shape(config_of({"model": {"path": model}}, "init")).num_parameters
+        tokenizer, context = load_tokenizer(model, trusted=trusted), context_length(model, trusted=trusted)
+    except UserError as error:
+        raise UserError(str(error).replace("--model.trust_remote_code", "--trust-remote-code")) from None
+    named = {"model": {"path": model, "trust_remote_code": trusted}}
+    try:
+        parameters = load_shape(config_of(named, "init")).num_parameters
     except UserError:
         parameters = 0
     template = getattr(tokenizer, "chat_template", None)
@@ -135,7 +143,8 @@ def look_at_model(model: str, guess: Guess) -> ModelFacts:
     lengths = [len(ids) for ids in tokenizer(prompts, verbose=False)["input_ids"]]
     return ModelFacts(
         parameters,
-        context_length(model),
+        context,
+        trusted,
         chat=bool(template),
         opens_thought=prompts[0].rstrip().endswith("<think>"),
         can_think="enable_thinking" in str(template),
@@ -165,6 +174,8 @@ def recipe_text(model: str, data: str, where: dict[str, Any], guess: Guess, fact
 
 
 def _model_lines(facts: ModelFacts) -> Iterator[str]:
+    if facts.trusted:
+        yield "trust_remote_code = true # Python code that the model brings is run"
     if facts.chat:
         yield 'prompt = "chat" # the tokenizer has a chat template'
     else:

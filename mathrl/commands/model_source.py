@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +11,12 @@ from typing import TYPE_CHECKING, Any
 from mathrl.config import Config
 from mathrl.data.hub import check_model
 from mathrl.errors import UserError
+from mathrl.policy.adapter_folder import adapter_config, find_adapter, lora_settings, read_adapter
 from mathrl.recipes import config_of, load_config
 from mathrl.run.folder import RunFolder
-from mathrl.types import Adapter
 
 if TYPE_CHECKING:  # names are checked before torch is loaded, which takes seconds
     from mathrl.policy.model import Policy
-
-_UNKNOWN = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias")
 
 
 @dataclass(frozen=True)
@@ -109,7 +106,7 @@ def find_model(
     """``model`` may be a run folder (its reference with its adapter), a model folder or a hub name.
 
     Args:
-        adapter: peft folder; empty: the run's, or none.
+        adapter: peft folder or hub name; empty: the run's, or none.
         overrides: ``--section.key value`` pairs of the recipe (model.prompt, model.dtype, rollout.engine …).
         reference: of a run folder its reference alone, asked as the run asks.
 
@@ -129,74 +126,29 @@ def find_model(
     if run is not None:
         own = load_config(run / "config.toml")
         folder = RunFolder(run)
-        table = {"model": own.model.model_dump(), "rollout": own.rollout.model_dump()}
-        model = own.model.path if own.sft.skip else str(folder.reference)
-        adapter = "" if reference else adapter or str(folder.adapter)
-        if adapter and not Path(adapter).is_dir():
-            raise UserError(
-                f"{run} has no adapter yet: train it to the end, name a checkpoint's with --adapter, or "
-                "evaluate its reference with --reference"
-            )
+        table = {"model": own.model.model_dump() | {"adapter": ""}, "rollout": own.rollout.model_dump()}
+        model = str(folder.reference) if own.makes_reference else own.model.path
+        if not (reference or adapter):
+            adapter = str(folder.adapter)
+            if not folder.adapter.is_dir():
+                raise UserError(
+                    f"{run} has no adapter yet: train it to the end, name a checkpoint's with --adapter, or "
+                    "evaluate its reference with --reference"
+                )
     elif path.is_dir():
         model = str(path)
     if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
-        base = _adapter_config(path).get("base_model_name_or_path") or "MODEL"
+        base = adapter_config(path).get("base_model_name_or_path") or "MODEL"
         raise UserError(f"{path} is an adapter, not a model: mathrl eval {base} --adapter {path}")
     check_model(model)
-    source = Path(adapter).expanduser() if adapter else None
+    source = find_adapter(adapter) if adapter else None
     table.setdefault("model", {})["path"] = model
     table["sft"] = {"skip": True}
     table["update"] = {"fused_lora": False}
     table["lora"] = lora_settings(source) if source else {"rank": 1}
-    return ModelSource(model, source, config_of(table, "evaluation", overrides), run)
-
-
-def lora_settings(folder: Path) -> dict[str, Any]:
-    """The ``lora`` section that makes an adapter of the folder's shape.
-
-    Raises:
-        UserError: it is no LoRA adapter, or of a kind that is not served (which).
-    """
-    settings = _adapter_config(folder)
-    unknown = [key for key in _UNKNOWN if settings.get(key)]
-    if settings.get("peft_type") != "LORA" or unknown:
-        kind = ", ".join(unknown) or settings.get("peft_type")
+    config = config_of(table, "evaluation", overrides)
+    if config.model.adapter:
         raise UserError(
-            f"the adapter in {folder} uses {kind}, which is not served here: merge it into the model"
+            "model.adapter is where training starts: the adapter to evaluate is named with --adapter"
         )
-    targets = settings["target_modules"]
-    return {
-        "rank": settings["r"],
-        "alpha": float(settings["lora_alpha"]),
-        "targets": targets if isinstance(targets, str) else ",".join(sorted(targets)),
-    }
-
-
-def read_adapter(folder: Path) -> Adapter:
-    """A peft adapter folder.
-
-    Raises:
-        UserError: one of its two files is missing or damaged.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    tensors = folder / "adapter_model.safetensors"
-    settings = _adapter_config(folder)
-    try:
-        return Adapter(settings, load_file(tensors))
-    except FileNotFoundError:
-        raise UserError(f"the adapter folder {folder} has no adapter_model.safetensors") from None
-    except SafetensorError as error:
-        raise UserError(f"{tensors} is damaged ({error})") from None
-
-
-def _adapter_config(folder: Path) -> Mapping[str, Any]:
-    path = folder / "adapter_config.json"
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder} is no adapter: it has no adapter_config.json") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON ({error.msg})") from None
-    return dict(settings)
+    return ModelSource(model, source, config, run)

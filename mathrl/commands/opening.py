@@ -48,6 +48,8 @@ def opening(run: PreparedRun) -> Iterator[str]:
 
 def _model(cfg: Config, shape: Shape | None, device: torch.device) -> str:
     name = PurePath(cfg.model.path).name if cfg.model.path else "built from nothing"
+    if cfg.model.adapter:
+        name += f" with {PurePath(cfg.model.adapter).name} merged into it"
     size = f", {shape.num_parameters / 1e6:,.1f} M parameters" if shape else ""
     dtype = str(resolve_dtype(cfg.model, device)).removeprefix("torch.")
     return f"{name}{size}, {dtype} on {device.type}, LoRA of rank {cfg.lora.rank}"

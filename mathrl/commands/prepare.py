@@ -22,12 +22,14 @@ from mathrl.data.problem_set import ProblemSet, check_enough, keep_fitting
 from mathrl.data.problems import Role, load_problems
 from mathrl.data.prompts import PromptTemplate
 from mathrl.errors import UserError
-from mathrl.policy.loading import check_weights, context_of, load_tokenizer
+from mathrl.policy.loading import context_of, load_tokenizer
+from mathrl.policy.weight_files import check_weights
 from mathrl.recipes import check_named
 from mathrl.rewards.functions import RewardFunction, checked, load_functions
 from mathrl.rewards.scorer import check_answer_type
 from mathrl.run.folder import RunFolder
 from mathrl.run.tracking import check_trackers
+from mathrl.training.given_adapter import check_adapter
 from mathrl.training.sft import Demonstrations
 from mathrl.types import Group, Problem
 
@@ -96,6 +98,8 @@ def prepare(
     if config.model.path:
         check_model(config.model.path)
         check_weights(config.model.path)
+        if config.model.adapter:
+            check_adapter(config)
     demonstrations = None
     if config.sft.skip or (goes_on and folder.reference.is_dir()):
         template = _template_of(config, shown, "" if config.sft.skip else str(folder.reference))
@@ -126,7 +130,9 @@ def prepare(
 
 
 def _template_of(config: Config, shown: Sequence[Problem], reference: str = "") -> PromptTemplate:
-    return template_with_examples(config, load_tokenizer(reference or config.model.path), shown)
+    trusted = config.model.trust_remote_code
+    tokenizer = load_tokenizer(reference or config.model.path, trusted=trusted)
+    return template_with_examples(config, tokenizer, shown)
 
 
 def _fitting(

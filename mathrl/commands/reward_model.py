@@ -114,7 +114,8 @@ def prepare(config: Config, folder: RunFolder) -> Prepared:
     base = base_of(config)
     check_model(base)
     model = RewardModel.from_base(base, config)
-    pairs = load_pairs(config, model.tokenizer, context_length(base))
+    context = context_length(base, trusted=config.model.trust_remote_code)
+    pairs = load_pairs(config, model.tokenizer, context)
     return Prepared(with_micro_batch(config, base, pairs), folder, model, pairs)
 
 
@@ -157,10 +158,10 @@ def base_of(config: Config) -> str:
     own = _reference_of(run)
     if own and load_config(run / "config.toml").model.path == config.model.path:
         return own
-    if config.model.path:
+    if config.model.path and not config.model.adapter:
         return config.model.path
     raise UserError(
-        f"there is no reference in {run} to start from: make it with mathrl sft {config.recipe}, or name a "
+        f"there is no reference in {run} to start from: make it with mathrl train {config.recipe}, or name a "
         "model or a run with --reward_model.base"
     )
 
@@ -171,7 +172,7 @@ def _reference_of(run: Path) -> str:
     if not folder.config.is_file():
         return ""
     own = load_config(folder.config)
-    if own.sft.skip:
+    if not own.makes_reference:
         return own.model.path
     return str(folder.reference) if folder.reference.is_dir() else ""
 

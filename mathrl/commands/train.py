@@ -50,6 +50,7 @@ from mathrl.run.progress import Progress, make_console
 from mathrl.run.stop import StopSignals
 from mathrl.run.tally import Tally
 from mathrl.run.tracking import SftTracker, Tracker
+from mathrl.training.given_adapter import make_merged_reference
 from mathrl.training.sentinel import Sentinel
 from mathrl.training.sft import planned_steps, train_reference
 from mathrl.training.trainer import Metrics, Trainer
@@ -189,9 +190,16 @@ def _open_tracker(run: PreparedRun) -> Tracker:
 def _reference(space: Workspace) -> str:
     """Path of the reference model: the recipe's own, or the one its supervised stage makes."""
     run, cfg, folder = space.run, space.run.config, space.run.folder
-    if cfg.sft.skip:
+    if not cfg.makes_reference:
         return cfg.model.path
     if gather(folder.reference.is_dir())[0]:
+        return str(folder.reference)
+    if cfg.sft.skip:
+        kept = on_rank_0("merging", lambda: make_merged_reference(cfg, folder.reference))
+        if kept is not None and kept < 0.995:
+            space.progress.console.print(
+                f"  merged: rounding to half precision keeps {kept:.1%} of the adapter's change"
+            )
         return str(folder.reference)
     assert run.demonstrations is not None
     steps = planned_steps(cfg.sft, run.demonstrations) + cfg.sft.direct_answer_steps
@@ -216,6 +224,7 @@ def _reference(space: Workspace) -> str:
             demonstrations=run.demonstrations,
             progress=stage,
             on_metrics=on_metrics,
+            adapter_dir=None if cfg.model.adapter else folder.sft_adapter,  # made for model.path alone
         )
     return str(folder.reference)
 

@@ -45,7 +45,7 @@ def check_model(name: str) -> None:
         constants.HF_HUB_OFFLINE = True
 
 
-def on_hub(kind: Literal["model", "data set"], name: str, *, near: str = "") -> bool:
+def on_hub(kind: Literal["model", "adapter", "data set"], name: str, *, near: str = "") -> bool:
     """Whether the hub answers that it has ``name``; False where it cannot be reached.
 
     Args:
@@ -64,7 +64,7 @@ def on_hub(kind: Literal["model", "data set"], name: str, *, near: str = "") -> 
     )
 
     api = HfApi()
-    ask = api.model_info if kind == "model" else api.dataset_info
+    ask = api.dataset_info if kind == "data set" else api.model_info
     repo, revision = split_revision(name)
     try:
         ask(repo, revision=revision, timeout=_TIMEOUT_S)
@@ -78,7 +78,7 @@ def on_hub(kind: Literal["model", "data set"], name: str, *, near: str = "") -> 
             "`hf auth login` (or HF_TOKEN)"
         ) from None
     except HFValidationError:
-        here = "a folder" if kind == "model" else "a known data set"
+        here = "a known data set" if kind == "data set" else "a folder"
         raise UserError(f"{name!r} is neither {here} nor a name on the hub{near}") from None
     except (OfflineModeIsEnabled, OSError):
         return False

@@ -148,7 +148,11 @@ def load_shape(config: Config) -> Shape:
 
     try:
         name, _, revision = (model.path, "", "") if Path(model.path).is_dir() else model.path.partition("@")
-        return Shape.of(AutoConfig.from_pretrained(name, revision=revision or "main"))
+        return Shape.of(
+            AutoConfig.from_pretrained(
+                name, revision=revision or "main", trust_remote_code=model.trust_remote_code
+            )
+        )
     except (OSError, ValueError, AttributeError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"the sizes of model.path {model.path!r} cannot be read ({reason})") from error

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError, safe_open
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,10 +22,10 @@ from transformers.utils import logging as transformers_logging
 from mathrl.config import Config, LoraSection, ModelConfig, RunConfig
 from mathrl.data.hub import local_model
 from mathrl.data.prompts import template_for
-from mathrl.errors import UserError, did_you_mean
+from mathrl.errors import UserError, did_you_mean, first_line
 from mathrl.policy.attention import IMPLEMENTATION
 from mathrl.policy.packing import why_not_packed
-from mathrl.types import derive_seed
+from mathrl.types import Adapter, derive_seed
 
 ADAPTER = "default"
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
@@ -66,11 +64,14 @@ def keep_freed_memory() -> None:
             mallopt(parameter, _KEPT_BYTES)
 
 
-def load_tokenizer(path: str) -> Any:
+def load_tokenizer(path: str, *, trusted: bool = False) -> Any:
     """The tokenizer of a folder or hub name, with a pad and an end token.
 
+    Args:
+        trusted: run code that comes with it (``model.trust_remote_code``).
+
     Raises:
-        UserError: there is none, or it has no end-of-sequence token.
+        UserError: there is none, it needs code of its own, or it has no end-of-sequence token.
     """
     folder = Path(local_model(path))
     if folder.is_dir() and not any((folder / name).exists() for name in TOKENIZER_FILES):
@@ -79,9 +80,12 @@ def load_tokenizer(path: str) -> Any:
             f"no tokenizer in {path!r}: none of {', '.join(TOKENIZER_FILES)}; save one beside the model"
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder if folder.is_dir() else path)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder if folder.is_dir() else path, trust_remote_code=trusted
+        )
     except Exception as error:
-        raise UserError(f"no tokenizer could be loaded from {path!r} ({_first_line(error)})") from error
+        _refuse_code(path, error)
+        raise UserError(f"no tokenizer could be loaded from {path!r} ({first_line(error)})") from error
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"the tokenizer of {path!r} has no eos_token, so a completion could never end; set one"
@@ -103,33 +107,58 @@ def without_bars() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def context_length(path: str) -> int:
+def context_length(path: str, *, trusted: bool = False) -> int:
     """Positions that the causal LM at a folder or hub name reads; 2³¹ where its configuration does not say.
 
     Raises:
         UserError: no model there.
     """
-    return getattr(_load_config(path), "max_position_embeddings", None) or 2**31
+    return getattr(_load_config(path, trusted), "max_position_embeddings", None) or 2**31
 
 
 def context_of(model: ModelConfig) -> int:
     """Positions of the recipe's model, there already or built from scratch. Raises as ``context_length``."""
-    return context_length(model.path) if model.path else model.context_length
+    if not model.path:
+        return model.context_length
+    return context_length(model.path, trusted=model.trust_remote_code)
 
 
-def _load_config(path: str) -> Any:
+def load_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The shapes of a model's weights by their names; no weights are read. Raises as ``context_length``."""
+    config = _load_config(model.path, model.trust_remote_code)
+    try:
+        with torch.device("meta"):
+            base = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+    except Exception as error:
+        raise _no_model(model.path, error) from error
+    return {name: tuple(weight.shape) for name, weight in base.named_parameters()}
+
+
+def _load_config(path: str, trusted: bool) -> Any:
     if path.startswith((".", "/", "~")) and not Path(path).is_dir():
         raise UserError(f"model.path {path!r} is no folder")
     local = local_model(path)
     try:
-        return AutoConfig.from_pretrained(local)
+        return AutoConfig.from_pretrained(local, trust_remote_code=trusted)
     except Exception as error:
+        raise _no_model(path, error) from error
+
+
+def _no_model(path: str, error: Exception) -> UserError:
+    _refuse_code(path, error)
+    return UserError(f"no causal LM could be loaded from model.path {path!r} ({first_line(error)})")
+
+
+def _refuse_code(path: str, error: Exception) -> None:
+    """Say so where a model was not loaded for the code that it brings."""
+    if "trust_remote_code" in str(error):
         raise UserError(
-            f"no causal LM could be loaded from model.path {path!r} ({_first_line(error)})"
+            f"the model at {path!r} brings Python code of its own, which is run only with "
+            "--model.trust_remote_code: read that code first"
         ) from error
 
 
-def load_base(path: str, device: torch.device, dtype: torch.dtype) -> Any:
+def load_base(path: str, device: torch.device, dtype: torch.dtype, *, trusted: bool = False) -> Any:
     """A frozen causal LM in evaluation mode.
 
     Raises:
@@ -137,18 +166,18 @@ def load_base(path: str, device: torch.device, dtype: torch.dtype) -> Any:
     """
     if not path:
         raise UserError("model.path is empty: name a model folder, or build one first with `mathrl sft`")
-    implementation = "sdpa" if why_not_packed(_load_config(path)) else IMPLEMENTATION
-    model = _load_model(path, dtype=dtype, attn_implementation=implementation)
+    implementation = "sdpa" if why_not_packed(_load_config(path, trusted)) else IMPLEMENTATION
+    model = _load_model(path, trusted=trusted, dtype=dtype, attn_implementation=implementation)
     return model.to(device).requires_grad_(False).eval()
 
 
-def load_with_head(path: str, device: torch.device, dtype: torch.dtype) -> Any:
+def load_with_head(path: str, device: torch.device, dtype: torch.dtype, *, trusted: bool = False) -> Any:
     """A frozen causal LM as a sequence classifier of one label, with a new head ``score`` of zeros.
 
     Raises:
         UserError: nothing there that transformers can load as one, or one that does not read the last token.
     """
-    implementation = "sdpa" if why_not_packed(_load_config(path)) else IMPLEMENTATION
+    implementation = "sdpa" if why_not_packed(_load_config(path, trusted)) else IMPLEMENTATION
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # that the head is new is what is wanted
     try:
@@ -156,6 +185,7 @@ def load_with_head(path: str, device: torch.device, dtype: torch.dtype) -> Any:
             path,
             AutoModelForSequenceClassification,
             new=("score.weight",),
+            trusted=trusted,
             num_labels=1,
             dtype=dtype,
             attn_implementation=implementation,
@@ -171,59 +201,38 @@ def load_with_head(path: str, device: torch.device, dtype: torch.dtype) -> Any:
     return model.to(device).requires_grad_(False).eval()
 
 
-def load_whole(path: str) -> Any:
-    """A causal LM on the CPU, in the type of its files.
+def load_whole(path: str, *, trusted: bool = False, dtype: torch.dtype | None = None) -> Any:
+    """A causal LM on the CPU, in the type of its files where none is given.
 
     Raises:
         UserError: nothing there that transformers can load as a causal LM.
     """
-    return _load_model(path, dtype="auto")
+    return _load_model(path, trusted=trusted, dtype=dtype or "auto")
 
 
-def _load_model(path: str, kind: Any = AutoModelForCausalLM, *, new: tuple[str, ...] = (), **how: Any) -> Any:
+def _load_model(
+    path: str,
+    kind: Any = AutoModelForCausalLM,
+    *,
+    new: tuple[str, ...] = (),
+    trusted: bool = False,
+    **how: Any,
+) -> Any:
     """The model; all of its weights but those named ``new`` must be in its files."""
     local = local_model(path)
     try:
         with without_bars():
-            model, found = kind.from_pretrained(local, output_loading_info=True, **how)
+            model, found = kind.from_pretrained(
+                local, output_loading_info=True, trust_remote_code=trusted, **how
+            )
     except Exception as error:
-        raise UserError(
-            f"no causal LM could be loaded from model.path {path!r} ({_first_line(error)})"
-        ) from error
+        raise _no_model(path, error) from error
     if missing := sorted(set(found["missing_keys"]) - set(new)):
         raise UserError(  # transformers would draw them at random
             f"the model at {path!r} has no weights for {missing[0]} ({len(missing)} are missing in all): "
             "is it whole, and a causal LM?"
         )
     return model
-
-
-def check_weights(path: str) -> None:
-    """Refuse a local model whose weight files are not whole, before anything is made of it.
-
-    Only their headers are read. Names on the hub are not looked at.
-
-    Raises:
-        UserError: a file is damaged, or one that the index names is missing.
-    """
-    folder = Path(path)
-    index = folder / "model.safetensors.index.json"
-    try:
-        if index.is_file():
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            missing = sorted(name for name in shards if not (folder / name).is_file())
-            if missing:
-                raise UserError(f"the model in {folder} lacks {missing[0]}, which {index.name} names")
-        for file in sorted(folder.glob("*.safetensors")):
-            try:
-                with safe_open(file, "pt"):
-                    pass
-            except (SafetensorError, OSError) as error:
-                raise UserError(
-                    f"{file} is damaged ({_first_line(error)}): copy or download the model again"
-                ) from error
-    except (json.JSONDecodeError, KeyError, AttributeError) as error:
-        raise UserError(f"{index} is damaged ({_first_line(error)})") from error
 
 
 def add_adapter(base: Any, lora: LoraSection, seed: int, *, head: str = "") -> PeftModel:
@@ -261,7 +270,7 @@ def add_adapter(base: Any, lora: LoraSection, seed: int, *, head: str = "") -> P
             model = get_peft_model(base, config, adapter_name=ADAPTER)
         except ValueError as error:
             raise UserError(
-                f"lora.targets {lora.targets!r}: no adapter can be put there ({_first_line(error)})"
+                f"lora.targets {lora.targets!r}: no adapter can be put there ({first_line(error)})"
             ) from error
     return model.eval()
 
@@ -278,6 +287,13 @@ def _check_targets(base: Any, names: Sequence[str]) -> None:
             )
 
 
+def adapter_of(model: PeftModel) -> Adapter:
+    """A copy of the model's adapter, in peft's format; tensors where the model's are."""
+    tensors = get_peft_model_state_dict(model, adapter_name=ADAPTER)
+    settings = model.peft_config[ADAPTER].to_dict()
+    return Adapter(settings, {name: tensor.detach().clone() for name, tensor in tensors.items()})
+
+
 def load_policy_parts(path: str, config: Config) -> tuple[PeftModel, Any]:
     """(base with adapter, tokenizer) of a recipe.
 
@@ -287,8 +303,9 @@ def load_policy_parts(path: str, config: Config) -> tuple[PeftModel, Any]:
     device = resolve_device(config.run)
     if device.type == "cpu":
         keep_freed_memory()
-    base = load_base(path, device, resolve_dtype(config.model, device))
-    tokenizer = load_tokenizer(path)
+    trusted = config.model.trust_remote_code
+    base = load_base(path, device, resolve_dtype(config.model, device), trusted=trusted)
+    tokenizer = load_tokenizer(path, trusted=trusted)
     rows = base.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise UserError(
@@ -324,11 +341,3 @@ def add_stop_tokens(base: Any, tokenizer: Any, tokens: Sequence[int | str]) -> N
     own = base.generation_config.eos_token_id
     own = list(own) if isinstance(own, (list, tuple)) else [own]
     base.generation_config.eos_token_id = sorted({*own, *ids} - {None})
-
-
-def _first_line(error: Exception) -> str:
-    """What an error says in its first line, and in the next where that ends in a colon."""
-    first, _, rest = str(error).strip().partition("\n")
-    if first.endswith(":"):
-        first = f"{first} {rest.strip().partition(chr(10))[0]}"
-    return first or type(error).__name__

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from mathrl.policy.adapter_folder import check_fits, target_of
 from mathrl.types import Adapter
-
-_PEFT_PREFIX = "base_model.model."
 
 
 def deltas(adapter: Adapter) -> dict[str, Tensor]:
@@ -24,10 +25,25 @@ def deltas(adapter: Adapter) -> dict[str, Tensor]:
     for name, a in adapter.tensors.items():
         if name.endswith("lora_A.weight"):
             b = adapter.tensors[name.replace("lora_A", "lora_B")]
-            target = name.removeprefix(_PEFT_PREFIX).replace("lora_A.weight", "weight")
             delta = scale * (b.detach().float().cpu() @ a.detach().float().cpu())
-            found[target] = delta.t() if config.get("fan_in_fan_out") else delta
+            found[target_of(name)] = delta.t() if config.get("fan_in_fan_out") else delta
     return found
+
+
+@torch.no_grad()
+def merge_into(model: Any, adapter: Adapter) -> Merger:
+    """Add an adapter to the weights of a loaded model, in place and in their type; what rounding them kept.
+
+    Raises:
+        UserError: the adapter changes weights that the model has not, or has in another shape.
+    """
+    weights = dict(model.named_parameters())
+    check_fits(adapter, {name: weight.shape for name, weight in weights.items()})
+    merger = Merger(next(iter(weights.values())).dtype)
+    for name, delta in deltas(adapter).items():
+        weight = weights[name]
+        weight.data = merger.merge(weight.data.cpu(), delta).to(weight.device)
+    return merger
 
 
 class Merger:

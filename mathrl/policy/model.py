@@ -19,7 +19,7 @@ from torch.nn import Parameter
 
 from mathrl.config import Config, UpdateConfig
 from mathrl.errors import UserError
-from mathrl.policy.loading import ADAPTER, load_policy_parts
+from mathrl.policy.loading import ADAPTER, adapter_of, load_policy_parts
 from mathrl.policy.logprobs import token_logprobs
 from mathrl.policy.lora import fuse
 from mathrl.policy.trunk import Trunk
@@ -152,9 +152,7 @@ class Policy:
 
     def adapter(self) -> Adapter:
         """A copy of the adapter, in peft's format; tensors on the policy's device."""
-        tensors = get_peft_model_state_dict(self.model, adapter_name=ADAPTER)
-        settings = self.model.peft_config[ADAPTER].to_dict()
-        return Adapter(settings, {name: tensor.detach().clone() for name, tensor in tensors.items()})
+        return adapter_of(self.model)
 
     @torch.no_grad()
     def load_adapter(self, adapter: Adapter) -> None:

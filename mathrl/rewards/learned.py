@@ -174,7 +174,7 @@ def load_reward_model(path: str, option: str) -> RewardModelScorer:
     """
     path = checkpoint_of(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         model = _load_adapted(path) if Path(path, _ADAPTER).is_file() else _load_classifier(path)
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
@@ -209,7 +209,7 @@ def _load_classifier(path: str, **settings: Any) -> Any:
     if Path(path).is_dir():  # read before a bar is; downloads keep theirs
         transformers_logging.disable_progress_bar()
     try:
-        return AutoModelForSequenceClassification.from_pretrained(path, **settings)
+        return AutoModelForSequenceClassification.from_pretrained(path, trust_remote_code=False, **settings)
     finally:
         transformers_logging.set_verbosity(level)
         if bars:

@@ -147,6 +147,7 @@ def _vllm(config: Config, policy: Policy, encode: PromptEncoder) -> Engine:
             dtype=dtype,
             seed=config.run.seed,
             compile=config.rollout.compile_engine,
+            trusted=config.model.trust_remote_code,
         )
 
     if config.rollout.num_replicas == 1:

@@ -49,6 +49,7 @@ class VllmEngine:
         dtype: of the weights and the adapter.
         seed: of what has no seed of its own.
         compile: vLLM's torch.compile of the layers (CUDA): a slower start, faster steps.
+        trusted: run code that the model brings (``model.trust_remote_code``).
 
     Raises:
         UserError: vLLM does not start, or the rank is larger than it serves.
@@ -71,8 +72,9 @@ class VllmEngine:
         dtype: torch.dtype,
         seed: int = 0,
         compile: bool = True,
+        trusted: bool = False,
     ) -> None:
-        arguments = engine_arguments(model, limits, device, dtype, seed, compile)
+        arguments = engine_arguments(model, limits, device, dtype, seed, compile, trusted=trusted)
         self.version = 0
         self.on_tokens: OnTokens | None = None
         self.model, self.tokenizer, self.eos_ids = model, tokenizer, tuple(eos_ids)

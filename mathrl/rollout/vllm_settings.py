@@ -32,9 +32,18 @@ def is_fast(version: str) -> bool:
 
 
 def engine_arguments(
-    model: str, limits: Limits, device: str, dtype: torch.dtype, seed: int, compile: bool
+    model: str,
+    limits: Limits,
+    device: str,
+    dtype: torch.dtype,
+    seed: int,
+    compile: bool,
+    *,
+    trusted: bool = False,
 ) -> dict[str, Any]:
     """vLLM's engine arguments, but for classes of its own.
+
+    ``trusted`` is ``model.trust_remote_code``.
 
     Raises:
         UserError: the adapter's rank is larger than vLLM serves.
@@ -47,6 +56,7 @@ def engine_arguments(
     arguments: dict[str, Any] = {
         "model": model,
         "skip_tokenizer_init": True,
+        "trust_remote_code": trusted,
         "generation_config": "vllm",  # the model's own file must not change how it is sampled
         "dtype": str(dtype).removeprefix("torch."),
         "seed": seed % (1 << 32),

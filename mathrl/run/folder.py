@@ -47,6 +47,11 @@ class RunFolder:
         return self.path / "reference"
 
     @property
+    def sft_adapter(self) -> Path:
+        """What the supervised stage learnt, where it trained an adapter; ``reference`` has it merged."""
+        return self.path / "sft-adapter"
+
+    @property
     def sft_metrics(self) -> Path:
         return self.path / "sft_metrics.jsonl"
 

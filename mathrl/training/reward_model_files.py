@@ -58,9 +58,10 @@ class RewardModel:
         device = resolve_device(config.run)
         if device.type == "cpu":
             keep_freed_memory()
-        tokenizer = load_tokenizer(path)
+        trusted = config.model.trust_remote_code
+        tokenizer = load_tokenizer(path, trusted=trusted)
         give_template(tokenizer)
-        classifier = load_with_head(path, device, resolve_dtype(config.model, device))
+        classifier = load_with_head(path, device, resolve_dtype(config.model, device), trusted=trusted)
         rows = classifier.get_input_embeddings().weight.shape[0]
         if len(tokenizer) > rows:
             raise UserError(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mathrl.config import Config, SftConfig
@@ -25,7 +26,9 @@ from mathrl.data.wordproblems import is_drill
 from mathrl.distributed.agreement import any_rank, together
 from mathrl.distributed.collectives import own_share, rank, sum_ranks
 from mathrl.errors import NonFiniteError, UserError
+from mathrl.policy.adapter_folder import find_adapter, read_adapter
 from mathrl.policy.loading import (
+    adapter_of,
     add_adapter,
     add_turn_end,
     context_of,
@@ -36,9 +39,11 @@ from mathrl.policy.loading import (
     resolve_dtype,
     without_bars,
 )
+from mathrl.policy.merge import merge_into
 from mathrl.policy.scratch import build_model, build_tokenizer
+from mathrl.rollout.adapter_files import write_adapter
 from mathrl.run.files import atomic
-from mathrl.training.sft_loss import Example, SftLoss, encode_example, encode_examples
+from mathrl.training.sft_loss import Example, SftLoss, encode_example, encode_examples, tokens_that_fit
 from mathrl.training.sft_optimizer import Masters, schedule
 from mathrl.types import Problem, derive_seed
 
@@ -110,6 +115,7 @@ def train_reference(
     demonstrations: Demonstrations | None = None,
     progress: Callable[[int, int], None] | None = None,
     on_metrics: OnMetrics | None = None,
+    adapter_dir: Path | None = None,
 ) -> SftResult:
     """Train the base on worked solutions and save it with its tokenizer in ``out_dir``, whole or not at all.
 
@@ -124,6 +130,8 @@ def train_reference(
         progress: called as (steps done, steps at most).
         on_metrics: called as (step, metrics) every ``sft.eval_every_steps`` and at the end. If it is given,
             it must be on every rank.
+        adapter_dir: where the adapter of ``sft.lora`` is kept, too: with the base it makes the same reference
+            elsewhere (``model.adapter``).
 
     Raises:
         UserError: no worked solutions, or a base that cannot be loaded; nothing is written then.
@@ -137,11 +145,17 @@ def train_reference(
         adapted = _adapted(model, config) if config.sft.lora else None
         stage = _Stage(config, model, demonstrations, progress, on_metrics)
     stage.run(start)
+    learnt = None
     if adapted is not None:
-        model = adapted.merge_and_unload()
+        learnt, model = adapter_of(adapted), adapted.unload()
+        with together("merging the adapter"):
+            merge_into(model, learnt)
     add_turn_end(model, tokenizer, config.model)
     with together("saving the reference"):
         if rank() == 0:
+            if learnt is not None and adapter_dir is not None:
+                with atomic(adapter_dir) as folder:
+                    write_adapter(learnt, folder, torch.float32)
             with atomic(out_dir) as folder, without_bars():
                 model.save_pretrained(folder)
                 tokenizer.save_pretrained(folder)
@@ -184,7 +198,12 @@ class _Stage:
         self.progress, self.on_metrics = progress, on_metrics
         self.template, self.held_out = demonstrations.template, demonstrations.held_out
         compiled = config.sft.compile and model.device.type == "cuda"
-        self.loss = SftLoss(model, config.sft.prompt_loss_weight, compile_layers=compiled)
+        self.loss = SftLoss(
+            model,
+            config.sft.prompt_loss_weight,
+            compile_layers=compiled,
+            most_tokens=tokens_that_fit(model),
+        )
         self.optimizer = Masters(model, config.sft)
         seed = derive_seed(config.run.seed, "sft")
         self.stream = ProblemStream(demonstrations.train.problems, seed)
@@ -230,10 +249,8 @@ class _Stage:
     def _train(self, direct_fraction: float, learning_rate: float, most: int) -> None:
         examples = self._take(direct_fraction)
         with together("a supervised step"):
-            loss = self.loss(own_share(examples), self.loss.weight(examples))
-            if loss.requires_grad:  # this rank has examples
-                loss.backward()
-        self.metrics["sft/loss"] = float(sum_ranks(loss.detach()))
+            loss = self.loss.backward(own_share(examples), self.loss.weight(examples))
+        self.metrics["sft/loss"] = float(sum_ranks(loss))
         if not math.isfinite(self.metrics["sft/loss"]):
             raise NonFiniteError(
                 f"the SFT loss is not finite at step {self.step + 1}: lower sft.learning_rate"
@@ -283,7 +300,7 @@ class _Stage:
 def base_tokenizer(config: Config, demonstrations: Sequence[Problem]) -> Any:
     """The tokenizer of the model at ``model.path``, or one built from the demonstrations' texts."""
     if config.model.path:
-        return load_tokenizer(config.model.path)
+        return load_tokenizer(config.model.path, trusted=config.model.trust_remote_code)
     if config.data.source == GENERATED and not config.data.path:
         texts = wordproblems.corpus()
     else:
@@ -309,5 +326,8 @@ def _base(config: Config, tokenizer: Any) -> Any:
     if device.type == "cpu":
         keep_freed_memory()
     if config.model.path:
-        return load_base(config.model.path, device, dtype).requires_grad_(True)
+        base = load_base(config.model.path, device, dtype, trusted=config.model.trust_remote_code)
+        if config.model.adapter:
+            merge_into(base, read_adapter(find_adapter(config.model.adapter)))
+        return base.requires_grad_(True)
     return build_model(config.model, tokenizer, config.run.seed).to(device, dtype).eval()

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from mathrl.data.prompts import PromptTemplate
 from mathrl.distributed.agreement import together
 from mathrl.distributed.collectives import own_share, sum_ranks
+from mathrl.memory.shapes import Shape
 from mathrl.policy.attention import IMPLEMENTATION
 from mathrl.policy.logprobs import chunk_rows
 from mathrl.policy.packing import why_not_packed
@@ -51,6 +53,22 @@ def encode_examples(
     return [Example(*ids) for ids in zip(template.encode_all(problems), completions, strict=True)]
 
 
+def tokens_that_fit(model: Any) -> int:
+    """Tokens whose forward keeps an eighth of the machine's memory for its backward, a quarter of a GPU's.
+
+    0 for an architecture whose sizes are not known.
+    """
+    device, dtype = model.device, model.dtype
+    cuda = device.type == "cuda"
+    size = torch.cuda.mem_get_info(device)[1] / 4 if cuda else psutil.virtual_memory().total / 8
+    try:
+        shape = Shape.of(model.config)
+    except AttributeError:
+        return 0
+    token = shape.activation_bytes(dtype.itemsize, rank=0, keys=1.0, compiled=False, checkpointing=False)
+    return max(256, int(size / token))
+
+
 class SftLoss:
     """Weighted mean negative log-likelihood of packed examples.
 
@@ -58,14 +76,22 @@ class SftLoss:
         model: a transformers causal LM; attention and positions of an example never reach its neighbours.
         prompt_weight: of a prompt token in the mean; a completion token weighs 1.
         compile_layers: torch.compile the layers, where the packed way applies.
+        most_tokens: of one forward and backward; 0: all examples at once.
     """
 
-    def __init__(self, model: Any, prompt_weight: float = 0.0, *, compile_layers: bool = False) -> None:
+    def __init__(
+        self,
+        model: Any,
+        prompt_weight: float = 0.0,
+        *,
+        compile_layers: bool = False,
+        most_tokens: int = 0,
+    ) -> None:
         if not why_not_packed(model.config):
             model.set_attn_implementation(IMPLEMENTATION)
         self.trunk = Trunk(model, share_prompts=False, compile_layers=compile_layers)
         self.head: Tensor = model.get_output_embeddings().weight
-        self.prompt_weight = prompt_weight
+        self.prompt_weight, self.most_tokens = prompt_weight, most_tokens
 
     def __call__(self, examples: Sequence[Example], weight: Tensor | None = None) -> Tensor:
         """The scalar loss, differentiable.
@@ -78,6 +104,18 @@ class SftLoss:
             return torch.zeros((), device=self.head.device)
         nll, weights, _ = self._tokens(examples, self.prompt_weight)
         return (nll * weights).sum() / (weights.sum() if weight is None else weight)
+
+    def backward(self, examples: Sequence[Example], weight: Tensor) -> Tensor:
+        """Add the gradient of the loss, ``most_tokens`` of the examples at a time; the loss, detached.
+
+        ``weight`` (of the whole step) divides the sum of each part, so that how it is cut changes nothing.
+        """
+        total = torch.zeros((), device=self.head.device)
+        for part in _by_tokens(examples, self.most_tokens or sum(e.num_tokens for e in examples)):
+            loss = self(part, weight)
+            loss.backward()
+            total += loss.detach()
+        return total
 
     def weight(self, examples: Sequence[Example]) -> Tensor:
         """The sum of the weights of all the examples' tokens that train, a float32 scalar."""

@@ -5,11 +5,13 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from mathrl.errors import UserError
 from mathrl.recipes import load_recipe
+from mathrl.training.given_adapter import make_merged_reference
 from mathrl.training.sft import load_examples, planned_steps, train_reference
-from mathrl.training.sft_loss import SftLoss
+from mathrl.training.sft_loss import Example, SftLoss
 
 TINY = {
     "run.num_threads": "1",
@@ -65,7 +67,10 @@ def test_an_adapter_is_merged_into_the_reference(recipe, base, tmp_path):
         sft__learning_rate=3e-3,
     )
     result = train_reference(
-        config, tmp_path / "out", on_metrics=lambda step, m: looks.setdefault(step, m["sft/held_out_loss"])
+        config,
+        tmp_path / "out",
+        on_metrics=lambda step, m: looks.setdefault(step, m["sft/held_out_loss"]),
+        adapter_dir=tmp_path / "adapter",
     )
     assert result.held_out_loss < looks[0]  # of the model as it was
     assert result.held_out_loss == pytest.approx(min(looks.values()), abs=1e-6)
@@ -75,6 +80,24 @@ def test_an_adapter_is_merged_into_the_reference(recipe, base, tmp_path):
     assert changed == {name for name in before if name.endswith("_proj.weight")}
     for name in changed:
         assert torch.linalg.matrix_rank(after[name] - before[name], rtol=1e-3) <= 4
+    again = config_with(recipe, model__path=base, model__adapter=tmp_path / "adapter", sft__skip=True)
+    make_merged_reference(again, tmp_path / "again")
+    made = weights(tmp_path / "again")
+    assert all(torch.equal(after[name], made[name]) for name in after), "what is kept makes it again"
+
+
+def test_how_a_step_is_cut_changes_neither_loss_nor_gradient(recipe, base):
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64)
+    examples = [Example(tuple(range(3, 6 + i)), tuple(range(20, 24 + 2 * i))) for i in range(6)]
+    found = []
+    for most in (0, 1, 20):
+        model.zero_grad()
+        loss = SftLoss(model, 0.3, most_tokens=most)
+        found.append([loss.backward(examples, loss.weight(examples)), *(p.grad for p in model.parameters())])
+    whole = SftLoss(model, 0.3)(examples)
+    torch.testing.assert_close(found[0][0], whole.detach().to(found[0][0].dtype), atol=1e-6, rtol=1e-6)
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], atol=1e-6, rtol=1e-6)
 
 
 def test_the_best_look_is_kept_even_where_it_is_the_model_itself(recipe, base, tmp_path):

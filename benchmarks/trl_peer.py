@@ -1,21 +1,22 @@
-"""TRL's GRPOTrainer on the word problems: the reference, problems, reward and settings of our run.
+"""TRL's GRPOTrainer on our run's reference, problems, prompts, reward and settings.
 
-No gradient checkpointing and no importance correction, its fastest way. Its own vLLM answers held-out MAWPS
-greedily every few steps; that time is left out.
+No gradient checkpointing and no importance correction, its fastest way. Its own vLLM answers the held-out
+problems greedily every few steps; that time is left out.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from wordproblems_baselines import read_problems
 
+from mathrl.config import Config
 from mathrl.data.prompts import make_template
-from mathrl.recipes import load_recipe
+from mathrl.data.rows import extract_rule
 from mathrl.rewards.scorer import RewardScorer
 from mathrl.run.files import write_json
 from mathrl.types import Completion, Group, Problem
@@ -23,10 +24,19 @@ from mathrl.types import Completion, Group, Problem
 EVERY = 10  # steps between two looks at the held-out problems
 
 
-def train(reference: Path, folder: Path, seconds: float, target: float, out: Path) -> None:
+def train(
+    config: Config,
+    reference: Path,
+    problems: Sequence[Problem],
+    held_out: Sequence[Problem],
+    *,
+    seconds: float,
+    target: float,
+    out: Path,
+) -> None:
     """Train for so many seconds of steps or until ``target`` of the held-out problems are answered rightly.
 
-    The curve of held-out accuracy over the seconds stands in ``out/peer.json``, anew after every look.
+    The curve of held-out accuracy over the seconds stands in ``out``, a JSON file, anew after every look.
     """
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from datasets import Dataset
@@ -34,12 +44,10 @@ def train(reference: Path, folder: Path, seconds: float, target: float, out: Pat
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    config = load_recipe("wordproblems_gpu")
     cuda = torch.cuda.is_available()
     tokenizer = AutoTokenizer.from_pretrained(reference, padding_side="left")
     template = make_template(config, tokenizer)
-    scorer = RewardScorer(config.reward, "gsm8k")
-    problems, held_out = (read_problems(folder / f"{name}.jsonl") for name in ("grpo", "mawps"))
+    scorer = RewardScorer(config.reward, extract_rule(config.data))
 
     def judge(asked: list[Problem], texts: list[str]) -> list[float]:
         groups = [Group(p, (), (Completion((), t, "stop", None),)) for p, t in zip(asked, texts, strict=True)]
@@ -48,7 +56,9 @@ def train(reference: Path, folder: Path, seconds: float, target: float, out: Pat
     def reward(completions: list[str], index: list[int], **_: Any) -> list[float]:
         return judge([problems[i] for i in index], completions)
 
-    rollout, size, lora = config.rollout, 256, config.lora
+    rollout, lora = config.rollout, config.lora
+    completions = rollout.problems_per_step * rollout.group_size
+    size = min(256, completions)
     own: dict[str, Any] = {"use_cpu": True, "bf16": False}
     if cuda:
         own = {"use_vllm": True, "vllm_mode": "colocate", "vllm_importance_sampling_correction": False}
@@ -58,15 +68,17 @@ def train(reference: Path, folder: Path, seconds: float, target: float, out: Pat
         ),
         reward_funcs=reward,
         args=GRPOConfig(
-            output_dir=str(out / "peer"),
+            output_dir=str(out.with_suffix("")),
+            seed=config.run.seed,
             per_device_train_batch_size=size,
-            gradient_accumulation_steps=rollout.problems_per_step * rollout.group_size // size,
+            gradient_accumulation_steps=completions // size,
             num_generations=rollout.group_size,
             max_completion_length=rollout.max_completion_tokens,
             temperature=rollout.temperature,
             beta=config.algorithm.kl_coef or 0.0,
             learning_rate=config.update.learning_rate,
             lr_scheduler_type=config.update.schedule,
+            warmup_steps=config.update.warmup_steps,
             loss_type="grpo",
             max_steps=config.train.num_steps,
             gradient_checkpointing=False,
@@ -117,7 +129,7 @@ def train(reference: Path, folder: Path, seconds: float, target: float, out: Pat
             if state.global_step % EVERY == 0 or control.should_training_stop:
                 points.append({"step": state.global_step, "seconds": used, "accuracy": accuracy()})
                 control.should_training_stop |= points[-1]["accuracy"] >= target
-                write_json(out / "peer.json", {"curve": points, "seconds": used})
+                write_json(out, {"curve": points, "seconds": used})
                 print(points[-1], flush=True)
 
     trainer.add_callback(Watch())
