@@ -7,9 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import mathrl
 from benchmarks.smollm2 import NotReached, cached_model
-from mathrl.cli import main
-from mathrl.run.json_lines import read_rows
 
 ROWS = [
     {"question": f"A box has {n} pens. How many pens do two boxes have?", "answer": f"{2 * n}"}
@@ -41,46 +40,32 @@ def test_it_is_the_published_model(model):
     assert said.endswith("<|im_end|>"), "it ends its turn by itself"
 
 
+def letters(problem, completion, verdict):
+    """No two completions that differ earn the same."""
+    return len(completion.text) / 100
+
+
 def test_it_is_trained_through_its_chat_template(model, tmp_path):
-    data = tmp_path / "pens.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    words = [
-        "train",
-        "--model.path",
-        str(model),
-        "--data.path",
-        str(data),
-        "--sft.skip",
-        "--run.device",
-        "cpu",
-    ]
-    words += ["--rollout.problems_per_step", "2", "--rollout.group_size", "2", "--train.num_steps", "2"]
-    words += [
-        "--rollout.max_completion_tokens",
-        "12",
-        "--reward.length",
-        "-0.01",
-        "--reward.num_workers",
-        "1",
-    ]
-    words += [
-        "--evaluate.num_problems",
-        "1",
-        "--evaluate.every_steps",
-        "0",
-        "--run.output_dir",
-        str(tmp_path),
-    ]
-    words += ["--algorithm.select", "all", "--tracking.tensorboard", "false", "--checkpoint.every_steps", "0"]
-    assert main(words) == 0
-    run = tmp_path / "default"
-    rows = [row for _, row in read_rows(run / "metrics.jsonl")]
-    assert [row["step"] for row in rows] == [1, 2]
-    assert all(row["policy/grad_norm"] > 0 for row in rows)
-    header, *_ = (json.loads(line) for line in (run / "evaluations" / "before.jsonl").open())
+    run = mathrl.train(
+        model=model,
+        problems=ROWS,
+        rewards=[letters],
+        run={"output_dir": str(tmp_path), "device": "cpu"},
+        sft={"skip": True},
+        rollout={"problems_per_step": 2, "group_size": 2, "max_completion_tokens": 12},
+        algorithm={"select": "all"},
+        reward={"num_workers": 1},
+        train={"num_steps": 2},
+        evaluate={"num_problems": 1, "every_steps": 0},
+        checkpoint={"every_steps": 0},
+        tracking={"tensorboard": False},
+    )
+    assert [row["step"] for row in run.metrics] == [1, 2]
+    assert all(row["policy/grad_norm"] > 0 for row in run.metrics)
+    header, *_ = (json.loads(line) for line in (run.path / "evaluations" / "before.jsonl").open())
     asked = header["protocol"]["prompt"]["prompt"]
     assert asked.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
     told = "Then write the final answer on the last line, after ####."
     assert asked.endswith(f"{{question}}\nThink step by step. {told}<|im_end|>\n<|im_start|>assistant\n")
-    settings = peft.LoraConfig.from_pretrained(run / "adapter")
+    settings = peft.LoraConfig.from_pretrained(run.adapter)
     assert (settings.r, settings.base_model_name_or_path) == (32, str(model))
