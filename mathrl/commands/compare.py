@@ -58,7 +58,8 @@ def _compare(
     if kinds[paths[0]] == "run":
         records = [read_run(path) for path in paths]
         print_comparison(console, records)
-        page = write_comparison(records, out or paths[0].resolve().parent / "comparison.html")
+        place = out or paths[0].resolve().parent
+        page = write_comparison(records, place / "comparison.html" if place.is_dir() else place)
     else:
         results = compare_results(paths)
         print_results(console, results)

@@ -101,8 +101,11 @@ def _check(
     """Refuse what no set of pairs can have."""
     if out.suffix != ".jsonl":
         raise UserError(f"--out {out} must end in .jsonl: a pair a line is written")
-    if out.exists() and not overwrite:
-        raise UserError(f"{out} exists: choose another --out, or replace it with --overwrite")
+    for file in (out, out.with_suffix(".json")):
+        if file.is_dir():
+            raise UserError(f"{file} is a folder: choose another --out")
+        if file.exists() and not overwrite:
+            raise UserError(f"{file} exists: choose another --out, or replace it with --overwrite")
     if per_problem < 1:
         raise UserError(f"--per-problem must be >= 1, got {per_problem}")
     if not length_ratio >= 1:

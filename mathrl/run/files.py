@@ -10,14 +10,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mathrl.errors import UserError
+
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary sibling of ``path`` (file or folder) that takes its place once the block succeeds."""
+    """A temporary sibling of ``path`` (file or folder) that takes its place once the block succeeds.
+
+    Raises:
+        UserError: a file would take the place of a folder, and all in it would be gone.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     remove(temporary)
     try:
         yield temporary
+        if path.is_dir() and not temporary.is_dir():
+            raise UserError(f"{path} is a folder, and a file is to be written: name a file")
         if path.is_dir():  # a folder cannot be replaced in one step: move it aside first
             aside = path.with_name(f".{path.name}.{os.getpid()}.old")
             remove(aside)

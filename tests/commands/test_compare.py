@@ -77,6 +77,10 @@ def test_the_command_writes_a_page_and_prints_the_numbers(
     assert "half has not finished" in html
     assert "Reward by tokens sampled" in html
     assert html.count("<figure") >= 15
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "book.txt").write_text("kept")
+    assert main(["compare", *map(str, runs[:2]), "--out", str(tmp_path / "mine")]) == 0
+    assert sorted(p.name for p in (tmp_path / "mine").iterdir()) == ["book.txt", "comparison.html"]
 
 
 def evaluate_into(folder: Path, accuracy: float, seed: int, extract: str = "gsm8k") -> Path:

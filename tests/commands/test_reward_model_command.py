@@ -83,6 +83,9 @@ def test_pairs_are_right_against_wrong_and_name_their_problems(home: Path, capsy
     words = ["pairs", str(home / "completions.jsonl"), "--out", str(home / "pairs.jsonl")]
     assert main(words) == 2
     assert "exists: choose another --out" in capsys.readouterr().err
+    (home / "others.json").write_text("{}")  # what is told of the pairs would go there
+    assert main([*words[:-1], str(home / "others.jsonl")]) == 2
+    assert "others.json exists: choose another --out" in capsys.readouterr().err
 
 
 def test_a_run_is_sampled_and_its_sampling_goes_on(home: Path, tmp_path: Path, monkeypatch) -> None:

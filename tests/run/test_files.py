@@ -1,0 +1,32 @@
+"""Files appear whole or not at all, and nothing of others goes for them."""
+
+import pytest
+
+from mathrl.errors import UserError
+from mathrl.run.files import atomic, write_json, write_text
+
+
+def test_a_file_never_takes_the_place_of_a_folder(tmp_path):
+    folder = tmp_path / "thesis"
+    folder.mkdir()
+    (folder / "chapter.tex").write_text("years of work")
+    (tmp_path / "link").symlink_to(folder)
+    for place in (folder, tmp_path / "link"):
+        for write in (lambda p: write_text(p, "page"), lambda p: write_json(p, {})):
+            with pytest.raises(UserError, match=r"is a folder, and a file is to be written: name a file"):
+                write(place)
+    assert (folder / "chapter.tex").read_text() == "years of work"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "thesis"]
+
+
+def test_a_folder_is_replaced_whole_and_stays_where_the_new_one_fails(tmp_path):
+    place = tmp_path / "adapter"
+    for content in ("old", "new"):
+        with atomic(place) as temporary:
+            temporary.mkdir()
+            (temporary / content).write_text(content)
+    assert [p.name for p in place.iterdir()] == ["new"]
+    with pytest.raises(ZeroDivisionError), atomic(place) as temporary:
+        temporary.mkdir()
+        raise ZeroDivisionError
+    assert [p.name for p in tmp_path.rglob("*")] == ["adapter", "new"]
