@@ -1,6 +1,6 @@
 """Agreement and speed of the verifiers beside Math-Verify, on the repository's cases and any labelled JSONL.
 
-    python benchmarks/verifiers.py --peer-python PEER/bin/python [--data DIR] [--store] [FILE.jsonl ...]
+    python benchmarks/verifiers.py --peer-python PEER/bin/python [--data DIR] [--store] [FILE.jsonl …]
 
 PEER is an environment with `pip install "math-verify[antlr4_13_2]==0.9.0"`; without it we measure only ours.
 Both judge the same lines, one after the other, on one core in the same run: ours in this process through
@@ -57,11 +57,14 @@ def main() -> None:
     parser.add_argument("labelled", nargs="*", type=Path, help="JSONL: id, answer, completion, expected, ...")
     parser.add_argument("--peer-python", help="interpreter that has math-verify")
     parser.add_argument("--data", type=Path, default=os.environ.get("MATHRL_DATA_DIR"), help="real data sets")
+    parser.add_argument("--sets", nargs="+", metavar="NAME", help="measure only these, as they are printed")
     parser.add_argument("--store", action="store_true", help="write benchmarks/results/verifiers.json")
     options = parser.parse_args()
 
     results: dict[str, Any] = {}
     for name, lines in _sets(options.labelled, options.data).items():
+        if options.sets and name not in options.sets:
+            continue
         records = [r for r in read_records(lines) if r.request is not None and r.expected is not None]
         ours = _ours_in_pool if name == "hostile" else _ours
         results[name] = {"cases": len(records), "ours": asdict(_measure(records, ours))}

@@ -80,6 +80,8 @@ def verify(
         return verdict(Outcome.ERROR, extracted, f"{type(error).__name__} while parsing: {error}")
     try:
         same = _equal(kind, reference, given, row)
+    except ParseError as error:
+        return verdict(Outcome.UNPARSED, extracted, str(error))  # read, and too large to be worked out
     except Exception as error:  # noqa: BLE001  as above
         return verdict(Outcome.ERROR, extracted, f"{type(error).__name__} while comparing: {error}")
     return verdict(Outcome.CORRECT if same else Outcome.WRONG, extracted)

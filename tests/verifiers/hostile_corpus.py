@@ -108,6 +108,13 @@ SIZES = [
     ),
 ]
 
+_INTERVALS = [f"[{2 * i},{2 * i + 1}]" for i in range(300)]
+_SURDS = [f"[\\sqrt{{{2 * i}}},\\sqrt{{{2 * i + 1}}}]" for i in range(300)]
+SIZES += [
+    *accepted("size", "\\cup".join(_INTERVALS), box("\\cup ".join(reversed(_INTERVALS)))),
+    *refused("size", "\\cup".join(_INTERVALS), box("\\cup".join(_INTERVALS[1:])), box("\\cup".join(_SURDS))),
+]
+
 NESTING = [
     *refused(
         "nesting",
@@ -126,6 +133,18 @@ NESTING = [
         "}" * 100_000,
         box("\\begin{matrix}" * 5_000),
         box("\\{" * 20_000 + "1" + "\\}" * 20_000),
+        # One inside the other without a bracket.
+        box("(-1,1)" + "\\cap(-2,2)" * 300),
+        box("(0,1)" + "\\setminus\\{7\\}" * 400),
+        box("(0,1)" + "\\cup(0,1)\\cap(0,1)" * 300),
+        box("43" + "/1" * 1_000),
+        box("43" + "\\bmod 50" * 500),
+        box("43" + "^\\circ" * 500),
+        box("43" + "!" * 1_000),
+        # A product doubles with every factor.
+        box("\\begin{pmatrix}x&y\\\\z&1\\end{pmatrix}" * 40),
+        box("2," + "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}" * 40),
+        box("\\det(" + "\\begin{pmatrix}x&2\\\\3&4\\end{pmatrix}" * 40 + ")"),
     ),
     *accepted("nesting", "42", box("{{{{42}}}}"), box("((42))")),
 ]

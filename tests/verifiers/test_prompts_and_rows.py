@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 from unittest.mock import ANY
 
@@ -39,6 +40,12 @@ class Residue(AnswerType):
 RESIDUE = f"{__name__}:Residue"
 
 
+@pytest.fixture(scope="module")
+def pool() -> Iterator[VerifierPool]:
+    with VerifierPool(1) as shared:
+        yield shared
+
+
 @pytest.mark.parametrize("rule", ["auto", "boxed", "gsm8k", "prose", "tag", "bare"])
 def test_no_rule_answers_in_a_thought_that_the_prompt_opened(rule: str) -> None:
     text = "The answer is 6. \\boxed{6} <answer>6</answer>\n#### 6"
@@ -54,26 +61,23 @@ def test_a_long_prompt_says_the_same_as_its_end() -> None:
 
 
 @pytest.mark.parametrize("answer", ["6", "x^2+1"])  # decided at once, and by a worker
-def test_the_pool_is_told_the_prompt(answer: str) -> None:
+def test_the_pool_is_told_the_prompt(pool: VerifierPool, answer: str) -> None:
     text = f"\\boxed{{{answer}}}"
-    with VerifierPool(1) as pool:
-        first, second = pool.map([Request(text, answer, prompt=OPENED), Request(text, answer)])
+    first, second = pool.map([Request(text, answer, prompt=OPENED), Request(text, answer)])
     assert (first.outcome, second.outcome) == (Outcome.NO_ANSWER, Outcome.CORRECT)
 
 
-def test_a_type_that_asks_for_the_row_gets_it_here_and_in_workers() -> None:
+def test_a_type_that_asks_for_the_row_gets_it_here_and_in_workers(pool: VerifierPool) -> None:
     rows = [{"modulus": 7, "question": "?"}, {"modulus": 8}, {}]
     expected = [Outcome.CORRECT, Outcome.WRONG, Outcome.WRONG]
     assert [verify("\\boxed{10}", "3", RESIDUE, row=row).outcome for row in rows] == expected
-    with VerifierPool(1) as pool:
-        verdicts = pool.map([Request("\\boxed{10}", "3", RESIDUE, row=row) for row in rows])
+    verdicts = pool.map([Request("\\boxed{10}", "3", RESIDUE, row=row) for row in rows])
     assert [v.outcome for v in verdicts] == expected
 
 
-def test_a_row_that_no_json_can_hold_is_no_crash() -> None:
+def test_a_row_that_no_json_can_hold_is_no_crash(pool: VerifierPool) -> None:
     row = {"modulus": 7, "drawn": object(), "when": {1, 2}}
-    with VerifierPool(1) as pool:
-        assert pool.submit(Request("\\boxed{10}", "3", RESIDUE, row=row)).result().correct
+    assert pool.submit(Request("\\boxed{10}", "3", RESIDUE, row=row)).result().correct
 
 
 def test_judge_reads_prompt_and_row_from_each_line() -> None:
@@ -106,14 +110,13 @@ def test_a_reference_that_is_a_list_needs_a_type_that_reads_it() -> None:
     assert "any_of or all_of" in record().problem
 
 
-def test_the_conformance_kit_hands_rows_on(tmp_path) -> None:
+def test_the_conformance_kit_hands_rows_on(pool: VerifierPool, tmp_path: Path) -> None:
     table = tmp_path / "residue.jsonl"
     lines = [
         {"answer": "3", "given": "10", "expected": "correct", "row": {"modulus": 7}},
         {"answer": "4", "given": "10", "expected": "wrong", "row": {"modulus": 7}},
     ]
     table.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with VerifierPool(1) as pool:
-        report = check(RESIDUE, read_examples(table), pool)
+    report = check(RESIDUE, read_examples(table), pool)
     assert [found for found in report.findings if found.startswith("example")] == []
     assert report.counts["examples"] == 2

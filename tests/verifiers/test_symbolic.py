@@ -139,23 +139,22 @@ def test_hostile_and_random_texts_neither_hang_nor_crash() -> None:
 
 
 def test_objects_have_the_values_that_verdicts_are_made_of() -> None:
+    tables = sorted(Path(__file__).with_name("tables").glob("*.jsonl"))
+    lines = [line for table in tables for line in table.read_text(encoding="utf-8").splitlines()]
     compared = 0
-    for table in sorted(Path(__file__).with_name("tables").glob("*.jsonl")):
-        for line in table.read_text(encoding="utf-8").splitlines():
-            text = json.loads(line)["answer"]
-            try:
-                node = read_answer(text).node
-                node = node and comparable(node)
-                result = read(text)
-                if not isinstance(node, Op | Num) or free_symbols(node):
-                    continue
-                ours = Numeric(200).value(node)
-            except ParseError:
+    for text in dict.fromkeys(json.loads(line)["answer"] for line in lines):
+        try:
+            node = read_answer(text).node
+            node = node and comparable(node)
+            if not isinstance(node, Op | Num) or free_symbols(node):
                 continue
-            theirs = sympy.N(result.doit() if isinstance(result, sympy.Determinant) else result, 30)
-            assert abs(theirs - sympy.sympify(ours)) <= 1e-25 * max(1, abs(theirs)), text
-            compared += 1
-    assert compared > 500
+            result, ours = read(text), Numeric(200).value(node)
+        except ParseError:
+            continue
+        theirs = sympy.N(result.doit() if isinstance(result, sympy.Determinant) else result, 30)
+        assert abs(theirs - sympy.sympify(ours)) <= 1e-25 * max(1, abs(theirs)), text
+        compared += 1
+    assert compared > 400
 
 
 def test_importing_the_package_and_judging_numbers_imports_no_sympy() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import pickle
 import sys
 from collections.abc import Iterator
@@ -167,6 +168,14 @@ def as_verl_calls(reward_kwargs: dict[str, Any]) -> Any:
 def custom_module() -> Iterator[None]:
     yield
     sys.modules.pop("custom_module", None)
+
+
+def test_verl_documents_these_parameters() -> None:
+    """Those of docs/preparation/reward_function.rst; the fourth may be left out."""
+    parameters = list(inspect.signature(verl_reward.compute_score).parameters.values())
+    assert [p.name for p in parameters[:4]] == ["data_source", "solution_str", "ground_truth", "extra_info"]
+    required = [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    assert required == ["data_source", "solution_str", "ground_truth"]
 
 
 @pytest.mark.usefixtures("custom_module")

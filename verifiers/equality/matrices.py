@@ -8,7 +8,7 @@ from verifiers.base import ParseError
 from verifiers.equality.exact import TooLarge, Undefined, children, rational
 from verifiers.grammar.nodes import Group, Matrix, Node, Num, Op, Sym, substitute, with_parts
 
-MAX_PRODUCT_CELLS = 4000
+MAX_PRODUCT_CELLS, MAX_PRODUCT_SIZE = 4000, 20_000
 MAX_NUMBERS_SIZE, MAX_FORMULAS_SIZE = 8, 4
 """Rows of a matrix of numbers, or of formulas, whose determinant or inverse is worked out."""
 MAX_POWER = 20
@@ -144,9 +144,6 @@ def _power(base: Matrix, exponent: Node) -> Matrix | None:
     result: Node | None = factor
     for _ in range(abs(times) - 1):
         result = _product(result, factor) if result else None
-        numbers = _numbers(result) if isinstance(result, Matrix) else None
-        if numbers:
-            result = Matrix(tuple(tuple(map(Num, row)) for row in numbers))
     return result if isinstance(result, Matrix) else None
 
 
@@ -208,7 +205,7 @@ def _product(left: Node, right: Node) -> Node | None:
     if len(left.rows) * len(right.rows[0]) * len(right.rows) > MAX_PRODUCT_CELLS:
         raise ParseError("a product of matrices too large to work out")
     columns = list(zip(*right.rows, strict=True))
-    return Matrix(
+    product = Matrix(
         tuple(
             tuple(
                 Op("add", tuple(Op("mul", pair) for pair in zip(row, column, strict=True)))
@@ -217,3 +214,14 @@ def _product(left: Node, right: Node) -> Node | None:
             for row in left.rows
         )
     )
+    if _size(product, {}) > MAX_PRODUCT_SIZE:  # it grows by the rows' number with every factor
+        raise ParseError("a product of matrices too large to work out")
+    numbers = _numbers(product)
+    return Matrix(tuple(tuple(map(Num, row)) for row in numbers)) if numbers else product
+
+
+def _size(node: object, known: dict[int, int]) -> int:
+    """The number of leaves of a tree, each of its parts walked over once however often it stands there."""
+    if id(node) not in known:
+        known[id(node)] = sum(_size(part, known) for part in children(node)) or 1
+    return known[id(node)]

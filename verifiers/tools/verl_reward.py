@@ -1,4 +1,7 @@
-"""For verl's setting `custom_reward_function`: its `path` is this file, its `name` is compute_score."""
+"""For verl's setting `custom_reward_function`: its `path` is this file, its `name` is compute_score.
+
+The first four parameters are those that verl's documentation names (docs/preparation/reward_function.rst).
+"""
 
 from __future__ import annotations
 
