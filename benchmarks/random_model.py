@@ -12,7 +12,12 @@ from mathrl.memory.shapes import KNOWN_SHAPES, Shape
 from mathrl.policy.scratch import build_tokenizer
 
 SMALL = Shape(4096, 512, 12, 8, 4, 1408, True, True, 64)  # about 40 M parameters
-SHAPES = {"40m": SMALL, **{name.removeprefix("qwen2.5-"): shape for name, shape in KNOWN_SHAPES.items()}}
+SMOL = Shape(49152, 576, 30, 9, 3, 1536, True, True, 64)  # SmolLM2-135M's sizes
+SHAPES = {
+    "40m": SMALL,
+    "135m": SMOL,
+    **{name.removeprefix("qwen2.5-"): shape for name, shape in KNOWN_SHAPES.items()},
+}
 
 
 def random_model(name: str, folder: Path, seed: int = 0) -> Path:

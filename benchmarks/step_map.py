@@ -89,6 +89,7 @@ def step(folder: Path, algorithm: str, switch: Switch) -> tuple[str, dict[str, f
     """Two steps of a tiny recipe, the second one traced; the engine's name and the step's metrics."""
     torch.set_num_threads(1)
     settings = {"model": MODEL, "sft": SFT, "rollout": ROLLOUT, "algorithm": {"name": algorithm}}
+    settings["train"] = {"overlap": "on"}  # as on a GPU, where the algorithm allows it
     overrides = [(f"{section}.{key}", text) for section, of in settings.items() for key, text in of.items()]
     config = load_recipe("quickstart", overrides)
     train_reference(config, folder / "reference")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -30,6 +32,15 @@ ARMS = {
     "shared prompts": (True, False, False),
     "default": (True, False, True),
 }
+# arm -> trained while others are sampled, share of the step's completions that are sampled at once; these
+# have prompts shared, no correction, one trainer, and a step each in turn
+WAYS = {
+    "in turn": (False, 1.0),
+    "overlapped": (True, 1.0),
+    "overlapped, 3/4 at once": (True, 0.75),
+    "overlapped, 1/2 at once": (True, 0.5),
+}
+EQUAL = ", equal lengths"  # after the name of an arm that is measured so first (Workload.equal_first)
 Emit = Callable[[str, dict[str, Any]], None]
 
 
@@ -50,33 +61,47 @@ class TokenReward(RewardScorer):
         ]
 
 
-def run(work: Work, arms: list[str], warmup: int, steps: int, emit: Emit, ready: Callable[[], None]) -> None:
+def run(
+    work: Work, arms: list[str], warmup: int, steps: int, emit: Emit, ready: Callable[[], None], until: float
+) -> None:
     """One engine for all arms; each arm has a fresh policy, optimiser and trainer.
 
-    ``ready`` is called when the engine has started, and returns when this process may measure.
+    ``ready`` is called when the engine has started, and returns when this process may measure. No step begins
+    after ``until``, a ``time.time()``.
     """
+    ways = [arm for arm in arms if arm in WAYS]
+    if ways:
+        work = replace(work, workload=replace(work.workload, overlap="on"))
     w = work.workload
     config = work.recipe()
     cuda = w.device == "cuda"
     policy = Policy.from_pretrained(str(work.model), config)
     start = time.perf_counter()
     engine, reason = make_engine(config, policy, lambda problem: work.prompts[int(problem.id)])
-    run_to_length(engine, policy, work)
+    equal: dict[str, int] = {}  # "tokens": of every completion, in place of the workload's lengths
+    run_to_length(engine, policy, work, equal)
     emit("engine", {"engine": reason, "start_s": time.perf_counter() - start})
     ready()
     scorer = TokenReward(config.reward, "gsm8k")
     try:
-        for arm in arms:
-            share, old, correct = ARMS[arm]
+        for arm in [arm for arm in arms if arm in ARMS] + ways[:1]:
+            share, old, correct = ARMS.get(arm, ARMS["shared prompts"])
             config = work.recipe(share_prompts=share)
             # one model object: the embedded engine samples from it; its adapter starts anew for every arm
             policy = Policy(policy.model, policy.tokenizer, config.update, config.rollout.temperature)
             load_adapter(policy, work)
             if cuda:
                 torch.cuda.empty_cache()
-                torch.cuda.reset_peak_memory_stats()
-            emit(arm, {"parity": parity(work, policy, config, correct)})
-            emit(arm, measure(work, policy, engine, scorer, config, old, correct, warmup, steps))
+            for name in ways if arm in WAYS else [arm]:
+                emit(name, {"parity": parity(work, policy, config, correct)})
+            trainer = make_trainer(policy, engine, scorer, config, old=old, correct=correct)
+            rounds = Rounds(trainer, engine, warmup, steps, until)
+            with short_collections():  # as Trainer.run does
+                if arm in WAYS and w.equal_first:
+                    equal["tokens"] = w.equal_first
+                    rounds.run(ways, lambda name, found: emit(f"{name}{EQUAL}", found))
+                    equal.clear()
+                rounds.run(ways if arm in WAYS else [arm], emit)
     finally:
         engine.close()
         scorer.close()
@@ -86,13 +111,18 @@ def replicas_of(engine: Any) -> list[Any]:
     return getattr(engine, "engines", [engine])
 
 
-def run_to_length(engine: Any, policy: Policy, work: Work) -> None:
-    """Nothing ends a completion but its length: the most that is allowed, or the workload's own."""
+def run_to_length(
+    engine: Any, policy: Policy, work: Work, equal: Mapping[str, int] = MappingProxyType({})
+) -> None:
+    """Nothing ends a completion but its length: the most that is allowed, or the workload's own.
+
+    While ``equal`` holds "tokens", that is the length of all.
+    """
     for each in replicas_of(engine):
         if each.name == "vllm":
             each.eos_ids = ()
             if work.workload.mean_length:
-                _give_lengths(each, work)
+                _give_lengths(each, work, equal)
         else:
             each._eos_ids = [policy.head_weight().shape[0]]
 
@@ -119,15 +149,15 @@ def load_adapter(policy: Policy, work: Work) -> None:
         parameter.grad = None
 
 
-def _give_lengths(engine: Any, work: Work) -> None:
-    """Every completion ends at the workload's length: requests get their own limit."""
+def _give_lengths(engine: Any, work: Work, equal: Mapping[str, int]) -> None:
+    """Every completion ends at the workload's length, or all at one: requests get their own limit."""
     send = engine.client._send
     known = {tuple(ids): lengths for ids, lengths in zip(work.prompts, work.lengths, strict=True)}
 
     def sent(request: Any, index: int, parameters: Any, length: int | None = None) -> str:
         lengths = known.get(tuple(request.prompt_token_ids))
         if lengths is not None and request.sampling_params.max_tokens == work.workload.completion:
-            parameters = {**parameters, "max_tokens": lengths[index]}
+            parameters = {**parameters, "max_tokens": equal.get("tokens", lengths[index])}
         return send(request, index, parameters, length)
 
     engine.client._send = sent
@@ -186,31 +216,64 @@ def make_trainer(
     )  # fmt: skip
 
 
-def measure(
-    work: Work, policy: Policy, engine: Any, scorer: RewardScorer, config: Any, old: bool, correct: bool,
-    warmup: int, steps: int,
-) -> dict[str, Any]:  # fmt: skip
-    """Seconds of every measured step by phase, by the trainer's own clock; tokens; memory."""
-    trainer = make_trainer(policy, engine, scorer, config, old=old, correct=correct)
-    seconds: list[float] = []
-    phases: dict[str, list[float]] = {}
-    with short_collections():  # as Trainer.run does
-        for index in range(warmup + steps):
-            start = time.perf_counter()
-            metrics, _ = trainer.step(index)
-            if policy.device.type == "cuda":
-                torch.cuda.synchronize()
-            if index >= warmup:
-                seconds.append(time.perf_counter() - start)
-                for name, value in metrics.items():
-                    if name.startswith("time/") and name != "time/step_s":
-                        phases.setdefault(name.removeprefix("time/").removesuffix("_s"), []).append(value)
-    cuda = policy.device.type == "cuda"
-    return {
-        "seconds": seconds,
-        "phases": phases,
-        "tokens": int(metrics["tokens/sampled"]),
-        "peak_torch_gib": torch.cuda.max_memory_allocated() / 2**30 if cuda else None,
-        "device_gib": device_gib() if cuda else None,
-        "metrics": {k: v for k, v in metrics.items() if k.startswith(("sync/", "policy/"))},
-    }
+class Told:
+    """What a trainer's pace is, told before every step."""
+
+    overlaps = False
+
+    def note(self, seconds: float, tokens: float) -> str:
+        return ""
+
+
+class Rounds:
+    """Steps of a trainer; seconds by phase, by the trainer's own clock; tokens; memory."""
+
+    def __init__(self, trainer: Trainer, engine: Any, warmup: int, steps: int, until: float) -> None:
+        self.trainer, self.engine, self.until = trainer, engine, until
+        self.warmup, self.steps, self.pace = warmup, steps, Told()
+        self.cuda = trainer.policy.device.type == "cuda"
+        if trainer.overlap:
+            trainer.overlap.pace = self.pace
+        self.found: dict[str, dict[str, Any]] = {}
+        self.index = 0
+
+    def run(self, arms: list[str], emit: Emit) -> None:
+        """A step of every arm in turn; results are told as they come."""
+        self.found = {}
+        for turn in range(self.warmup + self.steps):
+            for arm in arms:
+                if time.time() > self.until:
+                    return
+                self._step(arm, self.index, kept=turn >= self.warmup)
+                self.index += 1
+                if arm in self.found:
+                    emit(arm, self.found[arm])
+
+    def _step(self, arm: str, index: int, *, kept: bool) -> None:
+        self.pace.overlaps, share = WAYS.get(arm, (False, 1.0))
+        rollout, each_of = self.trainer.config.rollout, replicas_of(self.engine)
+        total = rollout.problems_per_step * rollout.group_size
+        for each in each_of:
+            each.max_sequences = math.ceil(share * total / len(each_of)) if share < 1.0 else 0
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+        start = time.perf_counter()
+        metrics, _ = self.trainer.step(index)
+        if self.cuda:
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
+        if not kept:
+            return
+        found = self.found.setdefault(arm, {"seconds": [], "phases": {}, "peak_torch_gib": None})
+        found["seconds"].append(seconds)
+        for name, value in metrics.items():
+            if name.startswith("time/") and name != "time/step_s":
+                found["phases"].setdefault(name.removeprefix("time/").removesuffix("_s"), []).append(value)
+        if "overlap/sampling_s" in metrics:
+            found["phases"].setdefault("sampling", []).append(metrics["overlap/sampling_s"])
+        found["tokens"] = int(metrics["tokens/sampled"])
+        if self.cuda:
+            peak = torch.cuda.max_memory_allocated() / 2**30
+            found |= {"peak_torch_gib": max(peak, found["peak_torch_gib"] or 0.0), "device_gib": device_gib()}
+        kinds = ("sync/", "policy/", "overlap/")
+        found["metrics"] = {k: v for k, v in metrics.items() if k.startswith(kinds)}

@@ -1,6 +1,7 @@
 """Seconds of a GRPO step beside TRL's GRPOTrainer: same machine, same run, fresh processes, same work.
 
-    python benchmarks/step_time.py [--case 0.5b | 1.5b | variable] [--steps 5] [--warmup 2] [--arms ...]
+    python benchmarks/step_time.py [--case 0.5b | 1.5b | variable | long | 135m] [--steps 5] [--warmup 2]
+        [--arms ...] [--seconds S]
     python benchmarks/step_time.py --cpu [--peer-site DIR]
 
 Model directory (random weights), prompt token ids, completion lengths, LoRA (all linear layers), KL
@@ -14,6 +15,14 @@ norm of one saved batch; then it trains. Arms:
   ours: on-policy        old log-probabilities from the update's own forward, no correction
   ours: shared prompts   as on-policy, a group's prompt computed once
   ours: default          a recipe's: shared prompts, correction from the update's own forward
+  ours: in turn          shared prompts; the first of those that one trainer makes a step of in turn:
+  ours: overlapped       groups train while others are sampled (train.overlap)
+  ours: overlapped, …    the same, with a part of the completions at once (rollout.max_sequences)
+  Unsloth tuned          Unsloth 2026.10.9, 16 bits, no gradient checkpointing, its own vLLM (step_unsloth.py)
+
+Cases of varying lengths can measure these arms with equal lengths first (``--equal-first 256``), by the same
+engine. With ``--seconds`` no step begins later than that after the start, and what has not ended a minute
+later is killed; results are stored as they come.
 
 ``--peer-site`` is a folder with TRL: pip install --target DIR --no-deps trl==1.16.0.
 On the CPU the processes start and measure in turn three times, for a machine's speed changes within a minute.
@@ -27,10 +36,13 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
@@ -40,11 +52,14 @@ from typing import Any
 
 import torch
 from record import describe, store
-from step_workload import WORKLOADS, Work, floor, model_flops, prepare, rates
+from step_workload import WORKLOADS, Work, floor, model_flops, of_equal_lengths, prepare, rates
 
 PHASES = ("rollout", "verify", "forward", "update", "sync")
-OURS = ("same work", "on-policy", "shared prompts", "default")
+EQUAL = ", equal lengths"  # as in step_ours
+WAYS = ("in turn", "overlapped", "overlapped, 3/4 at once", "overlapped, 1/2 at once")
+OURS = ("same work", "on-policy", "shared prompts", "default", *WAYS)
 PEERS = ("TRL default", "TRL tuned", "TRL tuned, corrected")
+UNSLOTH = "Unsloth tuned"
 
 
 def worker(args: argparse.Namespace) -> None:
@@ -61,7 +76,7 @@ def worker(args: argparse.Namespace) -> None:
     if work.workload.device == "cpu":
         torch.set_num_threads(args.threads)
     side = import_module("step_ours" if args.worker == "ours" else "step_trl")
-    side.run(work, args.arms, args.warmup, args.steps, emit, ready)
+    side.run(work, args.arms, args.warmup, args.steps, emit, ready, args.until)
 
 
 class Worker:
@@ -71,8 +86,10 @@ class Worker:
     """
 
     def __init__(self, name: str, arms: list[str], folder: Path, args: argparse.Namespace) -> None:
-        command = [sys.executable, __file__, "--worker", name, "--folder", str(folder)]
+        script = str(Path(__file__).with_name("step_unsloth.py")) if name == UNSLOTH else __file__
+        command = [sys.executable, script, "--worker", name, "--folder", str(folder)]
         command += ["--steps", str(args.steps), "--warmup", str(args.warmup), "--threads", str(args.threads)]
+        command += ["--until", str(args.until)]
         environment = dict(os.environ)
         if args.peer_site and name != "ours":
             environment["PYTHONPATH"] = os.pathsep.join([args.peer_site, environment.get("PYTHONPATH", "")])
@@ -84,6 +101,10 @@ class Worker:
             text=True,
             env=environment,
         )
+        if math.isfinite(args.until):
+            late = threading.Timer(args.until + 60 - time.time(), self.process.kill)
+            late.daemon = True
+            late.start()
 
     def wait_until_ready(self) -> None:
         self._read(until="READY")
@@ -130,16 +151,18 @@ def summarise(arms: dict[str, Any], work: Work, ceiling: dict[str, float]) -> No
     from mathrl.memory.shapes import Shape
 
     shape = Shape.of(AutoConfig.from_pretrained(work.model))
-    least = floor(work, shape, ceiling, 2 if work.workload.device == "cuda" else 4)
-    flops = model_flops(work, shape)
-    trained = sum(work.workload.prompt + n for row in work.lengths for n in row)
-    for arm in arms.values():
+    for name, arm in arms.items():
         if "seconds" not in arm:
             continue
+        own = of_equal_lengths(work) if name.endswith(EQUAL) else work
+        least = floor(own, shape, ceiling, 2 if own.workload.device == "cuda" else 4)
+        flops = model_flops(own, shape)
+        trained = sum(own.workload.prompt + n for row in own.lengths for n in row)
         step = median(arm["seconds"])
         phase = {name: median(values) for name, values in arm["phases"].items()}
         arm["median"] = {"step": step, **phase}
-        arm["generated_tokens_per_s"] = arm["tokens"] / phase["rollout"]
+        # of an overlapped step, "rollout" is only what training waited for
+        arm["generated_tokens_per_s"] = arm["tokens"] / phase.get("sampling", phase["rollout"])
         arm["trained_tokens_per_s"] = trained / phase["update"]
         arm["update_flop_utilisation"] = flops["update"] / phase["update"] / ceiling["flop_per_s"]
         arm["floor_ratio"] = step / least["step"]
@@ -158,11 +181,12 @@ def table(arms: dict[str, Any]) -> str:
             continue
         phases = " | ".join(f"{arm['median'].get(p, 0.0):.3f}" for p in PHASES)
         peak = arm.get("peak_torch_gib")
+        loss = f"{arm['parity']['loss']:.5f}" if "parity" in arm else ""
         lines.append(
             f"| {name} | {arm['median']['step']:.3f} | {phases} | {arm['generated_tokens_per_s']:,.0f} | "
             f"{arm['trained_tokens_per_s']:,.0f} | {arm['update_flop_utilisation']:.0%} | "
             f"{'' if peak is None else f'{peak:.1f}'} | {arm['floor_ratio']:.1f} | "
-            f"{arm['parity']['loss']:.5f} |"
+            f"{loss} |"
         )
     return "\n".join(lines)
 
@@ -173,7 +197,17 @@ def main() -> None:
     )
     parser.add_argument("--case", choices=sorted(WORKLOADS), default="0.5b")
     parser.add_argument("--cpu", action="store_true", help="the quickstart's model on the CPU")
-    parser.add_argument("--arms", nargs="+", default=[*PEERS[:2], *OURS], choices=(*PEERS, *OURS))
+    parser.add_argument(
+        "--arms", nargs="+", default=[*PEERS[:2], *OURS[:4]], choices=(*PEERS, *OURS, UNSLOTH)
+    )
+    parser.add_argument(
+        "--equal-first",
+        type=int,
+        default=0,
+        help="of the arms in turn: first with all completions of so many tokens (a case of varying lengths)",
+    )
+    parser.add_argument("--seconds", type=float, default=math.inf, help="of all of it, about")
+    parser.add_argument("--until", type=float, default=math.inf, help=argparse.SUPPRESS)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument(
         "--rounds",
@@ -182,7 +216,7 @@ def main() -> None:
         help="fresh processes that measure in turn, steps pooled (0: 3 on the CPU, else 1)",
     )
     parser.add_argument("--warmup", type=int, default=2)
-    parser.add_argument("--replicas", type=int, default=1, help="of our vLLM engine")
+    parser.add_argument("--replicas", type=int, default=-1, help="of our vLLM engine; -1: the case's")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch (--cpu)")
     parser.add_argument("--peer-site", default="")
     parser.add_argument("--name", default="", help="of the stored result")
@@ -192,8 +226,13 @@ def main() -> None:
     if args.worker:
         worker(args)
         return
+    args.until = min(args.until, time.time() + args.seconds)
     case = "cpu" if args.cpu else args.case
-    workload = replace(WORKLOADS[case], replicas=args.replicas)
+    workload = WORKLOADS[case]
+    if args.equal_first:
+        workload = replace(workload, equal_first=args.equal_first)
+    if args.replicas >= 0:
+        workload = replace(workload, replicas=args.replicas)
     os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")  # the same sampler for all
     arms: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as scratch:
@@ -219,23 +258,25 @@ def main() -> None:
 
         def keep(found: dict[str, Any]) -> None:
             for arm, value in found.items():
-                title = ("ours: " if arm in OURS else "") + arm
+                title = ("ours: " if arm.removesuffix(EQUAL) in OURS else "") + arm
                 arms[title] = pooled(earlier.get(title, {}), value)
             summarise(arms, work, ceiling)
             store(name, result | {"arms": arms})
 
         for _ in range(args.rounds or (3 if args.cpu else 1)):
             earlier = dict(arms)
-            workers = []
-            if ours := [arm for arm in OURS if arm in args.arms]:
-                workers.append(Worker("ours", ours, folder, args))
-            if peers := [arm for arm in PEERS if arm in args.arms]:
-                workers.append(Worker("TRL", peers, folder, args))
-            for each in workers:
-                each.wait_until_ready()
-            for each in workers:
-                each.measure(keep)
-                print(table(arms), flush=True)
+            sides = {"ours": OURS, "TRL": PEERS, UNSLOTH: (UNSLOTH,)}
+            chosen = {name: [arm for arm in own if arm in args.arms] for name, own in sides.items()}
+            chosen = {name: own for name, own in chosen.items() if own}
+            # Unsloth takes its share of the device beforehand: where that is small, after the others
+            beside = UNSLOTH not in chosen or torch.cuda.get_device_properties(0).total_memory > 120 << 30
+            for names in [list(chosen)] if beside else [[name] for name in chosen]:
+                workers = [Worker(name, chosen[name], folder, args) for name in names]
+                for each in workers:
+                    each.wait_until_ready()
+                for each in workers:
+                    each.measure(keep)
+                    print(table(arms), flush=True)
         print(f"stored benchmarks/results/{name}.json", flush=True)
 
 

@@ -23,10 +23,12 @@ ARMS: dict[str, dict[str, Any]] = {
 Emit = Callable[[str, dict[str, Any]], None]
 
 
-def run(work: Work, arms: list[str], warmup: int, steps: int, emit: Emit, ready: Callable[[], None]) -> None:
+def run(
+    work: Work, arms: list[str], warmup: int, steps: int, emit: Emit, ready: Callable[[], None], until: float
+) -> None:
     """One engine for all arms; each arm has a fresh model, optimiser and trainer.
 
-    ``ready`` is as in step_ours.
+    ``ready`` and ``until`` are as in step_ours; results are told after every step.
     """
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     cuda = work.workload.device == "cuda"
@@ -37,6 +39,8 @@ def run(work: Work, arms: list[str], warmup: int, steps: int, emit: Emit, ready:
     emit("TRL engine", {"start_s": time.perf_counter() - start})
     ready()
     for arm in arms:
+        if time.time() > until:
+            return
         if trainer is None:
             gc.collect()
             trainer = make_trainer(work, ARMS[arm], warmup + steps)
@@ -45,12 +49,19 @@ def run(work: Work, arms: list[str], warmup: int, steps: int, emit: Emit, ready:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         clock = Clock(trainer, cuda)
+
+        def tell(clock: Clock = clock, arm: str = arm) -> bool:
+            """After every step; whether the time is over."""
+            result = clock.result(warmup)
+            if result["seconds"]:
+                if cuda:
+                    peak = torch.cuda.max_memory_allocated() / 2**30
+                    result |= {"peak_torch_gib": peak, "device_gib": device_gib()}
+                emit(arm, result)
+            return time.time() > until
+
+        clock.tell = tell
         trainer.train()
-        result = clock.result(warmup)
-        if cuda:
-            peak = torch.cuda.max_memory_allocated() / 2**30
-            result |= {"peak_torch_gib": peak, "device_gib": device_gib()}
-        emit(arm, result)
         trainer = clock = None  # type: ignore[assignment]
 
 
@@ -198,6 +209,7 @@ class Clock:
         self.now: dict[str, float] = defaultdict(float)
         self.tokens = 0
         self.last = 0.0
+        self.tell: Callable[[], bool] = lambda: False
         if trainer.use_vllm:
             self._wrap(trainer.vllm_generation, "generate", "rollout")
             self._wrap(trainer.vllm_generation, "sync_weights", "sync")
@@ -218,10 +230,12 @@ class Clock:
             def on_step_begin(self, *_: Any, **__: Any) -> None:
                 clock.begin()
 
-            def on_step_end(self, *_: Any, **__: Any) -> None:
+            def on_step_end(self, args: Any, state: Any, control: Any, **__: Any) -> Any:
                 clock.end()
                 if after_step is not None:
                     after_step(clock)
+                control.should_training_stop = control.should_training_stop or clock.tell()
+                return control
 
         trainer.add_callback(Steps())
 

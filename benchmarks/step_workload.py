@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,10 @@ class Workload:
     micro_batch_tokens: int = 32768
     peer_batch: int = 64  # TRL's per_device_train_batch_size
     device: str = "cuda"
-    replicas: int = 1  # of our engine
+    replicas: int = 1  # of our engine; 0: as the plan chooses
+    engine: str = "auto"  # ours
+    overlap: str = "off"  # train.overlap, ours
+    equal_first: int = 0  # arms in turn are first measured with all completions so long, by the same engine
 
     @property
     def sequences(self) -> int:
@@ -54,14 +57,29 @@ WORKLOADS = {
         Workload("1.5b", "1.5b", micro_batch_tokens=16384, peer_batch=32),
         Workload("variable", "0.5b", completion=1024, mean_length=300, peer_batch=16),
         Workload(
+            "long", "1.5b", 32, 16, completion=4096, mean_length=1200, micro_batch_tokens=16384, peer_batch=4
+        ),
+        Workload("135m", "135m", 64, 16, completion=128, peer_batch=128, replicas=0),
+        Workload(
             "cpu", "quickstart", 16, 8, 38, 32, rank=16, kl_coef=0.005, learning_rate=2e-3, peer_batch=128,
             micro_batch_tokens=8192, device="cpu",
         ),
         Workload(  # for trying the benchmark itself
             "tiny", "quickstart", 4, 4, 12, 8, rank=4, peer_batch=8, micro_batch_tokens=512, device="cpu",
         ),
+        Workload(  # the same with the real engine and lengths of its own
+            "tiny-vllm", "quickstart", 4, 4, 12, 24, mean_length=10, rank=4, peer_batch=8,
+            micro_batch_tokens=64, device="cpu", engine="vllm",
+        ),
     )
 }  # fmt: skip
+
+
+def of_equal_lengths(work: Work) -> Work:
+    """The work of those arms."""
+    length = work.workload.equal_first
+    equal = [[length] * work.workload.group for _ in work.lengths]
+    return replace(work, workload=replace(work.workload, completion=length, mean_length=0), lengths=equal)
 
 
 def prepare(workload: Workload, folder: Path, seed: int = 0) -> None:
@@ -134,7 +152,9 @@ class Work:
                     "max_completion_tokens": w.completion,
                     "max_sync_gap": 1.0,
                     "num_replicas": w.replicas,
+                    "engine": w.engine,
                 },
+                "train": {"overlap": w.overlap},
                 "reward": {"num_workers": 8 if w.device == "cuda" else 2},
                 "algorithm": {"kl_coef": w.kl_coef},
                 "update": {

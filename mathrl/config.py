@@ -329,8 +329,18 @@ class RolloutConfig(Section):
     merge_adapter: bool = Field(
         False, description="vllm: serve merged weights instead of the adapter (loses small deltas)"
     )
+    max_sequences: int = Field(
+        0,
+        ge=0,
+        description="vllm: completions of a rank decoded at once; with fewer than a step's, one wave trains "
+        "while the next decodes, in smaller batches; 0: all",
+    )
     num_replicas: int = Field(
-        1, ge=1, le=8, description="vllm: cores side by side on the device; small models wait for one core"
+        0,
+        ge=0,
+        le=8,
+        description="vllm: cores side by side on the device; small models wait for one core's Python; 0: by "
+        "the model's size",
     )
     compile_engine: bool = Field(
         True, description="vllm: compile the layers (CUDA): a slower start, faster steps of large models"
@@ -511,6 +521,10 @@ class UpdateConfig(Section):
 class TrainConfig(Section):
     num_steps: int = Field(40, ge=0, description="rollout + update steps")
     max_seconds: float = Field(0.0, ge=0.0, description="stop after this many seconds of steps; 0: no limit")
+    overlap: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="train groups while others of the step are sampled; auto: on a GPU, where it is faster",
+    )
 
 
 class EvaluateConfig(Section):

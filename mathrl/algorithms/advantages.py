@@ -92,6 +92,8 @@ COMPLETION_ADVANTAGES: dict[str, CompletionAdvantage] = {
     "batch_norm": batch_norm,
     "reward": raw_reward,
 }
+GROUP_ADVANTAGES = ("group_norm", "group_centre", "group_ratio", "leave_one_out")
+"""Those that compare the completions of a group, and need no other group."""
 
 
 def gae(

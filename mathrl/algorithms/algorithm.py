@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mathrl.algorithms.advantages import (
     COMPLETION_ADVANTAGES,
+    GROUP_ADVANTAGES,
     at_tokens,
     gae,
     last_token,
@@ -81,6 +82,19 @@ class Algorithm:
     @property
     def needs_values(self) -> bool:
         return self.advantage == "gae"
+
+    @property
+    def needs_whole_step(self) -> str:
+        """Why no group can train before the last one of its step is sampled; empty where each can."""
+        reasons = {
+            "a trust-region step is one step of the whole batch": self.update_rule != "first_order",
+            "the value model learns first, from the whole batch": self.needs_values,
+            "later updates of a rollout follow earlier ones of all of it": self.updates_per_rollout > 1,
+            f"advantage {self.advantage} compares all completions of a step": self.advantage
+            not in (*GROUP_ADVANTAGES, "reward", "gae"),
+            "whitened advantages are those of the whole step": self.whiten_advantages,
+        }
+        return next((why for why, so in reasons.items() if so), "")
 
     @property
     def refills(self) -> bool:

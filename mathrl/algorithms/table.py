@@ -9,12 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from mathrl.algorithms.advantages import COMPLETION_ADVANTAGES
+from mathrl.algorithms.advantages import COMPLETION_ADVANTAGES, GROUP_ADVANTAGES
 from mathrl.algorithms.algorithm import FIELD, KNOBS, Algorithm
 from mathrl.config import AlgorithmConfig, RolloutConfig, UpdateConfig
 from mathrl.errors import UserError, did_you_mean
-
-GROUP_ADVANTAGES = ("group_norm", "group_centre", "group_ratio", "leave_one_out")
 
 ALGORITHMS: dict[str, Algorithm] = {
     row.name: row

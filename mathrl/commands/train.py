@@ -171,6 +171,11 @@ def _stages(space: Workspace) -> None:
         before = held_out.measure("before")
         with together("preparing to train"):
             trainer = _make_trainer(run, policy, engine, scorer)
+        if trainer.overlap:
+            space.progress.console.print("  training: while others of a step are sampled")
+        elif cfg.train.overlap == "on" or (cfg.train.overlap == "auto" and policy.device.type == "cuda"):
+            why = f"  training: after sampling, for {trainer.why_in_turn}"
+            space.progress.console.print(why, soft_wrap=True, markup=False)
         early = _reinforce(space, trainer, held_out, tracker, reference)
         adapter = policy.adapter()
         on_rank_0(

@@ -52,6 +52,7 @@ class Watch:
             self.after_step,
             self.should_stop,
             self.on_batch,
+            say=self._say,
             stopping=lambda: self.stop.asked is not None,
             interruptible=self.stop.interruptible,
         )
@@ -75,6 +76,10 @@ class Watch:
         self.groups = groups
         self.tally.unlogged = metrics
         self.catch_up()
+
+    def _say(self, sentence: str) -> None:
+        if sentence:
+            self.console.print(f"  {sentence}", soft_wrap=True, markup=False)
 
     def should_stop(self, done: int) -> bool:
         return self.stop.asked is not None or self.stopped_early

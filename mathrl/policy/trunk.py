@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mathrl.policy.attention import PackedAttention, gather, plan_attention
+from mathrl.policy.compile_cache import keep_compiled
 from mathrl.policy.packing import Layout, Segments, pack, why_not_packed
 from mathrl.types import Batch
 
@@ -66,6 +67,8 @@ class Trunk:
         self.share_prompts = share_prompts
         self.gradient_checkpointing = gradient_checkpointing
         self._compiled = compile_layers
+        if compile_layers:
+            keep_compiled()
         layers: Iterable[Any] = () if self.fallback_reason else self.decoder.layers
         self._layers: list[Callable[..., Tensor]] = [
             torch.compile(layer.forward, dynamic=True) if compile_layers else layer for layer in layers

@@ -138,9 +138,15 @@ class RewardScorer:
         self.pool.start()  # models and engines load meanwhile
         self._under_way: dict[Request, Future[Verdict]] = {}  # equal completions of a problem share one
 
-    def submit(self, problem: Problem, completion: Completion) -> None:
-        """Start judging a completion now; ``score`` picks the verdict up."""
-        self._verdict(problem, completion)
+    @property
+    def asks_whole_step(self) -> str:
+        """A reward function that is given all completions of a step at once; empty where there is none."""
+        whole = (f.name for f in self.functions if f.is_async or f.style in ("trl", "trl_chat"))
+        return next(whole, "")
+
+    def submit(self, problem: Problem, completion: Completion) -> Future[Verdict]:
+        """Start judging a completion now; ``score`` picks the verdict up. Another thread may ask than it."""
+        return self._verdict(self._request(problem, completion))
 
     def score(self, groups: Sequence[Group]) -> list[Group]:
         """The groups with one Score a completion, in order.
@@ -183,34 +189,39 @@ class RewardScorer:
     def close(self) -> None:
         self.pool.close()
 
-    def _verdict(self, problem: Problem, completion: Completion) -> Future[Verdict]:
-        if problem.id not in self._prompt_ends:
-            self._prompt_ends[problem.id] = prompt_end(self.prompt_text(problem))
-        request = Request(
+    def _request(self, problem: Problem, completion: Completion) -> Request:
+        end = self._prompt_ends.get(problem.id)
+        if end is None:
+            end = self._prompt_ends[problem.id] = prompt_end(self.prompt_text(problem))
+        return Request(
             completion.text,
             problem.answer,
             problem.answer_type,
             self.extract,
             problem.options,
-            self._prompt_ends[problem.id],
+            end,
             problem.row,
         )
+
+    def _verdict(self, request: Request) -> Future[Verdict]:
         future = self._under_way.get(request)
         if future is None:
             future = self._under_way[request] = self.pool.submit(request)
         return future
 
     def _verdicts(self, groups: Sequence[Group]) -> list[list[Verdict]]:
-        futures = [[self._verdict(g.problem, c) for c in g.completions] for g in groups]
-        ends = dict(self._prompt_ends)
-        self._under_way.clear()
-        self._prompt_ends.clear()
+        requests = [[self._request(g.problem, c) for c in g.completions] for g in groups]
+        futures = [[self._verdict(request) for request in row] for row in requests]
+        for group, row in zip(groups, requests, strict=True):  # others may be under way
+            self._prompt_ends.pop(group.problem.id, None)
+            for request in row:
+                self._under_way.pop(request, None)
         return [
             [
-                _explained(future.result(), completion, ends[group.problem.id])
-                for future, completion in zip(row, group.completions, strict=True)
+                _explained(future.result(), completion, request.prompt)
+                for future, request, completion in zip(said, row, group.completions, strict=True)
             ]
-            for group, row in zip(groups, futures, strict=True)
+            for group, row, said in zip(groups, requests, futures, strict=True)
         ]
 
     def _model_terms(self, groups: Sequence[Group]) -> Terms:

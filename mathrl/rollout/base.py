@@ -12,7 +12,9 @@ OnCompletion = Callable[[int, int, Completion], None]
 """Called as (problem index, completion index, completion) as soon as a completion has finished."""
 
 OnTokens = Callable[[int], None]
-"""Called now and then while an engine samples, with the tokens so far of the completions under way."""
+"""Called now and then while an engine samples, with the tokens so far of the completions under way.
+
+What it or ``OnCompletion`` raises breaks the sampling off, with nothing left under way."""
 
 PromptEncoder = Callable[[Problem], Sequence[int]]
 """Problem -> prompt token ids; engines and the trainer share one, so that both see the same prompt."""
@@ -25,6 +27,17 @@ class Engine(Protocol):
     version: int  # of the adapter it samples from
     exact_logprobs: bool  # its logprobs are the trainer's own up to rounding: no correction is needed
     on_tokens: OnTokens | None  # for who wants to show progress; not every engine knows
+
+    @property
+    def streams(self) -> bool:
+        """Whether groups may be trained while others are sampled: it tells of completions as they finish, and
+        its model is not the one that is trained."""
+        ...
+
+    @property
+    def encode(self) -> PromptEncoder:
+        """Problem -> token ids of its prompt."""
+        ...
 
     def sample(
         self,

@@ -84,6 +84,7 @@ class EndpointEngine:
     name = "endpoint"
     version = 0
     exact_logprobs = False
+    streams = False  # no trainer asks it
 
     def __init__(self, server: Server, ask: Ask, sampling: Sampling, *, concurrency: int = 64) -> None:
         self.server, self.ask, self.sampling, self.concurrency = server, ask, sampling, concurrency
@@ -105,6 +106,10 @@ class EndpointEngine:
         """
         done = asyncio.run(self._sample(problems, group_size, sampling or self.sampling, seed, on_completion))
         return [Group(p, (), tuple(row)) for p, row in zip(problems, done, strict=True)]
+
+    def encode(self, problem: Problem) -> tuple[int, ...]:
+        """A server does that."""
+        return ()
 
     def load(self, adapter: Adapter | None, version: int) -> None:
         """A server has the weights it was started with.

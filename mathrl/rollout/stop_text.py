@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from mathrl.rollout.base import Engine, OnCompletion, OnTokens
+from mathrl.rollout.base import Engine, OnCompletion, OnTokens, PromptEncoder
 from mathrl.types import Adapter, Completion, Group, Problem, Sampling
 
 
@@ -28,6 +28,14 @@ class StopText:
     @version.setter
     def version(self, version: int) -> None:
         self.engine.version = version
+
+    @property
+    def streams(self) -> bool:
+        return self.engine.streams
+
+    @property
+    def encode(self) -> PromptEncoder:
+        return self.engine.encode
 
     @property
     def on_tokens(self) -> OnTokens | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -29,7 +29,8 @@ class TransformersEngine:
     """Samples all P·G completions of a step in one batch, from the model object that is being trained.
 
     A prompt is computed once and its keys and values are shared by its G completions; finished completions
-    leave the batch. As the model is the policy's own, ``load`` has nothing to copy.
+    leave the batch. As the model is the policy's own, ``load`` has nothing to copy, and nobody may train it
+    meanwhile (an adapter may be folded into its weights).
 
     Args:
         model: a transformers causal LM, plain or wrapped by peft.
@@ -37,6 +38,7 @@ class TransformersEngine:
         encode: problem -> prompt token ids.
         sampling: settings where ``sample`` is not given others.
         max_rows: completions sampled at once; 0: as many as fit in 2 GiB of keys, values and logits.
+        take_over: gives an adapter to ``model`` where that is not the model that is trained.
     """
 
     name = "transformers"
@@ -50,10 +52,12 @@ class TransformersEngine:
         sampling: Sampling,
         *,
         max_rows: int = 0,
+        take_over: Callable[[Adapter], None] | None = None,
     ) -> None:
         self.version = 0
         self.on_tokens: OnTokens | None = None
         self.tokenizer, self.encode, self.sampling, self.max_rows = tokenizer, encode, sampling, max_rows
+        self.streams, self._take_over = take_over is not None, take_over
         self._wrapped: Any = model
         unwrap = getattr(model, "get_base_model", None)  # peft's
         self._model: Any = unwrap() if unwrap else model
@@ -97,6 +101,8 @@ class TransformersEngine:
 
     def load(self, adapter: Adapter | None, version: int) -> None:
         """Sample as this version from now on; None switches the adapter off while sampling."""
+        if adapter is not None and self._take_over is not None:
+            self._take_over(adapter)
         self._reference = adapter is None
         self.version = version
 

@@ -50,6 +50,7 @@ class VllmEngine:
         seed: of what has no seed of its own.
         compile: vLLM's torch.compile of the layers (CUDA): a slower start, faster steps.
         trusted: run code that the model brings (``model.trust_remote_code``).
+        max_sequences: completions under way at once where ``sample`` is given no settings; 0: all.
 
     Raises:
         UserError: vLLM does not start, or the rank is larger than it serves.
@@ -73,6 +74,7 @@ class VllmEngine:
         seed: int = 0,
         compile: bool = True,
         trusted: bool = False,
+        max_sequences: int = 0,
     ) -> None:
         arguments = engine_arguments(model, limits, device, dtype, seed, compile, trusted=trusted)
         self.version = 0
@@ -80,6 +82,7 @@ class VllmEngine:
         self.model, self.tokenizer, self.eos_ids = model, tokenizer, tuple(eos_ids)
         self.encode, self.sampling, self.limits = encode, sampling, limits
         self.sync_metrics: dict[str, float] = {}  # of the last load
+        self.max_sequences = max_sequences
         self._dtype = dtype
         self._folder = weights_folder()
         self._serial = self._num_written = 0
@@ -93,6 +96,11 @@ class VllmEngine:
             why = first_line(error)
             raise UserError(f"vLLM did not start on {device} with {model!r}: {why}") from error
 
+    @property
+    def streams(self) -> bool:
+        """See ``mathrl.rollout.base.Engine``."""
+        return self.client.streams
+
     def sample(
         self,
         problems: Sequence[Problem],
@@ -103,6 +111,7 @@ class VllmEngine:
         on_completion: OnCompletion | None = None,
     ) -> list[Group]:
         """Sample ``group_size`` completions a problem; see ``mathrl.rollout.base.Engine.sample``."""
+        at_once = self.max_sequences if sampling is None else 0
         sampling = sampling or self.sampling
         prompts = [tuple(self.encode(problem)) for problem in problems]
         check_lengths(problems, prompts, sampling.max_completion_tokens, self.limits.max_model_len)
@@ -120,7 +129,7 @@ class VllmEngine:
                     on_completion(p, i, completion)
 
         with self._at_work("sampling"):
-            self.client.sample(asks, sampling, self.eos_ids, finished, self.on_tokens)
+            self.client.sample(asks, sampling, self.eos_ids, finished, self.on_tokens, at_once)
         return [
             Group(problem, prompt, tuple(done[p, i] for i in range(group_size)), policy_version=self.version)
             for p, (problem, prompt) in enumerate(zip(problems, prompts, strict=True))
@@ -167,6 +176,7 @@ class VllmEngine:
         with self._at_work("loading weights"):
             if self.limits.lora_rank:
                 folder = None if adapter is None else written or self.write(adapter)
+                metrics["sync/write_s"] = time.perf_counter() - start
                 self._serial += 1
                 self.client.set_adapter(f"version-{version}-{self._serial}", self._serial, folder)
             else:

@@ -44,6 +44,11 @@ class Client(Protocol):
     """A started vLLM. Every call may raise ``CoreEnded``."""
 
     @property
+    def streams(self) -> bool:
+        """Whether ``on_outputs`` hears of completions while others are sampled."""
+        ...
+
+    @property
     def processes(self) -> Sequence[Any]:
         """multiprocessing's, of vLLM's core."""
         ...
@@ -55,10 +60,12 @@ class Client(Protocol):
         eos_ids: Sequence[int],
         on_outputs: Callable[[list[Output]], None],
         on_tokens: OnTokens | None = None,
+        at_once: int = 0,
     ) -> None:
         """Sample all that is asked for; nothing is left under way when this ends, by an exception or not.
 
-        ``on_tokens`` is called only where vLLM's core is asked directly.
+        Where vLLM's core is asked directly ``on_tokens`` is called, and at most ``at_once`` completions (0:
+        all) are under way: another one begins when one has finished.
         """
         ...
 

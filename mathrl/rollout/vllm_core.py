@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import InvalidStateError
 from contextlib import contextmanager, suppress
 from copy import copy
+from itertools import islice
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,8 @@ class CoreClient:
         device: "cuda" or "cpu".
     """
 
+    streams = True
+
     def __init__(self, arguments: Mapping[str, Any], device: str) -> None:
         self._llm = LLMEngine.from_engine_args(EngineArgs(**arguments, **_classes(device)))
         self._core: Any = self._llm.engine_core
@@ -63,6 +67,7 @@ class CoreClient:
         eos_ids: Sequence[int],
         on_outputs: Callable[[list[Output]], None],
         on_tokens: OnTokens | None = None,
+        at_once: int = 0,
     ) -> None:
         parameters = SamplingParams(
             temperature=sampling.temperature,
@@ -74,12 +79,20 @@ class CoreClient:
             detokenize=False,
         )
         with self._requests() as waiting:
-            for n, (prompt, seeds) in enumerate(asks):
-                request = self._request(prompt, parameters)
-                for i, seed in enumerate(seeds):
-                    waiting[self._send(request, i, {"seed": seed})] = (n, i)
+
+            def send() -> Iterator[None]:
+                for n, (prompt, seeds) in enumerate(asks):
+                    request = self._request(prompt, parameters)
+                    for i, seed in enumerate(seeds):
+                        waiting[self._send(request, i, {"seed": seed})] = (n, i)
+                        yield
+
+            sending = send()
+            deque(islice(sending, at_once or None), maxlen=0)
             for answers in self._answers(waiting, on_tokens):
-                on_outputs([_output(*waiting.pop(a.request_id), a, sampling.logprobs) for a in answers])
+                outputs = [_output(*waiting.pop(a.request_id), a, sampling.logprobs) for a in answers]
+                deque(islice(sending, len(answers)), maxlen=0)
+                on_outputs(outputs)
 
     def score(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
         """By the very path that samples: adapter, prefix cache, sampler.

@@ -39,6 +39,8 @@ class PublicClient:
         device: "cuda" or "cpu".
     """
 
+    streams = False
+
     def __init__(self, arguments: Mapping[str, Any], device: str) -> None:
         with _STARTING:
             before = {process.pid for process in multiprocessing.active_children()}
@@ -54,6 +56,7 @@ class PublicClient:
         eos_ids: Sequence[int],
         on_outputs: Callable[[list[Output]], None],
         on_tokens: OnTokens | None = None,
+        at_once: int = 0,
     ) -> None:
         common = {
             "temperature": sampling.temperature,

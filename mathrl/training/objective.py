@@ -133,6 +133,13 @@ class PolicyLoss:
             self.micro_batches.run(batch, add, policy.trainable_parameters())
         return loss
 
+    def share(self, totals: Totals) -> float:
+        """What a loss with totals of 1 is to be multiplied by, to be one with these totals."""
+        weigh, one = AGGREGATIONS[self.algorithm.aggregation], torch.ones(1, 1, dtype=torch.bool)
+        limit = self.algorithm.max_completion_tokens
+        weight, weight_of_one = (weigh(one, t, limit, torch.float64) for t in (totals, Totals(1.0, 1.0)))
+        return float(weight / weight_of_one)
+
     def rows_to_blame(self, policy: Policy, batch: Batch) -> list[int]:
         """Places of the rows, of all ranks, whose own gradient is not finite."""
         return rows_to_blame(

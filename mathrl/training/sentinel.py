@@ -21,7 +21,9 @@ which no single token can make small.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -134,9 +136,14 @@ class Sentinel:
         """
         if self._score is None:
             return {}
-        scores = self._score(self._prompts, self._completions)
-        with torch.no_grad():
-            logprobs = self.policy.logprobs(self._batch, temperature=1.0).logprobs.double().cpu()
+        start = time.perf_counter()
+        with ThreadPoolExecutor(1) as engine_side:  # neither waits for the other
+            scoring = engine_side.submit(self._score, self._prompts, self._completions)
+            with torch.no_grad():
+                logprobs = self.policy.logprobs(self._batch, temperature=1.0).logprobs.double().cpu()
+            trained = time.perf_counter() - start
+            scores = scoring.result()
+        seconds = {"sync/sentinel_s": time.perf_counter() - start, "sync/sentinel_trainer_s": trained}
         mask = self._batch.loss_mask
         engine = torch.zeros_like(logprobs)
         engine[mask] = torch.tensor([value for row in scores for value in row], dtype=torch.float64)
@@ -159,7 +166,8 @@ class Sentinel:
         for replica in range(min(self._replicas, len(mask))):
             rows = slice(replica, None, self._replicas)
             moves.append(self._check_move(replica, engine[rows][mask[rows]], logprobs[rows][mask[rows]]))
-        return {"sync/sentinel_gap": gap} | min(moves, key=lambda m: m.get("sync/arrived", math.inf))
+        least = min(moves, key=lambda m: m.get("sync/arrived", math.inf))
+        return seconds | {"sync/sentinel_gap": gap} | least
 
     def _check_move(self, replica: int, engine: Tensor, now: Tensor) -> dict[str, float]:
         if replica not in self._proved:

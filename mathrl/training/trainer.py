@@ -28,9 +28,11 @@ from mathrl.training.batch import collate_share, without_truncated
 from mathrl.training.blame import explain
 from mathrl.training.dry_run import dry_step
 from mathrl.training.micro_batching import MicroBatches
+from mathrl.training.overlap import Overlap, why_in_turn
 from mathrl.training.sentinel import Sentinel
 from mathrl.training.sharing import all_groups, worst
 from mathrl.training.update import Update
+from mathrl.training.update_rule import Made
 from mathrl.types import Batch, Completion, Group, Problem, derive_seed
 
 Metrics = dict[str, float]
@@ -63,6 +65,7 @@ class Hooks:
     after_step: Callable[[int, Metrics, Sequence[Group]], None] = lambda done, metrics, groups: None
     should_stop: Callable[[int], bool] = lambda done: False
     on_batch: Callable[[int, Batch], None] = lambda index, batch: None  # just before the update
+    say: Callable[[str], None] = lambda sentence: None  # to the user; nothing where it is empty
     stopping: Callable[[], bool] = lambda: False  # whether the run has been told to end, after this step
     interruptible: Callable[[], AbstractContextManager[None]] = nullcontext  # around what changes nothing
 
@@ -83,11 +86,16 @@ class Trainer:
     steps_done: int = 0
     seconds: float = 0.0  # that these steps took
     forward_parts: MicroBatches = field(init=False)  # cuts the forward passes before the update
+    overlap: Overlap | None = field(init=False)  # trains groups while others are sampled
+    why_in_turn: str = field(init=False)  # why there is no overlap
     rank_seconds: list[dict[str, float]] = field(default_factory=list)  # of the last step, by rank and phase
     _noted: tuple[list[int], dict[str, Any], Metrics] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.forward_parts = MicroBatches(self.config.update.micro_batch_tokens)
+        of = (self.config, self.algorithm, self.engine, self.rewards, self.policy)
+        self.why_in_turn = why_in_turn(*of)
+        self.overlap = None if self.why_in_turn else Overlap(*of, self.update, self._prepare)
 
     def run(self) -> None:
         """Step until the recipe's last step, its time limit, or a hook says stop.
@@ -116,9 +124,12 @@ class Trainer:
 
     def step(self, index: int) -> tuple[Metrics, list[Group]]:
         """Sample, verify, weigh, update once. Afterwards the engine samples from the newest policy."""
-        algorithm, policy = self.algorithm, self.policy
+        policy = self.policy
         clock = Clock(synchronize=policy.device.type == "cuda", away=seconds_away)
         forget_calls()
+
+        if self.overlap:
+            self.overlap.begin()
 
         # P problems -> P groups of G scored completions; those that train, and which of them are sampled here
         with self._given_back():
@@ -130,26 +141,19 @@ class Trainer:
             self.update.skip()
             return self._conclude(metrics | {"update/skipped": 1.0}, {}, clock), groups
 
-        batch = collate_share(selected, own, policy.pad_id).to(policy.device)
-        with clock("forward"), torch.no_grad():  # only what the algorithm asks for
-            with together("the forward passes"):
-                batch = annotate(
-                    policy,
-                    batch,
-                    self.forward_parts,
-                    old=algorithm.needs_old,
-                    reference=algorithm.needs_reference,
-                    values=algorithm.needs_values,
-                )
-            batch = algorithm.advantages(batch, kl_coef=self.update.kl_coef)
-        if self.config.reward.mask_truncated:
-            batch = without_truncated(batch)
-            if not sum_ranks(batch.loss_mask.sum()):  # every completion was cut: nothing to learn from
-                self.update.skip()
-                return self._conclude(metrics | {"update/skipped": 1.0}, {}, clock), groups
+        made = self.overlap.finish(selected, own) if self.overlap else None
+        if made is not None:  # they have trained while others were sampled
+            batch = made.batch
+        else:
+            batch = collate_share(selected, own, policy.pad_id).to(policy.device)
+            with clock("forward"):
+                batch = self._prepare(batch)
+        if self.config.reward.mask_truncated and not sum_ranks(batch.loss_mask.sum()):
+            self.update.skip()  # every completion was cut: nothing to learn from
+            return self._conclude(metrics | {"update/skipped": 1.0}, {}, clock), groups
         self.hooks.on_batch(index, batch)
         with clock("update"):  # first order, or trust region (TRPO)
-            metrics |= self._update(batch, selected, index)
+            metrics |= self._update(batch, made, selected, index)
         policy.version = index + 1
         self._note(metrics, index + 1)
         synced: Metrics = {}
@@ -199,29 +203,56 @@ class Trainer:
         """Scored groups of the problems, in order; every rank samples and judges its share of them."""
         own = own_share(problems)
         with together("sampling"), self.hooks.interruptible():
-            with clock("rollout"):
-                sampled = self.engine.sample(
-                    own, self.config.rollout.group_size, seed=seed, on_completion=partial(self._judge, own)
-                )
-            with clock("verify"):  # a hung answer costs one worker, not the run
-                scored = self.rewards.score(sampled)
+            if self.overlap and self.overlap.on:
+                scored = self.overlap.sample(own, seed, clock)
+            else:
+                with clock("rollout"):
+                    sampled = self.engine.sample(
+                        own,
+                        self.config.rollout.group_size,
+                        seed=seed,
+                        on_completion=partial(self._judge, own),
+                    )
+                with clock("verify"):  # a hung answer costs one worker, not the run
+                    scored = self.rewards.score(sampled)
         return all_groups(problems, scored)
 
     def _judge(self, problems: Sequence[Problem], index: int, _: int, completion: Completion) -> None:
         """Start judging a completion while others are still being sampled."""
         self.rewards.submit(problems[index], completion)
 
-    def _update(self, batch: Batch, groups: Sequence[Group], index: int) -> Metrics:
+    @torch.no_grad()
+    def _prepare(self, batch: Batch) -> Batch:
+        """The batch with what the algorithm asks for, and no more: log-probabilities, values, advantages."""
+        algorithm = self.algorithm
+        with together("the forward passes"):
+            batch = annotate(
+                self.policy,
+                batch,
+                self.forward_parts,
+                old=algorithm.needs_old,
+                reference=algorithm.needs_reference,
+                values=algorithm.needs_values,
+            )
+        batch = algorithm.advantages(batch, kl_coef=self.update.kl_coef)
+        return without_truncated(batch) if self.config.reward.mask_truncated else batch
+
+    def _update(self, batch: Batch, made: Made | None, groups: Sequence[Group], index: int) -> Metrics:
         try:
-            return self.update(self.policy, batch)
+            return self.update(self.policy, batch, made)
         except NonFiniteError as error:
             raise explain(error, self.policy, self.update, groups, index + 1) from error
 
     def _conclude(self, metrics: Metrics, synced: Metrics, clock: Clock) -> Metrics:
         """The step's metrics with the worst of what each rank measured of its engine, and with its times."""
+        if self.overlap:
+            synced = synced | self.overlap.metrics()  # before the pace decides on the next step
         self.rank_seconds = seconds_by_rank(clock.phases)
         metrics = metrics | worst(gather(synced)) | step_metrics(self.rank_seconds)
         metrics["tokens/per_s"] = metrics["tokens/sampled"] / max(metrics["time/step_s"], 1e-9)
+        if self.overlap and self.overlap.pace and "update/skipped" not in metrics:
+            said = self.overlap.pace.note(metrics["time/step_s"], metrics["tokens/sampled"])
+            self.hooks.say(said)
         return metrics
 
     def state(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from mathrl.algorithms.table import Algorithm
 from mathrl.config import Config
@@ -17,9 +18,9 @@ from mathrl.distributed.collectives import sum_gradients, sum_ranks
 from mathrl.errors import NonFiniteError
 from mathrl.policy.value import ValueModel
 from mathrl.training.batch import minibatches
-from mathrl.training.objective import Meter, PolicyLoss
+from mathrl.training.objective import Meter, PolicyLoss, global_totals
 from mathrl.training.trust_region_update import TrustRegion
-from mathrl.training.update_rule import Update
+from mathrl.training.update_rule import Made, Update
 from mathrl.training.value_update import ValueUpdate
 from mathrl.types import Batch, derive_seed
 
@@ -77,10 +78,7 @@ class FirstOrder(Update):
 
     def move(self, policy: Policy, batch: Batch) -> dict[str, float]:
         """``num_epochs`` × ``num_minibatches`` optimiser steps; metrics are means over them."""
-        cfg = self.config.update
-        rate = learning_rate(self.config, self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        cfg, rate = self.config.update, self._set_learning_rate()
         seed = derive_seed(self.config.run.seed, "minibatches", self.num_calls)
         shuffle = torch.Generator().manual_seed(seed)
         meter, steps = Meter(), []
@@ -89,6 +87,15 @@ class FirstOrder(Update):
                 steps.append(self._step(policy, batch.rows(rows), meter))
         means = {n: sum(s[n] for s in steps) / len(steps) for n in steps[0]}
         return meter.metrics() | means | {"policy/learning_rate": rate}
+
+    def move_along(self, made: Made) -> dict[str, float]:
+        """One optimiser step; the gradient is scaled to what ``move`` would have made."""
+        rate, share = self._set_learning_rate(), self.loss.share(global_totals(made.batch))
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(share)
+        measured = self._follow(made.policy, made.batch, made.loss * share)
+        return made.meter.metrics() | measured | {"policy/learning_rate": rate}
 
     def state_dict(self) -> dict[str, Any]:
         """With the optimiser's moments."""
@@ -99,10 +106,19 @@ class FirstOrder(Update):
         super().load_state_dict(state)
         self.optimizer.load_state_dict(state["optimizer"])
 
+    def _set_learning_rate(self) -> float:
+        rate = learning_rate(self.config, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
     def _step(self, policy: Policy, batch: Batch, meter: Meter) -> dict[str, float]:
         """One optimiser step on a minibatch."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss.backward(policy, batch, meter)
+        return self._follow(policy, batch, self.loss.backward(policy, batch, meter))
+
+    def _follow(self, policy: Policy, batch: Batch, loss: Tensor) -> dict[str, float]:
+        """The optimiser's step along the ranks' gradients."""
         sum_gradients(self.parameters)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.update.max_grad_norm))
         if not math.isfinite(norm):

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from mathrl.config import Config
-from mathrl.training.objective import PolicyLoss
+from mathrl.training.objective import Meter, PolicyLoss
 from mathrl.training.value_update import ValueUpdate
 from mathrl.types import Batch
 
 if TYPE_CHECKING:
     from mathrl.policy.model import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """The gradient of this rank's rows, with totals of 1: it lies in ``grad`` of the policy's parameters."""
+
+    policy: Policy
+    batch: Batch  # the rows
+    loss: Tensor  # float64, with totals of 1
+    meter: Meter
 
 
 class Update(ABC):
@@ -33,8 +46,11 @@ class Update(ABC):
         """The KL coefficient in force: it adapts where algorithm.kl_target is set."""
         return self.loss.kl.coef
 
-    def __call__(self, policy: Policy, batch: Batch) -> dict[str, float]:
+    def __call__(self, policy: Policy, batch: Batch, made: Made | None = None) -> dict[str, float]:
         """Change the policy once (or several times) on the batch; what was measured on the way.
+
+        Args:
+            made: the batch's gradient, where it lies in the parameters already (overlap.py).
 
         Raises:
             NonFiniteError: before anything was changed by the offending optimiser step.
@@ -45,7 +61,7 @@ class Update(ABC):
         self.num_calls += 1
         if self.critic and self.critic.alone:
             return metrics
-        metrics |= self.move(policy, batch)
+        metrics |= self.move(policy, batch) if made is None else self.move_along(made)
         if self.loss.algorithm.kl_coef > 0:
             metrics["policy/kl_coef"] = self.kl_coef
             self.loss.kl.observe(metrics["policy/kl_ref"])
@@ -63,6 +79,10 @@ class Update(ABC):
     @abstractmethod
     def move(self, policy: Policy, batch: Batch) -> dict[str, float]:
         """Move the policy's weights; policy/… metrics."""
+
+    def move_along(self, made: Made) -> dict[str, float]:
+        """``move``, where the gradient has been made."""
+        raise NotImplementedError(f"{type(self).__name__} makes its gradients itself")
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next call depends on, besides the weights of the policy."""

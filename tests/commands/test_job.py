@@ -272,6 +272,31 @@ def test_without_checkpoints_on_the_way_a_run_ends_the_same(whole, recipe, tmp_p
     assert len(rows(tmp_path / "tiny")) == 7
 
 
+def test_while_groups_train_and_others_are_sampled_a_run_can_be_stopped_and_killed(whole, recipe, tmp_path):
+    """It ends as the one that trained after sampling, up to the order of sums."""
+    arguments = ["train", str(recipe), "--run.output_dir", str(tmp_path), "--resume", "--train.overlap", "on"]
+    arguments += ["--checkpoint.every_steps", "1", "--evaluate.every_steps", "0"]
+    arguments += ["--update.micro_batch_tokens", "16"]  # each of a step's three groups trains by itself
+    arguments += ["--sft.skip", "--model.path", str(whole / "reference"), "--evaluate.num_problems", "2"]
+    log, train = tmp_path / "log", "call mathrl.training.overlap:Overlap._train"
+    assert run_with_signal(arguments, f"{train} 8", signal.SIGTERM, log) == 143
+    said = log.read_text()
+    assert "training: while others of a step are sampled" in said
+    assert "Step 2 of 7 is saved" in said
+    assert "Traceback" not in said
+    assert run_with_signal(arguments, f"{train} 4", signal.SIGKILL, log) == -signal.SIGKILL
+    assert main(arguments) == 0
+    assert [row["step"] for row in rows(tmp_path / "tiny")] == list(range(1, 8))
+    assert all("overlap/trained_frac" in row for row in rows(tmp_path / "tiny"))
+    file = "adapter/adapter_model.safetensors"
+    mine, theirs = (load_file(run / file) for run in (tmp_path / "tiny", whole))
+    for name, tensor in theirs.items():
+        assert (mine[name] - tensor).norm() < 1e-3 * tensor.norm(), name
+    for mine, theirs in zip(rows(tmp_path / "tiny"), rows(whole), strict=True):
+        assert mine["tokens/sampled"] == theirs["tokens/sampled"]
+        assert mine["policy/grad_norm"] == pytest.approx(theirs["policy/grad_norm"], rel=1e-3)
+
+
 def test_a_tracker_that_refuses_is_heard_of_before_anything_is_trained(recipe, tmp_path, capsys, monkeypatch):
     def refuse(**_):
         raise RuntimeError("No API key configured")

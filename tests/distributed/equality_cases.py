@@ -90,6 +90,15 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
+OVERLAPPED = ("grpo", "two problems", "dapo")
+"""Runs that are made once more with every group trained by itself, while others are sampled."""
+RUNS |= {
+    f"{name}, overlapped": RUNS[name]
+    | {"train": {"overlap": "on"}, "update": {"micro_batch_tokens": 40}, "reward": {"num_workers": 1}}
+    for name in OVERLAPPED
+}
+
+
 def write_model(folder: Path) -> None:
     """The quickstart's model with random weights."""
     model, tokenizer = build_base(ModelConfig(), seed=0)
@@ -138,11 +147,21 @@ def make_trainer(folder: Path, config: Config, *, double: bool) -> Trainer:
             parameter.data = parameter.data.double()
     template = make_template(config, policy.tokenizer)
     sampling = Sampling(max_completion_tokens=config.rollout.max_completion_tokens)
+    sampled, take_over = policy, None
+    if config.train.overlap == "on":  # from a model of its own, then
+        sampled = Policy.from_pretrained(str(folder), config)
+        take_over = sampled.load_adapter
+        if double:
+            widen(sampled.model)
+    engine = TransformersEngine(
+        sampled.model, policy.tokenizer, template.encode, sampling, take_over=take_over
+    )
+    engine.load(policy.adapter(), 0)
     return Trainer(
         config,
         algorithm,
         ProblemStream(generate_problems(40, 0), 0),
-        TransformersEngine(policy.model, policy.tokenizer, template.encode, sampling),
+        engine,
         Parity(config.reward, "gsm8k"),
         policy,
         update,
@@ -172,7 +191,7 @@ def trained(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
             {
                 name: torch.tensor(value, dtype=torch.float64)
                 for name, value in found.items()
-                if not name.startswith(("time/", "tokens/per_s", "ranks/"))
+                if not name.startswith(("time/", "tokens/per_s", "ranks/", "overlap/"))
             }
         )
         samples.append(

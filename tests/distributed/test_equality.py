@@ -63,6 +63,11 @@ def test_metrics_samples_and_state_after_three_steps(alone, by_rank, name):
         assert_same(found["runs"][name], expected, f"rank {rank}", **CLOSE)
 
 
+@pytest.mark.parametrize("name", equality_cases.OVERLAPPED)
+def test_training_while_sampling_is_the_same_step(alone, name):
+    assert_same(alone["runs"][f"{name}, overlapped"], alone["runs"][name], name, **CLOSE)
+
+
 def test_loss_and_gradient(alone, by_rank):
     for rank, found in enumerate(by_rank):
         assert_same(found["gradients"]["True"], alone["gradients"]["True"], f"rank {rank}", **CLOSE)

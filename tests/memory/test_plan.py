@@ -16,7 +16,7 @@ from transformers import (
 from mathrl.cli import main
 from mathrl.config import Config, LoraSection, UpdateConfig
 from mathrl.errors import UserError
-from mathrl.memory.plan import GIB, KV_BLOCK, engine_limits, kv_tokens, make_plan
+from mathrl.memory.plan import GIB, KV_BLOCK, engine_limits, kv_tokens, make_plan, replicas_of
 from mathrl.memory.shapes import KNOWN_SHAPES, Shape, load_shape
 from mathrl.policy import trunk
 from mathrl.policy.attention import IMPLEMENTATION
@@ -218,6 +218,19 @@ def test_replicas_share_the_cache_and_have_a_copy_of_the_rest_each():
     assert limits.max_num_seqs == 22 * 8  # 64 problems: one replica has 22
     assert limits.kv_cache_bytes == plan.kv_cache_bytes // 3
     assert limits.memory_fraction == pytest.approx(plan.engine_bytes / 3 / (80 * GIB))
+
+
+def test_small_models_get_replicas_where_the_recipe_names_no_number():
+    large = KNOWN_SHAPES["qwen2.5-0.5b"]
+    small = Shape(4096, 512, 12, 8, 4, 1408, True, True, 64)
+    between = Shape(49152, 576, 30, 9, 3, 1536, True, True, 64)
+    many = recipe(rollout={"problems_per_step": 64, "group_size": 16})
+    assert [replicas_of(many, shape) for shape in (large, between, small)] == [1, 2, 4]
+    few = recipe(rollout={"problems_per_step": 8, "group_size": 8})
+    assert [replicas_of(few, shape) for shape in (large, between, small)] == [1, 1, 1]
+    told = recipe(rollout={"num_replicas": 3})
+    assert [replicas_of(told, shape) for shape in (large, between, small)] == [3, 3, 3]
+    assert make_plan(many, small, 80 * GIB).rows["engine: weights"] == 4 * small.num_parameters * 2
 
 
 def test_a_small_cache_shares_the_room_with_the_update():

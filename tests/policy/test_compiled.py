@@ -4,17 +4,26 @@ What is tested is everything around the kernel: offsets, gathered keys, summed g
 autograd formulas, and that other batches reuse the compiled code.
 """
 
+import os
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 
 from mathrl.policy import attention, trunk
+from mathrl.policy.compile_cache import keep_compiled
 from mathrl.policy.varlen import Varlen, _rows, _sum_rows, packed_flash, packed_flash_backward
 from mathrl.training.sft_loss import Example, SftLoss
 
 from .conftest import MakeBatch, MakePolicy
 from .test_policy import assert_gradients_close, gradients, weighted_sum
+
+
+@pytest.fixture(autouse=True)
+def _cache(monkeypatch, tmp_path):
+    """Nothing is left in the user's."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
 
 
 def segments_of(query, key, query_offsets, key_offsets, max_query, max_key, scale):
@@ -135,3 +144,22 @@ def test_compiled_supervised_training_has_the_same_gradients(make_policy, monkey
         assert_gradients_close([a for a, _ in known], [b for _, b in known], 1e-4)
     with torch.no_grad():
         assert compiled.held_out(examples, 1000) == pytest.approx(plain.held_out(examples, 1000), abs=1e-5)
+
+
+def test_compiled_code_is_kept_in_the_users_cache_by_version(monkeypatch, tmp_path):
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv(name, "elsewhere")
+    keep_compiled()
+    assert os.environ[name] == "elsewhere"
+    monkeypatch.delenv(name)
+    keep_compiled()
+    kept = Path(os.environ[name])
+    assert kept.is_dir()
+    assert kept.is_relative_to(tmp_path / "mathrl")
+    assert torch.__version__ in kept.name
+    monkeypatch.delenv(name)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    keep_compiled()  # cannot be written: torch's own place
+    assert name not in os.environ

@@ -13,15 +13,20 @@ import psutil
 import pytest
 import torch
 
+from mathrl.algorithms.table import resolve_algorithm
 from mathrl.config import Config, ModelConfig
+from mathrl.data.stream import ProblemStream
 from mathrl.errors import UserError
 from mathrl.policy.model import Policy
 from mathrl.policy.scratch import build_base
+from mathrl.rewards.scorer import RewardScorer
 from mathrl.rollout.adapter_files import RAM_DISK
 from mathrl.rollout.finished_only import UNDER_WAY
 from mathrl.rollout.replicas import Replicas
 from mathrl.training.batch import collate
 from mathrl.training.sentinel import Sentinel, SyncError
+from mathrl.training.trainer import Trainer
+from mathrl.training.update import make_update
 from mathrl.types import Adapter, Problem, Sampling, Score
 
 pytestmark = [
@@ -260,6 +265,26 @@ def test_the_core_sends_one_message_a_completion(synced, monkeypatch):
     seen = [output for output in seen if output.request_id != UNDER_WAY]
     assert len(seen) == 12
     assert sorted(tuple(o.new_token_ids) for o in seen) == sorted(ids(groups))
+
+
+def test_no_more_are_under_way_than_allowed(synced, monkeypatch):
+    everything = synced.sample(PROBLEMS, 4, seed=1)
+    send, sent, done, most = synced.client._send, [], [], []
+
+    def counted(*args, **kwargs):
+        sent.append(send(*args, **kwargs))
+        most.append(len(sent) - len(done))
+        return sent[-1]
+
+    def told(p, i, _):
+        done.append((p, i))
+
+    monkeypatch.setattr(synced.client, "_send", counted)
+    monkeypatch.setattr(synced, "max_sequences", 5)
+    groups = synced.sample(PROBLEMS, 4, seed=1, on_completion=told)
+    assert ids(groups) == ids(everything)
+    assert len(sent) == len(done) == 12
+    assert max(most[:5]) == 5
 
 
 def test_tokens_under_way_are_told_before_a_completion_has_finished(synced):
@@ -560,3 +585,74 @@ class TestThePublicInterface:
         finally:
             engine.close()
         assert not engine._folder.exists()
+
+
+# --- training meanwhile -------------------------------------------------------------------------------------
+
+
+class Odd(RewardScorer):
+    """Rewards of random text: whether the tokens' sum is odd."""
+
+    def score(self, groups):
+        return [
+            replace(g, scores=tuple(replace(s, reward=float(sum(c.token_ids) % 2)) for s, c in
+                                    zip(g.scores, g.completions, strict=True)))
+            for g in super().score(groups)
+        ]  # fmt: skip
+
+
+def make_trainer(engine, folder, scorer, overlap, rows=6):
+    settings = {
+        "model": {"path": folder}, "lora": {"rank": 4, "alpha": 8.0}, "algorithm": {"kl_coef": 0.02},
+        "rollout": {"problems_per_step": 3, "group_size": rows, "max_completion_tokens": LIMIT},
+        "update": {"micro_batch_tokens": 64}, "train": {"overlap": overlap},
+    }  # fmt: skip
+    config = Config.model_validate(settings)
+    policy = make_policy(folder)
+    algorithm = resolve_algorithm(config.algorithm, config.rollout, config.update)
+    update = make_update(config, algorithm, policy, engine_exact=False)
+    engine.load(policy.adapter(), policy.version)
+    sentinel = Sentinel(engine, policy, PROBLEMS, 0.05)
+    problems = ProblemStream(PROBLEMS, 0)
+    return Trainer(config, algorithm, problems, engine, scorer, policy, update, sentinel=sentinel)
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    scorer = Odd(Config().reward, "gsm8k")
+    yield scorer
+    scorer.close()
+
+
+def test_steps_that_train_meanwhile_are_those_of_one_after_the_other(engine, model_folder, scorer):
+    """The real engine samples in its thread; completions have seeds, so both ways are given the same."""
+    ways = {}
+    for overlap in ("off", "on"):
+        trainer = make_trainer(engine, model_folder, scorer, overlap)
+        assert (trainer.overlap is not None) == (overlap == "on")
+        found = [trainer.step(index)[0] for index in range(2)]
+        weights = torch.cat([p.detach().flatten() for p in trainer.policy.trainable_parameters()])
+        gradient = torch.cat([p.grad.flatten() for p in trainer.policy.trainable_parameters()])
+        ways[overlap] = found, weights, gradient
+    (metrics, weights, gradient), (again, same, regained) = ways.values()
+    assert (regained - gradient).norm() < 1e-4 * gradient.norm()
+    assert (same - weights).norm() < 1e-4 * weights.norm()
+    for first, second in zip(metrics, again, strict=True):
+        for name in ("reward/mean", "policy/loss", "policy/grad_norm", "policy/kl_ref", "sync/gap_mean"):
+            assert second[name] == pytest.approx(first[name], rel=1e-3, abs=1e-6), name
+        assert "sync/sentinel_gap" in second  # proved at every step
+    assert all("overlap/trained_frac" in found for found in again)
+
+
+def test_training_that_fails_leaves_nothing_under_way(engine, model_folder, scorer):
+    trainer = make_trainer(engine, model_folder, scorer, "on")
+
+    def fail(batch):
+        raise UserError("planted")
+
+    trainer.overlap.prepare = fail
+    with pytest.raises(UserError, match="planted"):
+        trainer.step(0)
+    assert not [t for t in threading.enumerate() if t.name == "sampling"]
+    assert engine.on_tokens is None
+    assert len(engine.sample(PROBLEMS, 4, seed=1)) == 3

@@ -78,7 +78,9 @@ def make(rounding: float = 0.0, max_gap: float = 0.25):
 def test_equal_weights_have_no_gap_and_no_move():
     _, _, sentinel = make()
     for _ in range(2):
-        assert sentinel.check() == {"sync/sentinel_gap": 0.0}
+        found = sentinel.check()
+        assert found.keys() == {"sync/sentinel_gap", "sync/sentinel_s", "sync/sentinel_trainer_s"}
+        assert found["sync/sentinel_gap"] == 0.0
 
 
 def test_the_gap_is_the_worst_problems_mean():
