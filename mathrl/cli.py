@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if own.is_main:  # before the ranks have met all say the same
             sentence = _sentence(error, words) if isinstance(error, CycloptsError) else str(error)
             print(f"mathrl: {sentence}", file=sys.stderr)
-        return EXIT_USER_ERROR
+        return error.exit_status if isinstance(error, UserError) else EXIT_USER_ERROR
     except KeyboardInterrupt as stopped:
         print("mathrl: interrupted", file=sys.stderr)
         return int(getattr(stopped, "exit_status", EXIT_INTERRUPTED))

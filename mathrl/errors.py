@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 class UserError(ValueError):
     """Something the user can put right; its message is one sentence: what is wrong, where, what to do."""
 
+    exit_status = 2  # of the command that it ends
+
 
 class NonFiniteError(UserError):
     """A loss or gradient is not a finite number; the optimiser step that met it changed nothing.

@@ -17,7 +17,7 @@ from mathrl.distributed.environment import Place
 from mathrl.distributed.lookout import EXIT_LOST, Ending, Lookout, connect
 from mathrl.errors import Stopped, UserError
 
-EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
+EXIT_INTERRUPTED = 130
 
 
 _session: Session | None = None  # of this process, while it has ranks
@@ -89,7 +89,7 @@ class Session(Alone):
             lookout.end(lookout.settle("", getattr(error, "exit_status", EXIT_INTERRUPTED)))
         if isinstance(error, SystemExit):
             lookout.end(lookout.settle("", error.code if isinstance(error.code, int) else 1))
-        status = EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_LOST
+        status = error.exit_status if isinstance(error, UserError) else EXIT_LOST
         agreed = agreed_rank(error)
         if not isinstance(error, UserError) and agreed in (None, self.place.rank):
             traceback.print_exception(error, file=sys.stderr)

@@ -6,10 +6,10 @@ import pytest
 
 from mathrl.cli import main
 from mathrl.commands.launch import LaunchOptions
-from mathrl.distributed import environment
+from mathrl.distributed import environment, session
 from mathrl.distributed.environment import Place, place, settle_in, workers_a_rank
 from mathrl.distributed.timing import step_metrics
-from mathrl.errors import UserError
+from mathrl.errors import LostPartError, UserError
 
 
 @pytest.fixture
@@ -128,6 +128,24 @@ def test_the_plan_is_of_one_gpu(capsys):
     assert main([*words[:-1], "16"]) == 0
     assert four[1:] == capsys.readouterr().out.splitlines()[1:]
     assert four[0].endswith(", each of 4 GPUs: 16 problems a step")
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(UserError("no such file"), 2), (LostPartError("vLLM's process ended"), 1)]
+)
+def test_the_end_of_an_engine_is_no_fault_of_the_users(error, status, monkeypatch, capsys):
+    """With --max-restarts a run goes on after the one, and not after the other."""
+    monkeypatch.setattr("mathrl.commands.plan.find_recipe", lambda *args: (_ for _ in ()).throw(error))
+    assert main(["plan", "quickstart", "--gpu-memory-gib", "24"]) == status
+    settled = []
+
+    class Noted:
+        settle = staticmethod(lambda sentence, status, lost=(): settled.append((sentence, status)))
+        end = staticmethod(lambda ending: None)
+
+    monkeypatch.setattr(session, "_hear_signals", lambda handler: None)
+    session.Session(Place(1, 2, 1, 2), Noted()).end_after(error)
+    assert settled == [(str(error), status)]
 
 
 def test_efficiency_is_the_share_of_own_work():
