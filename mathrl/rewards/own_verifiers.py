@@ -27,8 +27,8 @@ def check_owner(spec: ModuleSpec | None) -> None:
     where = f"in {Path(spec.origin).parent} " if spec and spec.origin else ""
     raise UserError(
         f"the package 'verifiers' {where}is not mathrl's own{_others()}: give mathrl an environment of its "
-        "own, or uninstall that distribution and then install mathrl again "
-        "(pip install --force-reinstall --no-deps mathrl)"
+        "own, or uninstall that distribution and then install mathrl again as before, with pip's options "
+        "--force-reinstall --no-deps"
     )
 
 
