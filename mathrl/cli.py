@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 
 import cyclopts
@@ -61,6 +62,7 @@ QUIET = {
     "TORCH_CPP_LOG_LEVEL": "ERROR",
 }
 """What libraries below would advise or warn of is not for a user's console; read when they are loaded."""
+_BELOW = r"(transformers|peft|torch|datasets|huggingface_hub)\b"  # that warn of what they will drop some day
 EXIT_INTERRUPTED = 130
 _FIELD = re.compile(r"--[a-z_]+(?:\.[a-z_0-9-]+)+")
 _TRUTHS = ("true", "false", "yes", "no", "on", "off")
@@ -95,6 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore", category=FutureWarning, module=_BELOW)
     try:
         own = settle_in()
     except UserError as error:

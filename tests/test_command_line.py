@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 
@@ -183,3 +184,11 @@ def test_libraries_below_are_told_to_be_quiet_unless_the_user_wants_to_hear_them
     monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "info")
     assert main(["config", "quickstart"]) == 0
     assert {name: os.environ[name] for name in QUIET} == QUIET | {"TRANSFORMERS_VERBOSITY": "info"}
+    for heard, options in ((0, []), (1, ["default"])):
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("default")
+            monkeypatch.setattr(sys, "warnoptions", options)
+            assert main(["config", "quickstart"]) == 0
+            for module in ("transformers.modeling_utils", "mine"):
+                warnings.warn_explicit("will be removed", FutureWarning, "file.py", 1, module)
+        assert len(seen) == 1 + heard
