@@ -9,13 +9,13 @@ _calls = 0
 
 
 def planted(problem, completions, verdicts):
-    """``slow``: takes its time. ``kill FILE``: kills rank 1 at its fourth group, once."""
+    """``slow``: takes its time. ``kill FILE``, also behind it: kills rank 1 at its fourth group, once."""
     global _calls
     _calls += 1
-    what, _, rest = os.environ.get("PLANT", "").partition(" ")
-    if what == "slow":
+    slow, _, file = os.environ.get("PLANT", "").partition("kill ")
+    if slow:
         time.sleep(0.4)
-    if what == "kill" and os.environ.get("RANK") == "1" and _calls == 4 and not Path(rest).exists():
-        Path(rest).touch()
+    if file and os.environ.get("RANK") == "1" and _calls == 4 and not Path(file).exists():
+        Path(file).touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return [0.0] * len(completions)

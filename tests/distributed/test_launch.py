@@ -1,5 +1,6 @@
-"""``--ranks N`` and torchrun as a user has them: restarts, signals, two hosts."""
+"""``--ranks N`` and the template of several hosts as a user has them: restarts, signals, a lost host."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -11,24 +12,25 @@ from pathlib import Path
 import pytest
 import torch
 from launched import MARK, RECIPE, environment, free_port, left_behind, marked
-from test_failures import assert_same_run, rows
+from test_failures import assert_same_run, go_on, rows
 
+import mathrl
 from mathrl.run.checkpoint import CheckpointStore
 
 
 class Started:
     """A command line in a process of its own, in the folder ``at``, and all that it starts."""
 
-    def __init__(self, words: list[str], at: Path, plant: str = "") -> None:
+    def __init__(self, words: list[str], at: Path, plant: str = "", **more: str) -> None:
         self.at, self.tag = at, uuid.uuid4().hex
         self.log = at / f"{self.tag}.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, *words],
+                [*([] if words[0] == "bash" else [sys.executable]), *words],
                 cwd=at,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=environment(PLANT=plant, VLLM_CPU_KVCACHE_SPACE="1", **{MARK: self.tag}),
+                env=environment(PLANT=plant, VLLM_CPU_KVCACHE_SPACE="1", **{MARK: self.tag}, **more),
             )
 
     @property
@@ -54,60 +56,68 @@ class Started:
             time.sleep(0.05)
 
 
-def test_a_lost_rank_is_started_again(arguments, whole, tmp_path):
-    words = ["-m", "mathrl", *arguments, "--ranks", "2", "--max-restarts", "1"]
-    started = Started(words, tmp_path, f"kill {tmp_path / 'killed'}")
-    assert started.wait() == 0, started.told
+def test_a_lost_rank_is_started_again_and_an_interrupted_run_is_not(arguments, whole, tmp_path, monkeypatch):
+    """Ctrl-C reaches the launcher alone."""
+    (tmp_path / "home0").mkdir()
+    words = ["-m", "mathrl", *arguments, "--ranks", "2", "--max-restarts", "2"]
+    started = Started(words, tmp_path / "home0", f"slow kill {tmp_path / 'killed'}")
+    started.wait_for_steps(5)  # the restart is before: one step a row
+    started.process.send_signal(signal.SIGINT)
+    assert started.wait() == 128 + signal.SIGINT, started.told
     assert (tmp_path / "killed").exists()
     said = [line for line in started.told.splitlines() if line.startswith("mathrl: ")]
     assert len(said) == 2, started.told
     assert "mathrl: rank 1 (process " in said[0]
-    assert said[1] == "mathrl: restart 1 of 1, from the last checkpoint"
+    assert said[1] == "mathrl: restart 1 of 2, from the last checkpoint"
     assert "resumed after step 3" in started.told
-    assert_same_run(tmp_path / "runs" / "tiny", whole)
+    (line,) = [line for line in started.told.splitlines() if line.startswith("Stopped by")]
+    assert line.startswith("Stopped by SIGINT. Step ")
+    assert line.endswith("--resume --ranks 2 --max-restarts 2")
+    assert "Traceback" not in started.told
+    assert_same_run(go_on(arguments, tmp_path, monkeypatch), whole)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_the_launcher_or_to_all(arguments, tmp_path, signum):
-    """Ctrl-C reaches the launcher alone, a scheduler's SIGTERM every process at once."""
+def test_a_signal_to_all(arguments, tmp_path):
+    """A scheduler's SIGTERM reaches every process at once."""
     started = Started(["-m", "mathrl", *arguments, "--ranks", "2"], tmp_path, "slow")
     started.wait_for_steps(2)
-    for process in [started.process] if signum == signal.SIGINT else marked(started.tag):
-        process.send_signal(signum)
-    assert started.wait() == 128 + signum, started.told
+    for process in marked(started.tag):
+        process.send_signal(signal.SIGTERM)
+    assert started.wait() == 128 + signal.SIGTERM, started.told
     (line,) = [line for line in started.told.splitlines() if line.startswith("Stopped by")]
-    assert line.startswith(f"Stopped by {signum.name}. Step ")
+    assert line.startswith("Stopped by SIGTERM. Step ")
     assert line.endswith("--resume --ranks 2")
     assert "Traceback" not in started.told
     assert not [line for line in started.told.splitlines() if line.startswith("mathrl: ")], started.told
 
 
-def test_two_hosts_of_which_one_vanishes(arguments, whole, tmp_path):
-    """Two of torchrun's agents on one machine; a new pair goes on from what was saved."""
+def test_two_hosts_of_which_one_vanishes_and_comes_back(arguments, whole, tmp_path):
+    """The template of several hosts twice on one machine: what is left starts anew by itself, and waits."""
+    template = Path(mathrl.__file__).parent / "recipes" / "hosts" / "torchrun.sh"
+    endpoint = f"127.0.0.1:{free_port()}"
 
-    def host(port: int, plant: str = "", *more: str) -> Started:
-        agent = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", "test"]
-        meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}"]
-        return Started([*agent, *meeting, "-m", "mathrl", *arguments, *more], tmp_path, plant)
+    def host(plant: str) -> Started:
+        more = {"HOSTS": "2", "FIRST": endpoint, "GPUS": "1", "RESTARTS": "3", "PAUSE": "2"}
+        more |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        return Started(["bash", str(template), *arguments[1:]], tmp_path, plant, **more)
 
-    port = free_port()
-    hosts = [host(port, "slow") for _ in range(2)]
+    hosts = [host("slow") for _ in range(2)]
     hosts[0].wait_for_steps(2)
     lost = next(h for h in hosts if any(p.environ().get("RANK") == "1" for p in marked(h.tag)))
     left = next(h for h in hosts if h is not lost)
     for process in marked(lost.tag):
         process.kill()
     vanished = time.monotonic()
-    assert left.wait() != 0
-    assert time.monotonic() - vanished < 60
+    while "mathrl: " not in left.told:
+        assert time.monotonic() - vanished < 60, left.told
+        time.sleep(0.1)
+    lost.wait()
+    back = host("")
+    assert [left.wait(), back.wait()] == [0, 0], left.told + back.told
     said = [line for line in left.told.splitlines() if line.startswith("mathrl: ")]
     assert len(said) == 1, left.told
     assert "rank 1 (process " in said[0]
-    lost.wait()
-
-    port = free_port()
-    hosts = [host(port, "", "--resume") for _ in range(2)]
-    assert [each.wait() for each in hosts] == [0, 0], hosts[0].told + hosts[1].told
+    assert "resumed after step" in left.told + back.told
     assert len(rows(tmp_path / "runs" / "tiny")) == 6
     assert_same_run(tmp_path / "runs" / "tiny", whole)
 
