@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -113,18 +113,21 @@ def measure(folder: Path, scorer: RewardModelScorer) -> tuple[dict[str, Any], ND
     record = read_run(folder)
     before, after = (record.evaluations["held_out", when] for when in ("before", "after"))
 
+    first, last = slice(0, SPAN), slice(-SPAN, None)
+
     def span(name: str, which: slice) -> float | None:
         values = [row[name] for row in record.rows[which] if name in row]
         return fmean(values) if values else None
 
-    first, last = slice(0, SPAN), slice(-SPAN, None)
-    names = ("reward/mean", "reward/model", "reward/correct_frac", "policy/kl_ref", "rollout/length_mean")
+    names = ("reward/mean", "reward/model", "reward/correct_frac", "rollout/length_mean")
+    # k3 of sampled tokens has a heavy tail: one completion can make a step's mean a hundred times another's
+    kl = median(row["policy/kl_ref"] for row in record.rows[last])
     findings = [f for f in diagnose(record.rows, record.config) if f.rule == "Over-optimisation"]
     row = {
         "accuracy": {"before": before.accuracy, "after": after.accuracy},
         "greedy_score": {"before": greedy_reward(scorer, before), "after": greedy_reward(scorer, after)},
         "first_steps": {name: span(name, first) for name in names},
-        "last_steps": {name: span(name, last) for name in names},
+        "last_steps": {name: span(name, last) for name in names} | {"policy/kl_ref, median": kl},
         "sampled_accuracy": windows(record),
         "doctor": [f.text for f in findings],
         "steps": len(record.rows),
@@ -168,7 +171,7 @@ def study(out: Path, seeds: Sequence[int], overrides: Sequence[str]) -> dict[str
                 "by_seed": [r["accuracy"]["after"] for r in own],
                 "against_verifier": told(against.value, against.ci95) | {"p_value": against.p_value},
                 "greedy_score": fmean(r["greedy_score"]["after"] for r in own),
-                "kl": fmean(r["last_steps"]["policy/kl_ref"] for r in own),
+                "kl": fmean(r["last_steps"]["policy/kl_ref, median"] for r in own),
                 "length": fmean(r["last_steps"]["rollout/length_mean"] for r in own),
                 "tokens": fmean(r["tokens"] for r in own),
                 "over_optimised": sum(bool(r["doctor"]) for r in own),
@@ -188,6 +191,31 @@ def study(out: Path, seeds: Sequence[int], overrides: Sequence[str]) -> dict[str
     }
 
 
+def table(found: dict[str, Any]) -> str:
+    """The study as Markdown."""
+
+    def percent(value: dict[str, Any], sign: str = "") -> str:
+        low, high = value["ci95"]
+        return f"{100 * value['value']:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
+
+    heads = ("algorithm", "reward", "accuracy", "by seed", "against the verifier", "score", "KL", "named")
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for row in found["summary"]:
+        against = percent(row["against_verifier"], "+") if row["reward"] != "verifier" else ""
+        cells = (
+            row["algorithm"].upper(),
+            row["reward"],
+            percent(row["accuracy"]),
+            ", ".join(f"{100 * value:.1f}" for value in row["by_seed"]),
+            against,
+            f"{row['greedy_score']:+.2f}",
+            f"{row['kl']:.3f}",
+            f"{row['over_optimised']} of {len(row['by_seed'])}",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/reward-model"))
@@ -203,6 +231,7 @@ def main() -> None:
         result["ranking"] = about | make_reward_model(args.out)
     if "study" in args.parts:
         result["study"] = about | study(args.out, args.seeds, overrides)
+        print(table(result["study"]))
     store("reward_model", result)
     print(f"{stored}: the tables stand in reward_model.md")
 

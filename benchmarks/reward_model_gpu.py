@@ -80,12 +80,13 @@ def run(args: argparse.Namespace) -> dict[str, float]:
         stage("sft", "sft", *words)
     words = [reference, "--benchmark=sampled.toml,gsm8k", "--data=sampled=sampled.jsonl"]
     words += ["--data=gsm8k=tested.jsonl", f"--samples={args.samples}", f"--temperature={args.temperature}"]
-    words += [f"--max-completion-tokens={args.max_tokens}", "--out=completions", "--model.prompt=chat"]
+    words += [f"--max-completion-tokens={args.max_tokens}", "--out=completions"]
     stage("sample", "eval", *words, *ENGINE)
     stage("pairs", "pairs", "completions/sampled", "--out=pairs.jsonl", "--overwrite")
     words = ["default", *own, f"--reward_model.base={reference}", "--reward_model.pairs=pairs.jsonl"]
     stage("reward model", "reward-model", *words, "--run.name=reward-model", "--resume")
-    stage("rank", "judge", "completions/gsm8k", "--rank-by=runs/reward-model", "--out=ranked")
+    words = ["completions/gsm8k/completions.jsonl", "--rank-by=runs/reward-model", "--out=ranked"]
+    stage("rank", "judge", *words)
     return stage.seconds
 
 

@@ -218,11 +218,11 @@ def over_optimisation(h: StepsSoFar) -> Said:
         return
     (was, now), (before, after) = drift.accuracy, drift.reward
     low, high = drift.part_values
-    rose = f" (reward/{drift.part} from {low:.2f} to {high:.2f})" if drift.part else ""
+    part = f" (reward/{drift.part} from {low:.2f} to {high:.2f})" if drift.part else ""
     yield (
         "error" if now < 0.75 * was else "warning",
-        f"Since step {drift.step} the reward rose from {before:.2f} to {after:.2f}{rose} while "
-        f"verified accuracy fell from {was:.1%} to {now:.1%}: over-optimisation, the policy finds what "
+        f"Since step {drift.step} verified accuracy fell from {was:.1%} to {now:.1%} while the reward went "
+        f"from {before:.2f} to {after:.2f}{part}: over-optimisation, the policy finds what "
         "is paid and not what is right. Keep the best checkpoint (mathrl export --which best), raise "
         "algorithm.kl_coef, give the verifier more weight (reward.correct), or train the reward model on "
         "answers of this policy (mathrl pairs RUN --trained).",

@@ -1,7 +1,7 @@
-"""A reward that rises while verified accuracy falls: the policy finds what is paid and not what is right.
+"""A reward that holds while verified accuracy falls: the policy finds what is paid and not what is right.
 
 Reward models, and any other stand-in for the verifier, are right only near what they were made from; pushed
-on, the reward goes on rising while what it stands for turns (arXiv:2210.10760).
+on, the reward goes on rising, or stays where it is, while what it stands for turns (arXiv:2210.10760).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any
 
 SPAN = 10  # steps whose means are compared
-_SURE = 3.0  # standard errors of the difference of two such means; the best of many windows is lucky
+_SURE = 4.0  # standard errors of the difference of two such means; the best of many windows is lucky
 _LEAST = 0.02  # a smaller fall of the accuracy is told by nobody
 
 
@@ -30,9 +30,11 @@ class Drift:
 
 
 def find_drift(rows: Sequence[Mapping[str, Any]]) -> Drift | None:
-    """Whether verified accuracy has fallen since its best while the reward has risen, both beyond noise.
+    """Whether verified accuracy has fallen beyond noise since its best and the reward has not fallen with it.
 
     The noise of a step is taken from the differences of neighbours, so that a trend does not count as noise.
+    The reward need not have risen since: most of its rise may lie before the best accuracy. A reward that
+    stands for accuracy falls with it by as many of its own standard errors.
 
     Args:
         rows: metrics by step; those without reward and accuracy are passed over.
@@ -48,7 +50,7 @@ def find_drift(rows: Sequence[Mapping[str, Any]]) -> Drift | None:
     then, now = slice(best, best + SPAN), slice(len(kept) - SPAN, None)
     fall = fmean(accuracy[then]) - fmean(accuracy[now])
     rise = fmean(reward[now]) - fmean(reward[then])
-    if fall < max(_LEAST, _SURE * _error(accuracy)) or rise < _SURE * _error(reward):
+    if fall < max(_LEAST, _SURE * _error(accuracy)) or rise < 0:
         return None
     parts = {
         name

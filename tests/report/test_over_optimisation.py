@@ -1,7 +1,9 @@
 """Over-optimisation is told where reward and verified accuracy part beyond noise, and nowhere else."""
 
+import json
 import math
 import random
+from pathlib import Path
 
 import pytest
 
@@ -50,6 +52,32 @@ def test_noise_alone_and_healthy_runs_are_no_drift(seed):
     assert find_drift(rows(60, lambda s: 0.5, lambda s: 1.0, noise=0.06, seed=seed)) is None  # neither moves
     assert find_drift(rows(60, lambda s: 0.5, rising, noise=0.06, seed=seed)) is None  # the reward alone
     assert find_drift(rows(60, hill, lambda s: hill(s) * 2, seed=seed)) is None  # they fall together
+
+
+def test_a_reward_that_rose_before_and_holds_while_accuracy_falls():
+    """As a real run has it: the reward is at its height when accuracy is, and stays there."""
+    drift = find_drift(rows(80, hill, lambda s: min(s, 25) / 20 + s / 400))
+    assert drift is not None
+    assert drift.reward[1] > drift.reward[0]
+
+
+def test_a_run_with_a_reward_model_alone_is_named():
+    kept = json.loads(Path(__file__).with_name("over_optimised_run.json").read_text())
+    names = ("reward/mean", "reward/correct_frac")
+    run = [
+        {"step": step, **dict(zip(names, values, strict=True)), "reward/model": values[0]}
+        for step, values in enumerate(zip(*map(kept.get, names), strict=True), 1)
+    ]
+    drift = find_drift(run)
+    assert drift is not None
+    assert drift.accuracy == pytest.approx((0.601, 0.221), abs=0.001)
+    assert drift.reward == pytest.approx((0.691, 0.813), abs=0.001)
+    (found,) = (f for f in diagnose(run, Config()) if f.rule == "Over-optimisation")
+    assert found.severity == "error"
+    right = [row | {"reward/mean": row["reward/correct_frac"]} for row in run]
+    assert (
+        find_drift(right) is None
+    )  # by the verifier's reward it would be a collapse, and no over-optimisation
 
 
 def test_few_steps_and_missing_numbers_say_nothing():
