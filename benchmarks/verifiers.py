@@ -140,7 +140,7 @@ def _timed(judge: Callable[[], Verdict]) -> tuple[bool, float]:
 def _fields(record: Record) -> tuple[Any, ...]:
     assert record.request is not None
     r = record.request
-    return r.completion, r.answer, r.answer_type, r.extract, r.options
+    return r.completion, r.answer, r.answer_type, r.extract, r.options, r.prompt, r.row
 
 
 def _math_verify(records: list[Record], python: str) -> list[tuple[bool, float]]:

@@ -7,7 +7,7 @@ import unicodedata
 
 from verifiers.base import ParseError
 from verifiers.grammar.nodes import MAX_CHARS
-from verifiers.grammar.notation import in_usual_notation, with_amounts
+from verifiers.grammar.notation import as_written_alone, in_usual_notation
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ", "0123456789+-=()ni")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₐₑₒₓₖₙ", "0123456789+-=()aeoxkn")
@@ -103,7 +103,7 @@ def clean(text: str) -> str:
         text = _TRAILING.sub("", _unwrap(_EDGE_SPACES.sub("", text))).strip().strip("`*")
     if not text:
         raise ParseError("empty answer")
-    return with_amounts(text)
+    return as_written_alone(text)
 
 
 def _closes_at_end(text: str) -> bool:

@@ -36,6 +36,15 @@ _BASED_BRACKET = re.compile(r"\(([0-9A-F]{1,80})\)(?=_\{?\d)", re.ASCII)
 _BRACED_COMMA = re.compile(r"(?<=\d)\{,\}(?=(?:\d{1,2}|\d{4,})(?!\d))", re.ASCII)
 _RELATION = re.compile(r"[=<>]|\\(?:[lg]eq?|ne|approx|in)(?![a-z])")
 _LINE_END = re.compile(r"\s*\n\s*")
+_UNION_OVER_INTEGERS = re.compile(
+    r"""
+    \\bigcup(?:\\limits)?\s*_\s*\{\s*([a-z])\s*
+    (?:=\s*-\s*\\infty\s*\}\s*\^\s*(?:\{\s*\+?\s*\\infty\s*\}|\\infty) | \\in\s*\\mathbb\s*\{?\s*Z\s*\}?\s*\})
+    \s*(.+)
+    """,
+    re.DOTALL | re.VERBOSE,
+)
+_BARE_CIRCLE = re.compile(r"(?<=\d)\s*(?:\$\s*)?\{\s*\\circ\s*\}\s*\$?$")
 _FORMULA = re.compile(r"\$([^$]+)\$")
 _FORMULAS = re.compile(r"\$[^$]+\$(?:\s+\$[^$]+\$)+")
 
@@ -55,6 +64,8 @@ def in_usual_notation(text: str) -> str:
     text = text.replace("{:}", ":")
     if "^" in text and ("prime" in text or "'" in text):
         text = _PRIMES.sub(_as_primes, text)
+    if "circ" in text:
+        text = _BARE_CIRCLE.sub(r"^\\circ", text)
     if "base" in text:
         text = _BASE_IN_WORDS.sub(lambda m: f"_{{{m[1] or m[2]}}}", text)
     if ")_" in text:
@@ -64,8 +75,13 @@ def in_usual_notation(text: str) -> str:
     return _lines_as_list(text) if "\n" in text or "$" in text else text
 
 
-def with_amounts(text: str) -> str:
-    """A bare answer with names of currencies as signs, and what is counted as text: Rs. 5, 6 (pears)."""
+def as_written_alone(text: str) -> str:
+    """A bare answer with currencies as signs, and what is counted as text: Rs. 5, 6 (pears).
+
+    A union over all integers k is what it joins, for k in the integers.
+    """
+    if "bigcup" in text and (union := _UNION_OVER_INTEGERS.fullmatch(text)):
+        return rf"{union[2]}, {union[1]}\in\mathbb{{Z}}"
     if text[:1] in "UEGI\\" or "Rs" in text or "INR" in text:
         text = _CURRENCY_NAME.sub(_as_sign, text)
     if "rupee" in text:

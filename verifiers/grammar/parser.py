@@ -236,7 +236,8 @@ class Parser(MeasuredParser):
             if not literal and self.number_follows(left, right, before, here):
                 factors.append(right)
                 return
-            if literal and here.spaced and len(here.value) < 3 and _is_power_of_number(right):
+            power = right.value if isinstance(right, Quantity) else right  # 1.25 10^{-3}%
+            if literal and here.spaced and len(here.value) < 3 and _is_power_of_number(power):
                 factors.append(right)  # 3.2 10^5 and 5 2^n; 1 000^2 lost a comma
                 return
             if not (whole and isinstance(right, Num) and self.token.value == "/" and self.token.kind == "op"):
