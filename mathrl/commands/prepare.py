@@ -90,11 +90,7 @@ def prepare(
         check_answer_type(config.data.answer_type)
     train = load_problems(config.data, "train", config.run.seed)
     shown, train = draw_examples(config.data, train, config.run.seed)
-    held_out: dict[str, ProblemSet] = {}
-    for role in (HELD_OUT, SECOND_SET):
-        problems = load_problems(config.data, role, config.run.seed)
-        if problems is not None:
-            held_out[role] = problems
+    held_out = _held_out_sets(config)
     if config.model.path:
         check_model(config.model.path)
         check_weights(config.model.path)
@@ -127,6 +123,12 @@ def prepare(
         functions,
         additions.after_step,
     )
+
+
+def _held_out_sets(config: Config) -> dict[str, ProblemSet]:
+    """Those that the data have, by name."""
+    found = {role: load_problems(config.data, role, config.run.seed) for role in (HELD_OUT, SECOND_SET)}
+    return {role: problems for role, problems in found.items() if problems is not None}
 
 
 def _template_of(config: Config, shown: Sequence[Problem], reference: str = "") -> PromptTemplate:
