@@ -2,7 +2,7 @@
 
     python benchmarks/real_model.py prepare --data DIR                 model from the index, problems (CPU)
     python benchmarks/real_model.py supervised                         1 to 2 minutes on a H100
-    python benchmarks/real_model.py grpo short 0                       4 to 6 minutes; other seeds: 1, 2 …
+    python benchmarks/real_model.py grpo short 0                       7 to 9 minutes; other seeds: 1, 2 …
     python benchmarks/real_model.py grpo gsm8k 0                       6 to 8 minutes
     python benchmarks/real_model.py history 0                          short without data.history
     python benchmarks/real_model.py peer short 0 --seconds 300         TRL's GRPOTrainer, the same reference
