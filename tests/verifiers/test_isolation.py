@@ -114,15 +114,14 @@ def test_workers_killed_again_and_again_lose_nothing() -> None:
 
 def test_hanging_and_hungry_answers_among_many_leave_exactly_one_verdict_each() -> None:
     texts = [f"say {i}" for i in range(600)]
-    for i in (50, 51, 300, 599):
+    for i in (50, 51, 599):
         texts[i] = "spin"
-    for i in (52, 400):
-        texts[i] = "eat 4096"
+    texts[52] = "eat 4096"
     with VerifierPool(num_workers=2, timeout_s=0.7, memory_mb=256) as pool:
         verdicts = pool.map([request(text, "say 7") for text in texts])
     assert len(verdicts) == 600
-    assert [i for i, v in enumerate(verdicts) if v.outcome is Outcome.TIMEOUT] == [50, 51, 300, 599]
-    assert [i for i, v in enumerate(verdicts) if v.outcome is Outcome.ERROR] == [52, 400]
+    assert [i for i, v in enumerate(verdicts) if v.outcome is Outcome.TIMEOUT] == [50, 51, 599]
+    assert [i for i, v in enumerate(verdicts) if v.outcome is Outcome.ERROR] == [52]
     assert [i for i, v in enumerate(verdicts) if v.correct] == [7]
     assert all(v.extracted in (text, None) for text, v in zip(texts, verdicts, strict=True))
 

@@ -10,7 +10,10 @@ from verifiers.grammar.units import normal_unit
 
 _TIME_SUFFIX = {"am": "am", "pm": "pm", "a.m.": "am", "p.m.": "pm", "a.m": "am", "p.m": "pm",
                 "noon": "pm", "midnight": "am"}  # fmt: skip
-_SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_SCALES = {
+    "hundred": 100, "thousand": 1000, "lakh": 10**5, "lakhs": 10**5, "million": 10**6, "crore": 10**7,
+    "crores": 10**7, "billion": 10**9, "trillion": 10**12,
+}  # fmt: skip
 
 
 def _has_pi(node: object) -> bool:

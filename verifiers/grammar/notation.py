@@ -20,7 +20,9 @@ _CURRENCIES = {
 }  # fmt: skip
 _LAKHS = re.compile(r"(?<![\d,.])\d{1,2}(?:,\d\d)+,\d{3}(?![\d,])")
 _RUPEES_ONLY = re.compile(r"(?<=\d)\s*/-$")
-_BRACKETED_NOUN = re.compile(r"(?<=[\d}%])\s+\(\s*([A-Za-z]+(?: [a-z]+){0,3})\s*\)$")
+_BRACKETED_NOUN = re.compile(
+    r"(?<=[\d}%])\s+\(\s*([A-Za-z]+(?:/[A-Za-z]+)?(?:\^\{?\d\}?)?(?: [a-z]+){0,3})\s*\)$"
+)
 _NOUN = re.compile(r"[a-z]{4,}|[b-df-hj-np-tv-z][aeiou][b-df-hj-np-tv-z]")
 _BOUNDS = re.compile(r"[<>]|\\[lg]eq?(?![a-z])")
 _HYPHENED = re.compile(r"(\d\s+[a-z]+)-((?:up|shirt|pointer|out|on|down|in)s?\b)")

@@ -83,6 +83,8 @@ _OTHER: dict[str, tuple[Fraction, str, str]] = {
     "cent": (Fraction(1, 100), "dollar", "penny pennies pennie"),
     "euro": (Fraction(1), "euro", "eur"),
     "pound_sterling": (Fraction(1), "pound_sterling", "gbp"),
+    "pence": (Fraction(1, 100), "pound_sterling", ""),
+    "paisa": (Fraction(1, 100), "rupee", "paise"),
     "yen": (Fraction(1), "yen", "jpy"),
     "yuan": (Fraction(1), "yuan", "cny rmb"),
     "rupee": (Fraction(1), "rupee", "inr rs"),
