@@ -14,6 +14,7 @@ from mathrl.commands.settle import (
     settle_limits,
     settle_micro_batch,
     settled_before,
+    without_share,
 )
 from mathrl.config import Config
 from mathrl.data.few_shot import draw_examples, template_with_examples
@@ -80,6 +81,7 @@ def prepare(
     folder = RunFolder.of(config)
     if resume and not overwrite:
         config = settled_before(config, folder.config)
+    config = without_share(config)
     goes_on = folder.check(config, resume=resume, overwrite=overwrite)
     if config.run.device == "cuda" and not torch.cuda.is_available():
         raise UserError("run.device is 'cuda' and there is no CUDA device here: use auto or cpu")

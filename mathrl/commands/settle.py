@@ -64,7 +64,14 @@ def settle_demonstrations(
     except NoSolutions:
         if not _may_skip(config):
             raise
-    return _changed(config, sft={"skip": True}), None
+    return without_share(_changed(config, sft={"skip": True})), None
+
+
+def without_share(config: Config) -> Config:
+    """No problem is kept for a supervised stage that there is not, or that has problems of its own."""
+    if not (config.sft.skip or config.sft.path):
+        return config
+    return _changed(config, data={"sft_fraction": 0.0})
 
 
 def settle_limits(

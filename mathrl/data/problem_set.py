@@ -105,6 +105,13 @@ def part_by_question(found: ProblemSet, purpose: str, fraction: float, *, inside
     return replace(found, problems=kept)
 
 
+def without_share(found: ProblemSet, fraction: float) -> ProblemSet:
+    """What the supervised stage leaves: all but its share, of which it takes the worked ones alone."""
+    threshold = fraction * 2**63
+    kept = (p for p in found.problems if not p.solution or derive_seed("sft", question_key(p)) >= threshold)
+    return replace(found, problems=tuple(kept))
+
+
 def without(found: ProblemSet, asked: set[str], reason: str) -> ProblemSet:
     """The problems whose question is not among ``asked``; the others as skipped."""
     same = [p for p in found.problems if question_key(p) in asked]

@@ -24,6 +24,7 @@ from mathrl.data.problem_set import (
     question_key,
     question_keys,
     without,
+    without_share,
 )
 from mathrl.data.rows import LeftOut, dataset_row, extract_rule, make_problem, parts_of
 from mathrl.data.source import Row, field_names, find_column, hub_splits, read_file, read_hub
@@ -81,7 +82,7 @@ def load_problems(data: DataConfig, role: Role, seed: int) -> ProblemSet | None:
         problems = list(held_out.problems)
         random.Random(0).shuffle(problems)
         return _not_empty(replace(held_out, problems=tuple(problems)), data)
-    train = part_by_question(train, "sft", data.sft_fraction, inside=False)
+    train = without_share(train, data.sft_fraction)
     problems = list(train.problems)
     if data.max_problems and len(problems) > data.max_problems:
         problems = random.Random(derive_seed(seed, "max_problems")).sample(problems, data.max_problems)

@@ -154,6 +154,20 @@ def test_without_worked_solutions_the_model_is_trained_from_as_it_is(model, prob
     )
 
 
+def test_no_problem_is_kept_for_a_supervised_stage_that_there_is_not(model, problems, tmp_path):
+    def asked(data, **fields):
+        run = prepare(recipe(model, problems / data, tmp_path, **fields), resume=False, overwrite=False)
+        return len(run.train) + len(run.held_out["held_out"]), run.config.data.sft_fraction
+
+    kept, share = asked("solved.jsonl")
+    assert (70 < kept < 105, share) == (True, 0.3)
+    assert asked("bare.jsonl") == (120, 0.0)
+    assert asked("solved.jsonl", sft__skip=True) == (120, 0.0)
+    others = tmp_path / "others.jsonl"
+    others.write_text(json.dumps({"question": "1+1?", "answer": "2", "solution": "1+1=2"}) + "\n")
+    assert asked("solved.jsonl", sft__path=others) == (120, 0.0)
+
+
 def test_a_run_that_goes_on_takes_what_was_settled_from_its_folder(model, problems, tmp_path):
     config = recipe(model, problems / "bare.jsonl", tmp_path)
     run = prepare(config, resume=False, overwrite=False)
