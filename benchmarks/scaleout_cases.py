@@ -44,10 +44,10 @@ JOBS = {  # with 128 problems, of which the cases take the first
 }
 TINY_JOBS = {  # for trying all of it on the CPU
     "0.5b": Workload(
-        "tiny", "quickstart", 8, 4, 12, 12, 8, rank=4, micro_batch_tokens=512, peer_batch=8, device="cpu"
+        "tiny", "quickstart", 8, 4, 12, 20, 14, rank=4, micro_batch_tokens=512, peer_batch=8, device="cpu"
     ),
     "1.5b": Workload(
-        "tiny", "quickstart", 8, 4, 12, 12, rank=4, micro_batch_tokens=512, peer_batch=8, device="cpu"
+        "tiny", "quickstart", 8, 4, 12, 20, rank=4, micro_batch_tokens=512, peer_batch=8, device="cpu"
     ),
 }
 TINY_JOBS |= {name: TINY_JOBS["1.5b"] for name in JOBS if name.startswith("TRL")}
