@@ -131,7 +131,7 @@ def measure(folder: Path, scorer: RewardModelScorer) -> tuple[dict[str, Any], ND
         "sampled_accuracy": windows(record),
         "doctor": [f.text for f in findings],
         "steps": len(record.rows),
-        "tokens": record.rows[-1]["tokens/sampled"],
+        "tokens": sum(row["tokens/sampled"] for row in record.rows),
         "seconds": record.summary["seconds"],
     }
     return row, greedy_right(after)
