@@ -23,7 +23,8 @@ from mathrl.data.problem_set import ProblemSet, check_enough, keep_fitting
 from mathrl.data.problems import Role, load_problems
 from mathrl.data.prompts import PromptTemplate
 from mathrl.errors import UserError
-from mathrl.policy.loading import context_of, load_tokenizer
+from mathrl.policy.loading import context_of, empty_model, load_tokenizer, stop_ids
+from mathrl.policy.lora_targets import check_targets
 from mathrl.policy.weight_files import check_weights
 from mathrl.recipes import check_named
 from mathrl.rewards.functions import RewardFunction, checked, load_functions
@@ -104,6 +105,9 @@ def prepare(
     else:
         config, demonstrations = settle_demonstrations(config, shown)
         template = demonstrations.template if demonstrations else _template_of(config, shown)
+    stop_ids(template.tokenizer, config.model.stop_tokens)
+    if config.lora.targets != "all-linear":
+        check_targets(empty_model(config.model), config.lora)
     config = settle_limits(config, template, (train, *held_out.values()), context_of(config.model))
     config = settle_micro_batch(config)
     train = _fitting(config, template, train)

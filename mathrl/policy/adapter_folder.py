@@ -27,7 +27,10 @@ def find_adapter(name: str) -> Path:
     if folder.is_file() or name.startswith((".", "/", "~")) or name.partition("@")[0].count("/") != 1:
         raise UserError(f"there is no adapter folder {name}")
     on_hub("adapter", name)
-    return Path(local_model(name))
+    try:
+        return Path(local_model(name))
+    except UserError as error:
+        raise UserError(str(error).replace("model", "adapter", 1)) from None
 
 
 def lora_settings(folder: Path) -> dict[str, Any]:

@@ -16,14 +16,14 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
 )
-from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from mathrl.config import Config, LoraSection, ModelConfig, RunConfig
 from mathrl.data.hub import local_model
 from mathrl.data.prompts import template_for
-from mathrl.errors import UserError, did_you_mean, first_line
+from mathrl.errors import UserError, first_line
 from mathrl.policy.attention import IMPLEMENTATION
+from mathrl.policy.lora_targets import check_targets
 from mathrl.policy.packing import why_not_packed
 from mathrl.types import Adapter, derive_seed
 
@@ -125,13 +125,25 @@ def context_of(model: ModelConfig) -> int:
 
 def load_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The shapes of a model's weights by their names; no weights are read. Raises as ``context_length``."""
-    config = _load_config(model.path, model.trust_remote_code)
+    return {name: tuple(weight.shape) for name, weight in empty_model(model).named_parameters()}
+
+
+def empty_model(model: ModelConfig) -> Any:
+    """The recipe's model without numbers (on torch's device "meta"). Raises as ``context_length``.
+
+    Of one built from nothing the layers are like that, if not as many.
+    """
     try:
+        if model.path:
+            config = _load_config(model.path, model.trust_remote_code)
+        else:
+            config = AutoConfig.for_model("qwen2", num_hidden_layers=1)
         with torch.device("meta"):
-            base = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+    except UserError:
+        raise
     except Exception as error:
         raise _no_model(model.path, error) from error
-    return {name: tuple(weight.shape) for name, weight in base.named_parameters()}
 
 
 def _load_config(path: str, trusted: bool) -> Any:
@@ -243,19 +255,7 @@ def add_adapter(base: Any, lora: LoraSection, seed: int, *, head: str = "") -> P
     Raises:
         UserError: ``lora.targets`` names no linear layer of the model, or names its head or embedding.
     """
-    names = [name.strip() for name in lora.targets.split(",") if name.strip()]
-    if not names:
-        raise UserError("lora.targets is empty: say all-linear, or layer names joined by commas")
-    ends = {id(base.get_input_embeddings()), id(base.get_output_embeddings())}
-    if head:
-        ends.add(id(getattr(base, head)))
-    for name, module in base.named_modules():
-        if id(module) in ends and name.split(".")[-1] in names:
-            raise UserError(
-                f"lora.targets names {name!r}: the embedding and the head stay frozen; leave it out"
-            )
-    if names != ["all-linear"]:
-        _check_targets(base, names)
+    names = check_targets(base, lora, head=head)
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -273,18 +273,6 @@ def add_adapter(base: Any, lora: LoraSection, seed: int, *, head: str = "") -> P
                 f"lora.targets {lora.targets!r}: no adapter can be put there ({first_line(error)})"
             ) from error
     return model.eval()
-
-
-def _check_targets(base: Any, names: Sequence[str]) -> None:
-    """Each name is a linear layer's, or the end of its path: peft drops those that fit nothing."""
-    kinds = (torch.nn.Linear, Conv1D)
-    linear = [name for name, module in base.named_modules() if isinstance(module, kinds)]
-    known = sorted({name.split(".")[-1] for name in linear})
-    for wanted in names:
-        if not any(name == wanted or name.endswith(f".{wanted}") for name in linear):
-            raise UserError(
-                f"lora.targets names {wanted!r}, which fits no linear layer: {did_you_mean(wanted, known)}"
-            )
 
 
 def adapter_of(model: PeftModel) -> Adapter:
@@ -331,6 +319,14 @@ def add_stop_tokens(base: Any, tokenizer: Any, tokens: Sequence[int | str]) -> N
     """
     if not tokens:
         return
+    ids = stop_ids(tokenizer, tokens)
+    own = base.generation_config.eos_token_id
+    own = list(own) if isinstance(own, (list, tuple)) else [own]
+    base.generation_config.eos_token_id = sorted({*own, *ids} - {None})
+
+
+def stop_ids(tokenizer: Any, tokens: Sequence[int | str]) -> list[int]:
+    """Ids of tokens that end a completion. Raises UserError: the tokenizer has no such token."""
     ids = []
     for token in tokens:
         index = tokenizer.convert_tokens_to_ids(token) if isinstance(token, str) else token
@@ -338,6 +334,4 @@ def add_stop_tokens(base: Any, tokenizer: Any, tokens: Sequence[int | str]) -> N
         if index is None or unknown or not 0 <= index < len(tokenizer):
             raise UserError(f"model.stop_tokens: the tokenizer has no token {token!r}")
         ids.append(index)
-    own = base.generation_config.eos_token_id
-    own = list(own) if isinstance(own, (list, tuple)) else [own]
-    base.generation_config.eos_token_id = sorted({*own, *ids} - {None})
+    return ids

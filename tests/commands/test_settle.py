@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +20,8 @@ from mathrl.errors import UserError
 from mathrl.policy.scratch import build_tokenizer
 from mathrl.recipes import config_of, dump, find_recipe, load_config
 from mathrl.types import Problem
+
+TINY = Path(__file__).parents[1] / "tiny.toml"
 
 
 @pytest.fixture(scope="module")
@@ -236,3 +239,22 @@ def test_a_base_model_is_shown_worked_examples(model, problems, tmp_path, capsys
     assert len(again.shown) == 2
     asked = {p.question for p in again.train.problems}
     assert not asked & {p.question for p in again.shown}
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--model.stop_tokens", "<|nope|>"], "the tokenizer has no token '<|nope|>'"),
+        (["--lora.targets", "q_prj"], "lora.targets names 'q_prj', which fits no linear layer"),
+        (["--lora.targets", "lm_head"], "lora.targets names 'lm_head'"),
+    ],
+)
+@pytest.mark.parametrize("scratch", [False, True])
+def test_layers_and_tokens_that_are_not_there_are_refused_before_a_folder_is_made(
+    model, words, told, scratch, tmp_path, capsys
+):
+    own = [] if scratch else ["--model.path", str(model), "--sft.skip"]
+    runs = tmp_path / "runs"
+    assert main(["train", str(TINY), *own, *words, "--run.output_dir", str(runs)]) == 2
+    assert told in capsys.readouterr().err
+    assert not runs.exists()
