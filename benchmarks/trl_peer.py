@@ -125,7 +125,7 @@ def train(
             if cuda:
                 torch.cuda.synchronize()
             used += time.perf_counter() - last
-            control.should_training_stop = used > seconds
+            control.should_training_stop |= used > seconds  # it may stand already, for the last step
             if state.global_step % EVERY == 0 or control.should_training_stop:
                 points.append({"step": state.global_step, "seconds": used, "accuracy": accuracy()})
                 control.should_training_stop |= points[-1]["accuracy"] >= target
