@@ -94,11 +94,7 @@ def prepare(
     train = load_problems(config.data, "train", config.run.seed)
     shown, train = draw_examples(config.data, train, config.run.seed)
     held_out = _held_out_sets(config)
-    if config.model.path:
-        check_model(config.model.path)
-        check_weights(config.model.path)
-        if config.model.adapter:
-            check_adapter(config)
+    _check_model(config)
     demonstrations = None
     if config.sft.skip or (goes_on and folder.reference.is_dir()):
         template = _template_of(config, shown, "" if config.sft.skip else str(folder.reference))
@@ -129,6 +125,15 @@ def prepare(
         functions,
         additions.after_step,
     )
+
+
+def _check_model(config: Config) -> None:
+    """What a model's files can be refused for before they are read."""
+    if config.model.path:
+        check_model(config.model.path)
+        check_weights(config.model.path)
+        if config.model.adapter:
+            check_adapter(config)
 
 
 def _held_out_sets(config: Config) -> dict[str, ProblemSet]:

@@ -354,6 +354,7 @@ GOOD = [{"question": f"What is {n} plus 1?", "answer": str(n + 1)} for n in rang
         (["quikstart"], ["'quikstart'", "'quickstart'"]),
         (["{recipe}", "--rollout.group_sise", "4"], ["rollout.group_sise", "rollout.group_size"]),
         (["{recipe}", "--rollout.group_size", "1"], ["group_size >= 2"]),
+        (["{recipe}", "--lora.targets", "q_proj,qq_proj"], ["'qq_proj', which fits no", "'q_proj'"]),
         (["{recipe}", "--data.path", "{folder}/problem.jsonl"], ["problem.jsonl", "'problems.jsonl'"]),
         (["{recipe}", "--data.path", "{good}", "--data.answer_field", "anser"],
          ["row 1", "'anser'", "'answer'"]),
