@@ -141,9 +141,7 @@ def peer(which: str, seed: int, folder: Path, keep: Path, seconds: float, overri
 def wordings(folder: Path, keep: Path, num_problems: int, tokens: int) -> None:
     from instruction_wordings import compare
 
-    found = compare(
-        str(folder / "model"), str(folder / "problems" / "gsm8k_test.jsonl"), num_problems, tokens
-    )
+    found = compare(str(folder / "model"), str(folder / "problems" / "solutions.jsonl"), num_problems, tokens)
     keep.mkdir(parents=True, exist_ok=True)
     result = describe(("torch", "transformers", "vllm")) | {"problems": num_problems, "wordings": found}
     (keep / "wordings.json").write_text(json.dumps(result, indent=2) + "\n")
