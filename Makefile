@@ -51,7 +51,7 @@ report: $(READY) ## write the report of RUN again
 	$(BIN)/mathrl report $(RUN)
 
 test: $(READY) ## the tests that need no GPU
-	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-gpu: $(READY) ## the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu tests/gpu $(ARGS)

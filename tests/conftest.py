@@ -9,6 +9,21 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: test processes stand side by side, a core each
 
 
+# what takes a minute and more begins first, so that no process is left with it at the end
+_LONG = (
+    "distributed/", "test_vllm", "test_stop_with_vllm", "test_hub_end_to_end", "test_algorithm_",
+    "test_smollm2", "test_job", "test_learning", "test_compiled", "test_dry_run",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files in ``_LONG``'s order, then all others as they stand; one file stays in one piece."""
+    place = {name: i for i, name in enumerate(_LONG)}
+    items.sort(
+        key=lambda item: min((place[n] for n in _LONG if n in item.path.as_posix()), default=len(_LONG))
+    )
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """Folder with gsm8k/, svamp/, mawps/, gsm_hard/ and aqua/ as their authors publish them."""

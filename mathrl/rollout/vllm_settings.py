@@ -116,6 +116,7 @@ def engine_environment(device: str) -> Iterator[None]:
         "VLLM_USE_FLASHINFER_SAMPLER": "0",  # it knows no seeds
         # bars of captured graphs, warnings of sockets and NUMA nodes, advice: not for a user's console
         "TQDM_DISABLE": "1",
+        "PYTHONWARNINGS": "ignore",  # of its modules, and of what an ended core left, which is cleaned up
         "TORCH_CPP_LOG_LEVEL": "ERROR",
         "TRANSFORMERS_VERBOSITY": "error",
     }

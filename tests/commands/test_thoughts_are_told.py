@@ -67,7 +67,7 @@ def test_in_evaluations(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     subject = SimpleNamespace(engine=lambda *_: (engine, "a double"))
     monkeypatch.setattr(evaluation_run, "load_subject", lambda _: subject)
     monkeypatch.setattr(evaluation_run, "_task", lambda *_: task)
-    monkeypatch.setattr(evaluation_run, "evaluate", sample)
+    monkeypatch.setattr(evaluation_run, "evaluate_problems", sample)
     stage = SimpleNamespace(stage=lambda *_: nullcontext())
     monkeypatch.setattr(evaluation_run, "Progress", lambda _: nullcontext(stage))
     options = SimpleNamespace(max_completion_tokens=0, samples=0, seed=0, overwrite=False, rank_by="")
