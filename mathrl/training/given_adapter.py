@@ -53,10 +53,8 @@ def make_merged_reference(config: Config, out_dir: Path) -> float:
     """
     model, trusted = config.model, config.model.trust_remote_code
     dtype = resolve_dtype(model, resolve_device(config.run))
-    base, tokenizer = (
-        load_whole(model.path, trusted=trusted, dtype=dtype),
-        load_tokenizer(model.path, trusted=trusted),
-    )
+    base = load_whole(model.path, trusted=trusted, dtype=dtype)
+    tokenizer = load_tokenizer(model.path, trusted=trusted)
     merger = merge_into(base, read_adapter(find_adapter(model.adapter)))
     add_turn_end(base, tokenizer, model)
     with atomic(out_dir) as folder, without_bars():
