@@ -1,0 +1,131 @@
+"""Where the time of a decoding step of vLLM's core goes: scheduler, launches, waiting for the GPU.
+
+    python benchmarks/core_time.py [--model 0.5b] [--sequences 512 64] [--tokens 192] [--out DIR]
+
+Random weights of a published shape, a LoRA adapter of rank 32, prompts of 128 tokens, completions of equal
+length. For each number of sequences: milliseconds a step by part, a profile of Python's calls and one of the
+GPU's kernels over 60 steps of decoding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from random_model import SHAPES, random_model
+from record import describe
+from vllm_rollout import recipe
+
+from mathrl.types import Problem, Sampling
+
+PROMPT = 128
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", choices=sorted(SHAPES), default="0.5b")
+    parser.add_argument("--sequences", type=int, nargs="+", default=[512, 64])
+    parser.add_argument("--tokens", type=int, default=192)
+    parser.add_argument("--logprobs", action="store_true")
+    parser.add_argument("--no-profile", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path("runs/core_time"))
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    clock = args.out.resolve() / f"clock_{args.model}.json"
+    os.environ["CORE_CLOCK"] = str(clock)
+    here = str(Path(__file__).parent.resolve())
+    os.environ["PYTHONPATH"] = os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as scratch:
+        result = measure(args, clock, random_model(args.model, Path(scratch)))
+    (args.out / f"core_time_{args.model}.json").write_text(json.dumps(result, indent=1))
+
+
+def measure(args: argparse.Namespace, clock: Path, folder: Path) -> dict[str, Any]:
+    from core_clock import SCHEDULERS
+
+    from mathrl.memory.plan import engine_limits
+    from mathrl.memory.shapes import Shape
+    from mathrl.policy.model import Policy
+    from mathrl.rollout import vllm_core
+    from mathrl.rollout.vllm import VllmEngine
+
+    config, largest = recipe(folder), max(args.sequences)
+    sizes = {
+        "problems_per_step": max(1, largest // config.rollout.group_size),
+        "max_completion_tokens": args.tokens,
+    }
+    config = config.model_copy(update={"rollout": config.rollout.model_copy(update=sizes)})
+    policy = Policy.from_pretrained(str(folder), config)
+    with torch.no_grad():
+        for parameter in policy.trainable_parameters():
+            parameter.normal_(0.0, 0.01)
+    policy.version = 1
+    device = policy.device.type
+    memory = torch.cuda.get_device_properties(0).total_memory if device == "cuda" else 8 << 30
+    shape, dtype = Shape.of(policy.model.get_base_model().config), policy.head_weight().dtype
+    limits = engine_limits(config, shape, memory, itemsize=dtype.itemsize, context=32768)
+    before = vllm_core._classes
+    vllm_core._classes = lambda device: before(device) | {"scheduler_cls": SCHEDULERS[device]}
+    ids = torch.randint(10, 500, (largest, PROMPT), generator=torch.Generator().manual_seed(1)).tolist()
+    start = time.perf_counter()
+    engine = VllmEngine(
+        vllm_core.CoreClient, str(folder), policy.tokenizer, (), lambda p: ids[int(p.id)],
+        Sampling(max_completion_tokens=args.tokens), limits, device=device, dtype=dtype, compile=False,
+    )  # fmt: skip
+    started = time.perf_counter() - start
+    print(f"engine: {started:.1f} s", flush=True)
+    result: dict[str, Any] = describe(("torch", "vllm")) | {"start_s": started, "model": args.model}
+    group = config.rollout.group_size
+
+    def sample(sequences: int) -> float:
+        problems = [Problem(str(i), "", "0") for i in range(max(1, sequences // group))]
+        sampling = Sampling(max_completion_tokens=args.tokens, logprobs=args.logprobs)
+        start = time.perf_counter()
+        engine.sample(problems, min(group, sequences), sampling, seed=int(start))
+        return time.perf_counter() - start
+
+    try:
+        engine.load(policy.adapter(), 1)
+        for sequences in args.sequences:
+            sample(sequences)
+            before_parts = read(clock)
+            seconds = [sample(sequences) for _ in range(3)]
+            parts = difference(read(clock), before_parts)
+            result[str(sequences)] = {"seconds": seconds, "parts_ms": parts}
+            ms = 1000 * min(seconds) / args.tokens
+            print(f"{args.model}, {sequences} sequences: {ms:.2f} ms a step", json.dumps(parts), flush=True)
+            for what in () if args.no_profile else ("cpu", "cuda"):
+                clock.with_suffix(".ask").write_text(what)
+                sample(sequences)
+                text = clock.with_suffix(f".{what}.txt")
+                if text.exists():
+                    text.rename(args.out / f"{args.model}_{sequences}_{what}.txt")
+    finally:
+        engine.close()
+    return result
+
+
+def read(clock: Path) -> dict[str, Any]:
+    return json.loads(clock.read_text()) if clock.exists() else {}
+
+
+def difference(after: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """Milliseconds a step by the number of running completions, of steps that came in between."""
+    found = {}
+    for running, parts in after.items():
+        old = before.get(running, {})
+        steps = parts["steps"] - old.get("steps", 0)
+        if steps >= 10:
+            ms = {k: round(1000 * (v - old.get(k, 0)) / steps, 3) for k, v in parts.items() if k != "steps"}
+            found[running] = ms | {"steps": steps}
+    return found
+
+
+if __name__ == "__main__":
+    main()
