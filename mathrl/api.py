@@ -102,10 +102,9 @@ def train(
         UserError: what is wrong, where, and what to do; before anything is written.
         KeyboardInterrupt: the run was interrupted; what was done is saved, and ``resume=True`` goes on.
     """
-    from mathrl.commands.prepare import Additions
-    from mathrl.commands.train import train as run_job
+    from mathrl.commands.going_on import refuse_early
     from mathrl.data.in_memory import write_rows
-    from mathrl.recipes import find_recipe
+    from mathrl.recipes import check_named, find_recipe
     from mathrl.run.folder import RunFolder
     from mathrl.types import Problem
 
@@ -123,6 +122,12 @@ def train(
     if held_out is not None:
         fields["data.eval_path"] = str(write_rows(held_out, kept, "held-out"))
     config = find_recipe(recipe, list(fields.items()))
+    check_named(config)
+    refuse_early(config, resume=resume, overwrite=overwrite)
+
+    from mathrl.commands.prepare import Additions  # torch takes seconds
+    from mathrl.commands.train import train as run_job
+
     additions = Additions(tuple(rewards), after_step)
     if run_job(config, resume=resume, overwrite=overwrite, additions=additions):
         raise KeyboardInterrupt("the run was interrupted; resume=True goes on")

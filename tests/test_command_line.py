@@ -10,7 +10,7 @@ import pytest
 
 from mathrl.cli import COMMANDS, QUIET, main
 from mathrl.commands.recipe_fields import takes_fields
-from mathrl.recipes import all_fields
+from mathrl.recipes import all_fields, dump, load_recipe
 
 
 @pytest.fixture
@@ -29,7 +29,8 @@ def given(monkeypatch):
             return 0
 
     monkeypatch.setattr("mathrl.commands.entries.find_recipe", load)
-    monkeypatch.setattr("mathrl.commands.entries.check_named", lambda config: None)
+    for check in ("check_named", "refuse_early"):
+        monkeypatch.setattr(f"mathrl.commands.entries.{check}", lambda config, **_: None)
     monkeypatch.setitem(sys.modules, "mathrl.commands.train", Job)
     return seen
 
@@ -162,12 +163,17 @@ print(json.dumps(found), file=sys.stderr)
 """
 
 
-def test_help_and_refusals_load_nothing_heavy():
+def test_help_and_refusals_load_nothing_heavy(tmp_path):
     """In one process, in this order: what a later line may load must not be there in an earlier one."""
     light = [["--help"], ["--version"], ["trian"]]
     recipes = [["train", "--help"], ["train", "quikstart"], ["sft", "quikstart"], ["config", "quickstart"]]
     recipes += [["plan", "quickstart", "--gpu-memory-gib", "-1"], ["train", "--run.seed", "x"], ["export"]]
     recipes += [["replay"], ["report"]]
+    began = ["quickstart", f"--run.output_dir={tmp_path}"]
+    (tmp_path / "quickstart").mkdir()
+    (tmp_path / "quickstart" / "config.toml").write_text(dump(load_recipe("quickstart")))
+    recipes += [[command, *began] for command in ("train", "sft")]
+    recipes += [["train", *began, "--resume", "--lora.rank=3"], ["train", *began, "--ranks=2"]]
     ran = subprocess.run(
         [sys.executable, "-c", WATCH, json.dumps([*light, *recipes]), json.dumps(HEAVY)],
         capture_output=True,

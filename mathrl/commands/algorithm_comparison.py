@@ -167,7 +167,7 @@ def open_folder(base: Config, folder: Path, *, overwrite: bool) -> Iterator[None
         changed.pop("run.num_threads", None)
         if changed:
             raise UserError(
-                f"{folder} holds a comparison with another {next(iter(changed))}: choose another --out "
+                f"{folder} holds a comparison with another {', '.join(changed)}: choose another --out "
                 "(--overwrite deletes the comparison there)"
             )
     with owned.open(empty=overwrite and not blank, swept=(folder / "trials",)):

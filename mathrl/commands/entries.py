@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
+from mathrl.commands.going_on import of_reward_model, refuse_early
 from mathrl.commands.launch import ALONE, LaunchOptions, launch
 from mathrl.commands.recipe_fields import Overrides, takes_fields
 from mathrl.recipes import check_named, dump, find_recipe, recipe_descriptions
@@ -62,6 +63,7 @@ def _train(
 ) -> int:
     config = find_recipe(recipe, overrides)
     check_named(config)
+    refuse_early(config, resume=resume, overwrite=overwrite)
     if on.wanted:
         return launch(_words("train", recipe, overrides, resume=resume, overwrite=overwrite), on)
 
@@ -82,6 +84,7 @@ def _sft(
 ) -> int:
     config = find_recipe(recipe, overrides)
     check_named(config)
+    refuse_early(config, resume=resume, overwrite=overwrite)
     if on.wanted:
         return launch(_words("sft", recipe, overrides, resume=resume, overwrite=overwrite), on)
 
@@ -110,6 +113,7 @@ def _reward_model(
     overrides: Overrides,
 ) -> int:
     config = find_recipe(recipe, overrides)
+    refuse_early(of_reward_model(config), resume=resume, overwrite=overwrite)
 
     from mathrl.commands.reward_model import train_reward_model
 

@@ -9,13 +9,8 @@ from typing import Any
 import torch
 
 from mathrl.algorithms.table import Algorithm, resolve_algorithm
-from mathrl.commands.settle import (
-    settle_demonstrations,
-    settle_limits,
-    settle_micro_batch,
-    settled_before,
-    without_share,
-)
+from mathrl.commands.going_on import check_folder
+from mathrl.commands.settle import settle_demonstrations, settle_limits, settle_micro_batch
 from mathrl.config import Config
 from mathrl.data.few_shot import draw_examples, template_with_examples
 from mathrl.data.hub import check_model
@@ -79,11 +74,7 @@ def prepare(
     check_named(config)
     asked = config
     algorithm = resolve_algorithm(config.algorithm, config.rollout, config.update)
-    folder = RunFolder.of(config)
-    if resume and not overwrite:
-        config = settled_before(config, folder.config)
-    config = without_share(config)
-    goes_on = folder.check(config, resume=resume, overwrite=overwrite)
+    config, folder, goes_on = check_folder(config, resume=resume, overwrite=overwrite)
     if config.run.device == "cuda" and not torch.cuda.is_available():
         raise UserError("run.device is 'cuda' and there is no CUDA device here: use auto or cpu")
     additions = additions or Additions()

@@ -20,7 +20,8 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from mathrl.commands.settle import settle_micro_batch, settled_before
+from mathrl.commands.going_on import check_folder, of_reward_model
+from mathrl.commands.settle import settle_micro_batch
 from mathrl.config import Config
 from mathrl.data.hub import check_model
 from mathrl.errors import Stopped, UserError
@@ -41,7 +42,6 @@ from mathrl.training.reward_model_data import EncodedPair, PairSets, load_pairs
 from mathrl.training.reward_model_files import RewardModel
 from mathrl.training.reward_model_fit import Metrics, RewardModelFit
 
-SUFFIX = "-reward-model"
 _CHECKED = 32  # held-out pairs whose scores by the saved checkpoint are held against the trained model's
 
 
@@ -58,14 +58,7 @@ class Prepared:
 def train_reward_model(config: Config, *, resume: bool = False, overwrite: bool = False) -> int:
     """Train, measure, save, report; returns the exit status."""
     console = make_console()
-    if not config.run.name:
-        config = config.model_copy(
-            update={"run": config.run.model_copy(update={"name": config.recipe + SUFFIX})}
-        )
-    folder = RunFolder.of(config)
-    if resume and not overwrite:
-        config = settled_before(config, folder.config)
-    folder.check(config, resume=resume, overwrite=overwrite)
+    config, folder, _ = check_folder(of_reward_model(config), resume=resume, overwrite=overwrite)
     summary = folder.read_summary()
     if summary is not None and not overwrite:
         console.print(f"The reward model in {folder.path} is trained; --overwrite trains it anew.")

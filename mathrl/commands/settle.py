@@ -7,12 +7,11 @@ run's folder holds what was settled; a run that goes on takes it from there.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
 
+from mathrl.commands.going_on import changed, may_skip, without_share
 from mathrl.config import Config
 from mathrl.data.problem_set import ProblemSet
 from mathrl.data.problems import NoSolutions
@@ -22,7 +21,6 @@ from mathrl.errors import UserError
 from mathrl.memory.plan import make_plan, of_one_rank
 from mathrl.memory.shapes import load_shape
 from mathrl.policy.loading import resolve_device, resolve_dtype
-from mathrl.recipes import load_config
 from mathrl.training.sft import Demonstrations, load_examples
 from mathrl.types import Problem
 
@@ -31,24 +29,6 @@ _LEAST_COMPLETION = 16
 _CPU_MICRO_BATCH = 4096  # tokens; more gain nothing there
 _LEAST_MICRO_BATCH = 1024  # tokens
 _CPU_SHARE = 0.5  # of the machine's memory: others work on it, too
-
-
-def settled_before(config: Config, saved: Path) -> Config:
-    """The recipe with what it leaves open as the run's folder has it; as it is where there is no run."""
-    if not saved.is_file():
-        return config
-    before = load_config(saved)
-    rollout, update = config.rollout, config.update
-    same = before.model.path == config.model.path
-    return _changed(
-        config,
-        rollout={
-            "max_prompt_tokens": rollout.max_prompt_tokens or before.rollout.max_prompt_tokens,
-            "max_completion_tokens": rollout.max_completion_tokens or before.rollout.max_completion_tokens,
-        },
-        update={"micro_batch_tokens": update.micro_batch_tokens or before.update.micro_batch_tokens},
-        sft={"skip": config.sft.skip or (before.sft.skip and same and _may_skip(config))},
-    )
 
 
 def settle_demonstrations(
@@ -62,16 +42,9 @@ def settle_demonstrations(
     try:
         return config, load_examples(config, shown)
     except NoSolutions:
-        if not _may_skip(config):
+        if not may_skip(config):
             raise
-    return without_share(_changed(config, sft={"skip": True})), None
-
-
-def without_share(config: Config) -> Config:
-    """No problem is kept for a supervised stage that there is not, or that has problems of its own."""
-    if not (config.sft.skip or config.sft.path):
-        return config
-    return _changed(config, data={"sft_fraction": 0.0})
+    return without_share(changed(config, sft={"skip": True})), None
 
 
 def settle_limits(
@@ -97,7 +70,7 @@ def settle_limits(
                 f"the model's context of {context} tokens leaves {max(0, completion)} for a completion "
                 f"beside rollout.max_prompt_tokens {prompt}: lower that, or take a model that reads more"
             )
-    return _changed(config, rollout={"max_prompt_tokens": prompt, "max_completion_tokens": completion})
+    return changed(config, rollout={"max_prompt_tokens": prompt, "max_completion_tokens": completion})
 
 
 def settle_micro_batch(config: Config) -> Config:
@@ -120,15 +93,4 @@ def settle_micro_batch(config: Config) -> Config:
         own = of_one_rank(config, place().world)
         tokens = make_plan(own, shape, int(size), itemsize=itemsize).micro_batch_tokens
     tokens = max(_LEAST_MICRO_BATCH, tokens if cuda else min(tokens, _CPU_MICRO_BATCH))
-    return _changed(config, update={"micro_batch_tokens": tokens})
-
-
-def _changed(config: Config, **sections: dict[str, Any]) -> Config:
-    """The recipe with fields of some sections set."""
-    changed = {name: getattr(config, name).model_copy(update=fields) for name, fields in sections.items()}
-    return config.model_copy(update=changed)
-
-
-def _may_skip(config: Config) -> bool:
-    """Whether the model can do without a supervised stage that nobody asked for by name."""
-    return bool(config.model.path) and not config.sft.path
+    return changed(config, update={"micro_batch_tokens": tokens})

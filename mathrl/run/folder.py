@@ -11,25 +11,14 @@ from typing import Any
 
 from mathrl.config import Config
 from mathrl.errors import UserError, cannot_write
-from mathrl.recipes import differences, dump, load_config
+from mathrl.recipes import dump, load_config
 from mathrl.run.files import write_text
 from mathrl.run.lock import FolderLock
 from mathrl.run.owned import OwnedFolder
+from mathrl.run.resumable import hindrances
 
-FREE_FIELDS = (
-    "run.name",
-    "run.output_dir",
-    "run.num_threads",
-    "train.num_steps",
-    "train.max_seconds",
-    "checkpoint.every_steps",
-    "checkpoint.keep_last",
-    "tracking.tensorboard",
-    "tracking.wandb",
-    "tracking.trackio",
-    "tracking.save_batch_steps",
-)
-"""What may differ when a run is resumed: none of it changes the steps that were made."""
+_VALUE_CHARS = 60  # of a value in a message
+_VALUES_TOLD = 3  # of the fields for which a run cannot go on; of the others the names
 
 
 @dataclass(frozen=True)
@@ -186,13 +175,21 @@ class RunFolder:
         return file.rename(kept)
 
     def _check_same(self, config: Config) -> None:
-        changed = {
-            k: v for k, v in differences(config, load_config(self.config)).items() if k not in FREE_FIELDS
-        }
-        if changed:
-            field, (old, new) = next(iter(changed.items()))
-            more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
-            raise UserError(
-                f"the run in {self.path} was made with another configuration: {field} is {old!r} there and "
-                f"{new!r} here{more}; choose another --run.name (--overwrite deletes the run there)"
-            )
+        found = hindrances(config, load_config(self.config))
+        if not found:
+            return
+        told = [
+            f"{field} is {_short(old)} there and {_short(new)} here"
+            for field, (old, new) in list(found.items())[:_VALUES_TOLD]
+        ]
+        others = list(found)[_VALUES_TOLD:]
+        also = f", and {', '.join(others)} differ" if others else ""
+        raise UserError(
+            f"the run in {self.path} was made with another configuration, and cannot go on with this one: "
+            f"{', '.join(told)}{also}; choose another --run.name (--overwrite deletes the run there)"
+        )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _VALUE_CHARS else f"{text[:_VALUE_CHARS]}…"

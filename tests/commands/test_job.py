@@ -234,6 +234,22 @@ def test_lengthened_while_its_last_evaluation_was_not_done_a_run_goes_on(whole, 
     assert read_evaluation(after).version == 8
 
 
+def test_a_run_goes_on_with_other_looks_and_another_cut_of_the_same_work(whole, recipe, tmp_path):
+    """Its steps stay, and before and after are measured alike."""
+    run = a_copy(whole, tmp_path)
+    arguments = ["train", str(recipe), "--run.output_dir", str(tmp_path), "--resume"]
+    arguments += ["--train.num_steps", "8", "--evaluate.num_samples", "1", "--evaluate.num_problems", "4"]
+    arguments += ["--evaluate.every_steps", "8", "--update.micro_batch_tokens", "64"]
+    assert main([*arguments, "--update.fused_lora", "false", "--update.share_prompts", "no"]) == 0
+    assert [lasting(r) for r in rows(run)[:7]] == [lasting(r) for r in rows(whole)]
+    assert "held_out/accuracy" in rows(run)[7]
+    for name in ("before", "after"):
+        evaluation = read_evaluation(run / "evaluations" / f"{name}.jsonl")
+        assert (evaluation.n, evaluation.k) == (4, 1)
+    first, again = (read_evaluation(f / "evaluations" / "before.jsonl") for f in (whole, run))
+    assert [r.greedy for r in again.records] == [r.greedy for r in first.records[:4]]
+
+
 @pytest.mark.parametrize(
     ("limit", "steps"),
     [

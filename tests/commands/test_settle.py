@@ -10,9 +10,10 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from mathrl.cli import main
+from mathrl.commands.going_on import settled_before
 from mathrl.commands.opening import opening
 from mathrl.commands.prepare import prepare
-from mathrl.commands.settle import settle_limits, settle_micro_batch, settled_before
+from mathrl.commands.settle import settle_limits, settle_micro_batch
 from mathrl.config import Config
 from mathrl.data.problem_set import ProblemSet
 from mathrl.data.wordproblems import corpus, generate_problems
