@@ -10,10 +10,13 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, get_args, get_origin
 
 import cyclopts
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, Argument, CycloptsError, Parameter
 
 from mathrl import __version__
 from mathrl.distributed.environment import settle_in
@@ -65,7 +68,7 @@ QUIET = {
 _BELOW = r"(transformers|peft|torch|datasets|huggingface_hub)\b"  # that warn of what they will drop some day
 EXIT_INTERRUPTED = 130
 _FIELD = re.compile(r"--[a-z_]+(?:\.[a-z_0-9-]+)+")
-_TRUTHS = ("true", "false", "yes", "no", "on", "off")
+_TRUTHS = dict.fromkeys(("true", "yes", "on"), "true") | dict.fromkeys(("false", "no", "off"), "false")
 
 
 def make_app(*, examples: bool = True) -> App:
@@ -107,8 +110,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if own.world > 1:
             _refuse_ranks(words)
-        words = _joined(words)
-        return int(make_app(examples=not words or words[0] not in COMMANDS)(words) or 0)
+        known = bool(words) and words[0] in COMMANDS
+        app = make_app(examples=not known)
+        return int(app(_settled(words, app[words[0]]) if known else words) or 0)
     except (CycloptsError, UserError) as error:
         if own.is_main:  # before the ranks have met all say the same
             sentence = _sentence(error, words) if isinstance(error, CycloptsError) else str(error)
@@ -128,26 +132,60 @@ def _refuse_ranks(words: Sequence[str]) -> None:
         raise UserError(f"mathrl {words[0]} works in one process: start it without torchrun")
 
 
-def _joined(argv: Sequence[str]) -> list[str]:
-    """The words, with ``--section.key false`` as one: a flag would leave its value to the arguments."""
-    words: list[str] = []
-    for word in argv:
-        if words and _FIELD.fullmatch(words[-1]) and word.lower() in _TRUTHS:
-            words[-1] += f"={word}"
+def _settled(words: Sequence[str], command: App) -> list[str]:
+    """The words, a flag and its value as one, true or false: else a value would be left to the arguments.
+
+    Raises:
+        UserError: what follows a flag is no truth, and as a recipe it would be unknown.
+    """
+    if not any(word.startswith("--") for word in words):
+        return list(words)
+    arguments = command.assemble_argument_collection()
+    flags, takes_recipe = _flags(arguments), any(argument.names == ("RECIPE",) for argument in arguments)
+    settled: list[str] = []
+    for word in words:
+        option, sign, value = word.partition("=")
+        if sign and _is_bare(option, flags) and value.lower() in _TRUTHS:
+            settled.append(f"{option}={_TRUTHS[value.lower()]}")
+        elif settled and _is_bare(settled[-1], flags) and word.lower() in _TRUTHS:
+            settled[-1] += f"={_TRUTHS[word.lower()]}"
         else:
-            words.append(word)
-    return [_switched(word) for word in words]
+            settled.append(word)
+    if takes_recipe and (wrong := _untrue(settled, flags)):
+        raise UserError(wrong)
+    return settled
 
 
-def _switched(word: str) -> str:
-    """``--section.key=on`` of a flag as true: the parser of the command line knows yes and no alone."""
-    option, sign, value = word.partition("=")
-    if not sign or value.lower() not in ("on", "off") or not _FIELD.fullmatch(option):
-        return word
-    from mathrl.recipes import find_field, kinds_of
+def _untrue(words: Sequence[str], flags: Collection[str]) -> str:
+    """A sentence where a word after a flag can be meant for nothing but its value; else nothing."""
+    from mathrl.recipes import recipe_names
 
-    flag = bool in kinds_of(find_field(option.removeprefix("--").replace("-", "_")))
-    return f"{option}={'true' if value.lower() == 'on' else 'false'}" if flag else word
+    names = recipe_names()
+    for flag, word in pairwise(words):
+        if not _is_bare(flag, flags) or word.startswith("-") or word.endswith(".toml") or "/" in word:
+            continue
+        if word not in names and not did_you_mean(word, names).startswith("did") and not Path(word).exists():
+            return f"{flag} must be {_kind(bool)}, not {word!r}"
+    return ""
+
+
+def _flags(arguments: Iterable[Argument]) -> set[str]:
+    """The names of the options that are true or false, and may stand alone."""
+    return {
+        _plain(name)
+        for argument in arguments
+        if argument.hint is bool or bool in get_args(argument.hint)
+        for name in argument.names
+    }
+
+
+def _is_bare(word: str, flags: Collection[str]) -> bool:
+    """Whether a word is a flag without a value."""
+    return word.startswith("--") and _plain(word) in flags
+
+
+def _is_table(hint: Any) -> bool:
+    return any(get_origin(kind) is dict for kind in (hint, *get_args(hint)))
 
 
 def _sentence(error: CycloptsError, words: Sequence[str]) -> str:
@@ -161,15 +199,20 @@ def _sentence(error: CycloptsError, words: Sequence[str]) -> str:
         case cyclopts.UnknownOptionError():
             return _unknown_option(error, command, see)
         case cyclopts.MissingArgumentError(argument=argument) if argument is not None:
+            if _is_table(argument.hint) and error.keyword in (None, argument.name):
+                return f"{argument.name} is a table: {argument.name}.NAME VALUE sets an entry of it"
             if error.keyword or argument.tokens:
                 return f"{error.keyword or argument.tokens[-1].keyword} needs a value"
             return f"{command} needs {argument.name}: {see}"
+        case cyclopts.CoercionError(argument=argument) if argument is not None and _is_table(argument.hint):
+            return f"{argument.name} is a table: {argument.name}.NAME VALUE sets an entry of it"
         case cyclopts.CoercionError(token=token, argument=argument) if token and argument is not None:
             choices = argument.get_choices()
             wanted = f"one of {', '.join(choices)}" if choices else _kind(error.target_type)
             return f"{token.keyword or argument.name} must be {wanted}, not {token.value!r}"
         case cyclopts.UnusedCliTokensError(unused_tokens=[first, *_]):
-            return f"{command} has no use for {first!r}: {see}"
+            flags = _flags(make_app()[words[0]].assemble_argument_collection()) if known else ()
+            return _untrue(words, flags) or f"{command} has no use for {first!r}: {see}"
     return " ".join(str(error).split())
 
 

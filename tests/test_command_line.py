@@ -76,6 +76,12 @@ def test_the_last_value_counts_and_any_text_is_a_value(words, fields, given):
     assert given["fields"] == (fields or {"model.system_prompt": words[1]})
 
 
+@pytest.mark.parametrize("word", ["false", "No", "off"])
+def test_a_command_s_own_flags_take_their_value_in_a_word_of_its_own(word, given):
+    assert main(["train", "--overwrite", "ON", "quickstart", "--resume", word]) == 0
+    assert (given["recipe"], given["resume"], given["overwrite"]) == ("quickstart", False, True)
+
+
 def test_every_field_is_an_option():
     """Of both kinds: flags that may stand alone, and values."""
     seen = {}
@@ -104,7 +110,19 @@ def test_every_field_is_an_option():
         (["train", "quickstart", "--run.seed"], ["--run.seed needs a value"]),
         (["train", "quickstart", "--run.seed", "--resume"], ["--run.seed needs a value"]),
         (["train", "quickstart", "--sft.skip=maybe"], ["--sft.skip must be true or false, not 'maybe'"]),
-        (["train", "quickstart", "--run.seed", "x"], ["run.seed = 'x'", "integer"]),
+        (["train", "default", "--sft.skip", "maybe"], ["--sft.skip must be true or false, not 'maybe'"]),
+        (["train", "--sft.skip", "maybe"], ["--sft.skip must be true or false, not 'maybe'"]),
+        (["train", "--sft.skip", "1", "gsm8k"], ["--sft.skip must be true or false, not '1'"]),
+        (["train", "--resume", "quikstart"], ["unknown recipe 'quikstart'", "'quickstart'"]),
+        (["config", "gsm8k", "--plain", "maybe"], ["--plain must be true or false, not 'maybe'"]),
+        (["plan", "--algorithm.correction", "so"], ["--algorithm.correction must be true or false"]),
+        (["eval", "m", "--reference", "maybe"], ["--reference must be true or false, not 'maybe'"]),
+        (["pairs", "--trained", "ja", "runs/x", "--out", "o"], ["--trained must be true or false, not 'ja'"]),
+        (["export", "a", "b", "--public", "so"], ["--public must be true or false, not 'so'"]),
+        (["train", "--model.chat_template_kwargs=3"], ["--model.chat_template_kwargs.NAME VALUE"]),
+        (["train", "--model.chat_template_kwargs"], ["--model.chat_template_kwargs.NAME VALUE"]),
+        (["train", "--lora.rank=2.5"], ["lora.rank = '2.5': must be a whole number"]),
+        (["train", "quickstart", "--run.seed", "x"], ["run.seed = 'x': must be a whole number"]),
         (["report"], ["report needs RUN"]),
         (["report", "runs/x", "--run.seed", "1"], ["report takes no --run.seed"]),
         (["export", "a", "b", "--which", "first"], ["--which must be one of last, best, not 'first'"]),

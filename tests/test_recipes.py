@@ -64,7 +64,7 @@ def test_overrides_win_over_the_file(tmp_path):
     [
         ([("rollout.group_sise", "4")], ["rollout.group_sise", "'rollout.group_size'"]),
         ([("rollout.group_size", "0")], ["rollout.group_size", "'0'", "greater than or equal to 1"]),
-        ([("rollout.group_size", "many")], ["rollout.group_size", "'many'", "integer"]),
+        ([("rollout.group_size", "many")], ["rollout.group_size", "'many'", "must be a whole number"]),
         ([("rollout", "4")], ["--rollout is a section", "--rollout.engine"]),
         ([("update.learning_rate", "nan")], ["update.learning_rate", "finite"]),
         ([("sft.skip", "true")], ["sft.skip needs model.path"]),

@@ -43,6 +43,9 @@ SCRATCH_ONLY = (
 )
 """Fields that say what a model built from nothing is, or plant in it what reinforcement is to unlearn."""
 
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+"""What is wanted, by the first word of pydantic's kind of error: int_parsing, int_from_float, bool_type …"""
+
 __all__ = [
     "SCRATCH_ONLY",
     "all_fields",
@@ -228,7 +231,8 @@ def _refuse_scratch(config: Config, table: Mapping[str, Any], where: str, given:
 
 def _sentence(error: Any) -> str:
     name = ".".join(str(part) for part in error["loc"])
-    message = error["msg"].removeprefix("Value error, ")
+    kind = _KINDS.get(error["type"].partition("_")[0])
+    message = f"must be {kind}" if kind else error["msg"].removeprefix("Value error, ")
     if not name or error["type"] == "value_error":
         return f"{name + ': ' if name else ''}{message}"
     return f"{name} = {error['input']!r}: {message[0].lower()}{message[1:]}"
