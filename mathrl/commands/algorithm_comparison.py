@@ -55,7 +55,9 @@ class ComparisonOptions:
     tokens: Annotated[int, Parameter(help="budget in sampled tokens")] = TOKENS
     seconds: Annotated[float, Parameter(help="budget in seconds of training")] = SECONDS
     jobs: Annotated[int, Parameter(help="trials at once; 0: one a core, at most 4")] = 0
-    overwrite: Annotated[bool, Parameter(help="forget the trials that are there", show_default=False)] = False
+    overwrite: Annotated[
+        bool, Parameter(help="replace what --out holds", show_default=False, group="Parameters")
+    ] = False
 
 
 def compare_algorithms(options: ComparisonOptions, overrides: Overrides, out: Path | None = None) -> int:

@@ -12,13 +12,14 @@ from cyclopts import App, Parameter
 from mathrl.commands.algorithm_comparison import ComparisonOptions, compare_algorithms
 from mathrl.commands.recipe_fields import Overrides, takes_fields
 from mathrl.errors import UserError
-from mathrl.evaluation.completions import read_evaluation
+from mathrl.evaluation.completions import completion_files, read_evaluation
 from mathrl.evaluation.paired import compare_evaluations
 from mathrl.evaluation.result import Evaluation
-from mathrl.report.evaluation_page import Result, print_results, write_results
+from mathrl.report.evaluation_page import PAGE_FILES, Result, print_results, write_results
 from mathrl.report.run_record import read_run
 from mathrl.report.runs_page import print_comparison, write_comparison
 from mathrl.report.summary import versions
+from mathrl.run.files import refuse_taken
 from mathrl.run.progress import make_console
 
 _DEFAULTS = ComparisonOptions()
@@ -56,11 +57,17 @@ def _compare(
     console = make_console()
     paths = list(kinds)
     if kinds[paths[0]] == "run":
+        place = out or paths[0].resolve().parent
+        page = place / "comparison.html" if place.is_dir() else place
+        if out is not None:
+            refuse_taken(page, "--out", overwrite=options.overwrite)
         records = [read_run(path) for path in paths]
         print_comparison(console, records)
-        place = out or paths[0].resolve().parent
-        page = write_comparison(records, place / "comparison.html" if place.is_dir() else place)
+        write_comparison(records, page)
     else:
+        if out is not None:
+            for name in PAGE_FILES:
+                refuse_taken(out / name, "--out", overwrite=options.overwrite)
         results = compare_results(paths)
         print_results(console, results)
         title = f"{paths[-1].name} against {paths[0].name}"
@@ -79,7 +86,7 @@ command = App(
 def _kind(path: Path) -> str:
     if (path / "config.toml").is_file():
         return "run"
-    if _completion_files(path):
+    if completion_files(path):
         return "results"
     if not path.is_dir():
         raise UserError(f"there is no folder {path}")
@@ -118,12 +125,7 @@ def compare_results(paths: Sequence[Path]) -> list[Result]:
 
 def evaluations_in(folder: Path) -> dict[str, Evaluation]:
     """Benchmark -> evaluation, of a folder that mathrl eval or mathrl judge wrote."""
-    return {evaluation.name: evaluation for evaluation in map(read_evaluation, _completion_files(folder))}
-
-
-def _completion_files(folder: Path) -> list[Path]:
-    own = folder / "completions.jsonl"
-    return [own] if own.is_file() else sorted(folder.glob("*/completions.jsonl"))
+    return {evaluation.name: evaluation for evaluation in map(read_evaluation, completion_files(folder))}
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

@@ -183,7 +183,10 @@ def generate_problems(
     min_steps: int = 1,
     max_steps: int = 3,
     max_operand: int = 10,
+    overwrite: Annotated[bool, Parameter(help="replace FILE.jsonl", show_default=False)] = False,
 ) -> None:
     from mathrl.data.wordproblems import write_problems
+    from mathrl.run.files import refuse_taken
 
+    refuse_taken(out, "--out", overwrite=overwrite)
     write_problems(out, n=n, seed=seed, min_steps=min_steps, max_steps=max_steps, max_operand=max_operand)

@@ -20,7 +20,7 @@ from mathrl.data.prompts import PromptTemplate
 from mathrl.distributed.agreement import on_rank_0, together
 from mathrl.errors import UserError
 from mathrl.evaluation.benchmark_sets import BenchmarkProblems
-from mathrl.evaluation.completions import refuse_other
+from mathrl.evaluation.completions import FILE, refuse_other
 from mathrl.evaluation.contamination import find_contamination
 from mathrl.evaluation.evaluate import Evaluation, evaluate_problems
 from mathrl.evaluation.paired import check_comparable, compare_evaluations
@@ -153,7 +153,7 @@ def _task(found: BenchmarkProblems, subject: Subject, request: EvaluationRequest
     before = request.before.get(benchmark.name)
     if before is not None:
         check_comparable(before.protocol, protocol, f"{options.against}", "this evaluation")
-    file = request.out / benchmark.name / "completions.jsonl"
+    file = request.out / benchmark.name / FILE
     if not options.overwrite:
         refuse_other(file, resume_key(protocol, options.seed, 0, subject.info))
     return Task(found, template, settings, longest, subject.info, before, file)

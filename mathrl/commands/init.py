@@ -19,7 +19,7 @@ from mathrl.data.rows import dataset_row
 from mathrl.data.source import Row, read_file, read_hub
 from mathrl.errors import UserError
 from mathrl.recipes import load_recipe
-from mathrl.run.files import atomic
+from mathrl.run.files import atomic, refuse_taken
 from mathrl.run.progress import make_console
 
 _EPILOGUE = """\
@@ -64,8 +64,7 @@ def _init(
     """Look at model and problems, write the recipe, say what was found."""
     if out.suffix != ".toml":
         raise UserError(f"--out {out} must end in .toml")
-    if out.exists() and not overwrite:
-        raise UserError(f"{out} exists: choose another --out, or replace it with --overwrite")
+    refuse_taken(out, "--out", overwrite=overwrite)
     where = origin(data)
     guess = look_at_data(where, data, question, answer)
     facts = look_at_model(model, guess, trusted=trust_remote_code)

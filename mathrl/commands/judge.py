@@ -13,15 +13,16 @@ from cyclopts import Parameter
 from mathrl.config import RewardConfig
 from mathrl.errors import UserError
 from mathrl.evaluation.benchmark_sets import find_benchmarks
-from mathrl.evaluation.completions import read_evaluation, write_evaluation
+from mathrl.evaluation.completions import FILE, find_completions, read_evaluation, write_evaluation
 from mathrl.evaluation.evaluate import judge_groups
 from mathrl.evaluation.paired import compare_evaluations
 from mathrl.evaluation.protocol import EvaluationSettings, make_protocol
 from mathrl.evaluation.result import Evaluation, protocol_hash
 from mathrl.evaluation.saved_completions import SavedFile, read_saved
-from mathrl.report.evaluation_page import Result, print_results, write_results
+from mathrl.report.evaluation_page import PAGE_FILES, Result, print_results, write_results
 from mathrl.report.summary import versions
 from mathrl.rewards.scorer import RewardScorer, check_answer_type, check_extract_rule, names_module
+from mathrl.run.files import refuse_taken
 from mathrl.run.progress import make_console
 from mathrl.types import Group
 
@@ -30,7 +31,9 @@ def command(
     file: Annotated[
         Path,
         Parameter(
-            name="FILE", help="completions.jsonl, samples_*.jsonl of lm-evaluation-harness, or plain lines"
+            name="COMPLETIONS",
+            help="completions.jsonl, samples_*.jsonl of lm-evaluation-harness, plain lines, or an "
+            "evaluation's folder",
         ),
     ],
     /,
@@ -49,22 +52,28 @@ def command(
         ),
     ] = "",
     against: Annotated[Path | None, Parameter(help="judged completions to compare with")] = None,
-    out: Annotated[Path | None, Parameter(help="folder; default: FILE without its ending, -judged")] = None,
+    out: Annotated[
+        Path | None,
+        Parameter(help="folder; default: the file's name with -judged, and what it holds is replaced"),
+    ] = None,
+    overwrite: Annotated[bool, Parameter(help="replace what --out holds", show_default=False)] = False,
 ) -> int:
     """Judge a file, write the results beside it, print them."""
     console = make_console()
+    file = find_completions(file)
+    _check_out(file, out, overwrite=overwrite)
     saved, extract = read_request(
         file, benchmark, answer_type=answer_type, extract=extract, jobs=jobs, timeout_s=timeout_s
     )
+    before = read_evaluation(against) if against else None
     start = time.perf_counter()
     evaluation = judge(saved, extract, answer_type, jobs=jobs, timeout_s=timeout_s)
     seconds = time.perf_counter() - start
     out = out or file.with_name(f"{file.stem}-judged")
-    before = read_evaluation(against) if against else None
     difference = compare_evaluations(before, evaluation) if before else None
     out.mkdir(parents=True, exist_ok=True)
     header = {"resume_key": protocol_hash(evaluation.protocol)}
-    write_evaluation(evaluation, out / "completions.jsonl", header)
+    write_evaluation(evaluation, out / FILE, header)
     result = Result(evaluation, before, difference)
     if rank_by:
         from mathrl.commands.rank_samples import Ranker  # judging alone needs no torch
@@ -77,6 +86,18 @@ def command(
     for change, count in changes(saved, evaluation).most_common():
         console.print(f"  {change}: {count}")
     return 0
+
+
+def _check_out(file: Path, out: Path | None, *, overwrite: bool) -> None:
+    """Refuse a folder whose results the user has not given up, or that cannot be made."""
+    if out is None:
+        return
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file and no folder: choose another --out")
+    if (out / FILE).resolve() == file.resolve():
+        raise UserError(f"--out {out} is where the completions lie that are judged: choose another folder")
+    for name in (FILE, *PAGE_FILES):
+        refuse_taken(out / name, "--out", overwrite=overwrite)
 
 
 def read_request(

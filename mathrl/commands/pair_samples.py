@@ -26,6 +26,7 @@ def sample_run(
     num_problems: int,
     samples: int,
     seed: int,
+    overwrite: bool = False,
 ) -> Evaluation:
     """Sample and judge answers to training problems of a run's recipe, as the run itself asks.
 
@@ -33,6 +34,7 @@ def sample_run(
         file: completions go there as they come, and are taken from there where they are already.
         trained: sample with the run's adapter; else with its reference.
         num_problems: the first so many; 0: all.
+        overwrite: replace what ``file`` holds of other problems or settings.
 
     Raises:
         UserError: the run has no reference (or adapter) yet, its problems are gone, or ``file`` holds others.
@@ -64,6 +66,7 @@ def sample_run(
                 name="pairs",
                 info=source.facts(),
                 out=file,
+                replace_other=overwrite,
                 progress=stage,
             )
     finally:

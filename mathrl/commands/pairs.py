@@ -13,9 +13,10 @@ from rich.console import Console
 from mathrl.commands.judge import judge, read_request
 from mathrl.commands.recipe_fields import Overrides, takes_fields
 from mathrl.errors import UserError
+from mathrl.evaluation.completions import find_completions
 from mathrl.evaluation.result import Evaluation
 from mathrl.evaluation.verdict_pairs import Balance, make_pairs
-from mathrl.run.files import write_json, write_text
+from mathrl.run.files import refuse_taken, write_json, write_text
 from mathrl.run.progress import make_console
 
 _EPILOGUE = """\
@@ -70,10 +71,17 @@ def _pairs(
 
         file = out.with_name(f"{out.stem}-completions.jsonl")
         evaluation = sample_run(
-            source, file, overrides, trained=trained, num_problems=problems, samples=samples, seed=seed
+            source,
+            file,
+            overrides,
+            trained=trained,
+            num_problems=problems,
+            samples=samples,
+            seed=seed,
+            overwrite=overwrite,
         )
     else:
-        file = source / "completions.jsonl" if source.is_dir() else source
+        file = find_completions(source)
         saved, rule = read_request(
             file, benchmark, answer_type=answer_type, extract=extract, jobs=jobs, timeout_s=timeout_s
         )
@@ -102,10 +110,7 @@ def _check(
     if out.suffix != ".jsonl":
         raise UserError(f"--out {out} must end in .jsonl: a pair a line is written")
     for file in (out, out.with_suffix(".json")):
-        if file.is_dir():
-            raise UserError(f"{file} is a folder: choose another --out")
-        if file.exists() and not overwrite:
-            raise UserError(f"{file} exists: choose another --out, or replace it with --overwrite")
+        refuse_taken(file, "--out", overwrite=overwrite)
     if per_problem < 1:
         raise UserError(f"--per-problem must be >= 1, got {per_problem}")
     if not length_ratio >= 1:

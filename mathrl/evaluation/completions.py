@@ -19,6 +19,7 @@ from mathrl.run.json_lines import cut_unfinished, read_rows, to_line
 from mathrl.types import Completion, Problem
 
 GREEDY, SAMPLE = "greedy", "sample"
+FILE = "completions.jsonl"  # in the folder of an evaluation
 Key = tuple[str, str, int]  # problem id, kind, index
 
 
@@ -205,14 +206,41 @@ def _judged_row(problem: Problem, kind: str, index: int, judged: Judged) -> dict
     return row | ({"detail": judged.detail} if judged.detail else {})
 
 
+def completion_files(folder: Path) -> list[Path]:
+    """``completions.jsonl`` of an evaluation's folder, or of each of its benchmarks' folders, if any."""
+    own = folder / FILE
+    return [own] if own.is_file() else sorted(folder.glob(f"*/{FILE}"))
+
+
+def find_completions(path: Path) -> Path:
+    """The file of completions that a file or a folder of an evaluation names.
+
+    Raises:
+        UserError: the folder holds none, or those of several benchmarks.
+    """
+    if not path.is_dir():
+        return path
+    found = completion_files(path)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UserError(f"{path} holds completions of several benchmarks: name one of {_listed(found)}")
+    kept = sorted((path / "evaluations").glob("*.jsonl"))
+    run = f": of this run name one of {_listed(kept)}" if kept else ""
+    raise UserError(f"{path} holds no {FILE}{run}")
+
+
+def _listed(paths: Iterable[Path]) -> str:
+    return ", ".join(map(str, paths))
+
+
 def read_evaluation(path: Path) -> Evaluation:
-    """An evaluation from its judged file of completions, or from the folder that holds ``completions.jsonl``.
+    """An evaluation from its judged file of completions, or from a folder as ``find_completions`` takes.
 
     Raises:
         UserError: no such file, a line without a needed field, or an evaluation that has not ended.
     """
-    if path.is_dir():
-        path = path / "completions.jsonl"
+    path = find_completions(path)
     rows = read_rows(path)
     header = next(rows, (0, {}))[1]
     if header.get("kind") != "header" or "protocol" not in header:

@@ -10,7 +10,7 @@ from typing import Any
 from mathrl.data.fields import UnusableRow
 from mathrl.errors import UserError
 from mathrl.evaluation.benchmark_sets import Benchmark, to_problem
-from mathrl.evaluation.completions import SAMPLE, problem_of
+from mathrl.evaluation.completions import SAMPLE, find_completions, problem_of
 from mathrl.rewards.scorer import prompt_end
 from mathrl.run.json_lines import read_rows
 from mathrl.types import Completion, Problem
@@ -45,7 +45,8 @@ class SavedFile:
 
 
 def read_saved(path: Path, benchmark: Benchmark | None = None) -> SavedFile:
-    """Read completions.jsonl, ``samples_*.jsonl`` of lm-evaluation-harness, or plain lines.
+    """Read completions.jsonl (or the folder it lies in), ``samples_*.jsonl`` of lm-evaluation-harness, or
+    plain lines.
 
     A plain line has ``question``, ``answer``, ``completion`` (or a list ``completions``) and may have ``id``
     and ``prompt``: where that opened a thought, a completion that does not close it has no answer.
@@ -57,6 +58,7 @@ def read_saved(path: Path, benchmark: Benchmark | None = None) -> SavedFile:
     Raises:
         UserError: not a file of these forms, or a field is missing (which, in which line).
     """
+    path = find_completions(path)
     rows = list(read_rows(path))
     if not rows:
         raise UserError(f"{path} is empty")

@@ -25,6 +25,7 @@ from mathrl.run.files import write_json, write_text
 
 MAX_PAGE_BYTES = 24_000_000  # of completions in the page; beyond, long texts are cut and the page says so
 _SHORTEST_CUT = 200
+PAGE_FILES = ("eval.json", "eval.html")
 _RARE = ("unparsed", "timeout", "error")  # outcomes the console shows where there are any
 
 
@@ -59,8 +60,8 @@ def write_results(out: Path, title: str, results: Sequence[Result], versions: Ma
         for r in results
     }
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "eval.json", {"title": title, "versions": dict(versions), "benchmarks": tables})
-    page = out / "eval.html"
+    numbers, page = (out / name for name in PAGE_FILES)
+    write_json(numbers, {"title": title, "versions": dict(versions), "benchmarks": tables})
     write_text(page, render(title, results, versions))
     return page
 

@@ -10,7 +10,38 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mathrl.errors import UserError
+from mathrl.errors import UserError, cannot_write
+
+
+def refuse_taken(path: Path, option: str, *, overwrite: bool) -> None:
+    """Refuse a file that the user names, before the work for it is done.
+
+    Args:
+        option: names it, as in "choose another --out".
+        overwrite: a file that is there may be replaced.
+
+    Raises:
+        UserError: it is a folder, it is there and may not be replaced, or it cannot be made.
+    """
+    try:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder: choose another {option}")
+        taken = path.exists()
+    except OSError as error:  # such as a name that is too long
+        raise UserError(f"{path} cannot be made: {cannot_write(error)}") from error
+    if taken and not overwrite:
+        raise UserError(f"{path} exists: choose another {option}, or replace it with --overwrite")
+    refuse_place(path, option)
+
+
+def refuse_place(path: Path, option: str) -> None:
+    """Raise UserError where nothing can be made at ``path``: what is above it is no folder, or not ours."""
+    above = path.parent
+    while not above.exists() and above != above.parent:
+        above = above.parent
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        why = "you may not write there" if above.is_dir() else f"{above} is no folder"
+        raise UserError(f"{path} cannot be made: {why}; choose another {option}")
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from mathrl import __version__
 from mathrl.errors import UserError, cannot_write
-from mathrl.run.files import is_left_over, remove, sweep, write_json
+from mathrl.run.files import is_left_over, refuse_place, remove, sweep, write_json
 from mathrl.run.lock import FolderLock, opened
 
 _MARKER = ".mathrl-"
@@ -44,7 +43,7 @@ class OwnedFolder:
                 if not self.path.is_dir():
                     raise UserError(f"{self.path} is a file and no folder: choose another {self.elsewhere}")
                 return self._holds_nothing()
-            self._check_place()
+            refuse_place(self.path, self.elsewhere)
         except OSError as error:  # such as a name that is too long
             raise UserError(f"{self.path} cannot be made: {cannot_write(error)}") from error
         return True
@@ -97,14 +96,6 @@ class OwnedFolder:
     @property
     def _what(self) -> str:
         return f"the {self.kind} in {self.path}"
-
-    def _check_place(self) -> None:
-        above = self.path.parent
-        while not above.exists() and above != above.parent:
-            above = above.parent
-        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-            why = "you may not write there" if above.is_dir() else f"{above} is no folder"
-            raise UserError(f"{self.path} cannot be made: {why}; choose another {self.elsewhere}")
 
     def _holds_nothing(self) -> bool:
         """It is empty, has just been made, or was being emptied."""

@@ -77,6 +77,12 @@ def test_the_command_writes_a_page_and_prints_the_numbers(
     assert "half has not finished" in html
     assert "Reward by tokens sampled" in html
     assert html.count("<figure") >= 15
+    page.write_text("mine")
+    assert main(["compare", *map(str, runs[:2]), "--out", str(page)]) == 2
+    assert f"{page} exists: choose another --out, or replace it with --overwrite" in capsys.readouterr().err
+    assert page.read_text() == "mine"
+    assert main(["compare", *map(str, runs[:2]), "--out", str(page), "--overwrite"]) == 0
+    assert page.read_text() != "mine"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "book.txt").write_text("kept")
     assert main(["compare", *map(str, runs[:2]), "--out", str(tmp_path / "mine")]) == 0
@@ -105,6 +111,14 @@ def test_results_of_evaluations_are_compared_benchmark_by_benchmark(tmp_path: Pa
     for row in numbers["benchmarks"].values():
         assert row["difference"]["value"] > 0.3
         assert row["difference"]["p_value_holm"] == pytest.approx(2 * row["difference"]["p_value"], rel=1.01)
+
+
+def test_a_comparison_does_not_take_the_place_of_results(tmp_path: Path) -> None:
+    before = evaluate_into(tmp_path / "before", 0.2, 1)
+    after = evaluate_into(tmp_path / "after", 0.8, 2)
+    kept = (after / "eval.json").read_bytes()
+    assert main(["compare", str(before), str(after), "--out", str(after)]) == 2
+    assert (after / "eval.json").read_bytes() == kept
 
 
 def test_a_benchmark_that_only_one_of_them_has_is_left_out(tmp_path: Path) -> None:

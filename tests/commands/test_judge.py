@@ -61,13 +61,53 @@ def test_our_own_completions_are_judged_again_and_stay_comparable(tmp_path: Path
     assert difference.newly_right == ("sums/0", "sums/5")
 
 
+def test_a_folder_of_an_evaluation_is_taken_as_the_file_in_it(tmp_path: Path, capsys) -> None:
+    whole, own = tmp_path / "model", tmp_path / "model" / "sums"
+    own.mkdir(parents=True)
+    ours(own / "completions.jsonl")
+    for folder, file in ((own, "a"), (whole, "b")):
+        words = ["--out", str(tmp_path / file), "--against", str(folder)]
+        assert main(["judge", str(folder), *words]) == 0
+        assert [r.greedy.outcome for r in judged(tmp_path / file).records] == OUTCOMES
+        pairs = tmp_path / f"{file}.jsonl"
+        assert main(["pairs", str(folder), "--out", str(pairs), "--length-ratio", "inf"]) == 0
+        assert pairs.read_text().count("\n") == 2
+    (whole / "more").mkdir()
+    ours(whole / "more" / "completions.jsonl")
+    run = tmp_path / "run"
+    (run / "evaluations").mkdir(parents=True)
+    ours(run / "evaluations" / "before.jsonl")
+    for folder, told in ((whole, f"name one of {whole}/more/comp"), (run, f"one of {run}/evaluations/bef")):
+        capsys.readouterr()
+        assert main(["judge", str(folder)]) == 2
+        assert told in capsys.readouterr().err
+    assert main(["pairs", str(whole), "--out", str(tmp_path / "c.jsonl")]) == 2
+
+
+def test_results_that_are_there_are_replaced_only_where_that_is_asked_for(tmp_path: Path, capsys) -> None:
+    file, out = tmp_path / "completions.jsonl", tmp_path / "out"
+    ours(file)
+    kept = file.read_bytes()
+    words = ["judge", str(file), "--out"]
+    assert main([*words, str(out)]) == 0
+    assert main([*words, str(out)]) == 2
+    assert f"{out}/completions.jsonl exists: choose another --out, or replace it" in capsys.readouterr().err
+    assert main([*words, str(out), "--extract", "auto", "--overwrite"]) == 0
+    assert judged(out).protocol["extract"] == "auto"
+    assert main([*words, str(tmp_path), "--overwrite"]) == 2
+    assert "is where the completions lie that are judged" in capsys.readouterr().err
+    assert main([*words, str(file)]) == 2
+    assert "is a file and no folder" in capsys.readouterr().err
+    assert file.read_bytes() == kept
+
+
 def test_another_rule_or_verifier_is_another_protocol(tmp_path: Path, capsys) -> None:
     file = tmp_path / "completions.jsonl"
     ours(file)
     words = ["--extract", "auto", "--answer-type", "text", "--out", str(tmp_path / "x")]
     assert main(["judge", str(file), *words]) == 0
     assert judged(tmp_path / "x").protocol["extract"] == "auto"
-    assert main(["judge", str(file), *words, "--against", str(file)]) == 2
+    assert main(["judge", str(file), *words, "--overwrite", "--against", str(file)]) == 2
     assert "cannot be compared, for they differ in extract (gsm8k against auto)" in capsys.readouterr().err
 
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mathrl.cli import main
 from mathrl.data import wordproblems
 from mathrl.data.wordproblems import generate_drills, generate_problems, write_problems
 from mathrl.errors import UserError
@@ -105,6 +106,16 @@ def test_asking_for_more_than_there_are_is_told(monkeypatch):
     monkeypatch.setattr(wordproblems, "SEEN", bus)  # the only story without names
     with pytest.raises(UserError, match=r"only \d+ different word problems were found of 5000"):
         generate_problems(5000, 0, max_steps=1)
+
+
+def test_a_file_that_is_there_is_not_replaced_unasked(tmp_path, capsys):
+    path = tmp_path / "mine.jsonl"
+    path.write_text("mine")
+    assert main(["generate-problems", "--n", "3", "--out", str(path)]) == 2
+    assert f"{path} exists: choose another --out, or replace it with --overwrite" in capsys.readouterr().err
+    assert path.read_text() == "mine"
+    assert main(["generate-problems", "--n", "3", "--out", str(path), "--overwrite"]) == 0
+    assert path.read_text().count("\n") == 3
 
 
 def test_written_problems_load_again(tmp_path):

@@ -1,9 +1,11 @@
 """Files appear whole or not at all, and nothing of others goes for them."""
 
+import re
+
 import pytest
 
 from mathrl.errors import UserError
-from mathrl.run.files import atomic, write_json, write_text
+from mathrl.run.files import atomic, refuse_taken, write_json, write_text
 
 
 def test_a_file_never_takes_the_place_of_a_folder(tmp_path):
@@ -30,3 +32,19 @@ def test_a_folder_is_replaced_whole_and_stays_where_the_new_one_fails(tmp_path):
         temporary.mkdir()
         raise ZeroDivisionError
     assert [p.name for p in tmp_path.rglob("*")] == ["adapter", "new"]
+
+
+def test_a_file_that_the_user_names_is_refused_before_the_work(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    refuse_taken(file, "--out", overwrite=True)
+    refuse_taken(tmp_path / "new" / "deep" / "x.jsonl", "--out", overwrite=False)
+    for path, why in (
+        (file, "exists: choose another --out, or replace it with --overwrite"),
+        (tmp_path, "is a folder: choose another --out"),
+        (file / "x.jsonl", f"cannot be made: {file} is no folder"),
+        (tmp_path / ("n" * 300), "cannot be made: File name too long"),
+    ):
+        with pytest.raises(UserError, match=re.escape(why)):
+            refuse_taken(path, "--out", overwrite=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
