@@ -106,7 +106,7 @@ def step(folder: Path, algorithm: str, switch: Switch) -> tuple[str, dict[str, f
             make_update(config, chosen, policy, engine_exact=engine.exact_logprobs),
             sentinel=Sentinel(engine, policy, train.problems, config.rollout.max_sync_gap),
         )  # fmt: skip
-        trainer.sentinel.check()
+        trainer.sentinel.begin()
         trainer.step(0)
         switch.set(True)
         metrics, _ = trainer.step(1)

@@ -274,6 +274,8 @@ def _reinforce(
                 if kept is not None:
                     space.progress.console.print(f"  the results so far are kept in {kept}", soft_wrap=True)
                 trainer.run()
+            else:
+                trainer.prove()  # the weights that are evaluated now
         except NonFiniteError as error:
             raise NonFiniteError(f"{error}; {watch.evidence()}", error.rows) from error
         except Stopped as stopped:

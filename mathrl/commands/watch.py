@@ -138,6 +138,7 @@ class Watch:
         start = time.perf_counter()
         with self.stop.interruptible():
             evaluation = self.held_out.look(done)
+            self.trainer.prove()  # that it was of these weights
         metrics |= evaluation.metrics() | {"time/evaluate_s": time.perf_counter() - start}
         watched = evaluation.records[: self.run.config.tracking.num_watched]
         self._write(lambda tracker: tracker.watch(done, watched))

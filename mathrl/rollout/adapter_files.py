@@ -35,7 +35,12 @@ def weights_folder() -> Path:
 def write_adapter(adapter: Adapter, folder: Path, dtype: torch.dtype) -> None:
     """Write peft's two files, the tensors rounded to the type that the engine computes in."""
     folder.mkdir(parents=True)
-    tensors = {name: t.detach().to(dtype).contiguous().cpu() for name, t in adapter.tensors.items()}
+    # one copy from the device, not one a tensor: each would wait for all that the device has to do
+    flat = torch.cat([t.detach().reshape(-1) for t in adapter.tensors.values()]).to(dtype).cpu()
+    parts = flat.split([t.numel() for t in adapter.tensors.values()])
+    tensors = {
+        name: part.view(t.shape) for part, (name, t) in zip(parts, adapter.tensors.items(), strict=True)
+    }
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     (folder / "adapter_config.json").write_text(
         json.dumps(dict(adapter.config), default=json_default), encoding="utf-8"

@@ -20,8 +20,25 @@ PromptEncoder = Callable[[Problem], Sequence[int]]
 """Problem -> prompt token ids; engines and the trainer share one, so that both see the same prompt."""
 
 
+class Scores(Protocol):
+    """What an engine owes since ``score_with_next``: it is computed beside the completions sampled next."""
+
+    def result(self) -> list[list[float]]:
+        """As ``score`` gives them; where nothing has been sampled to its end since, they are computed now.
+
+        Raises:
+            RuntimeError: the engine has been given other weights before.
+        """
+        ...
+
+
 class Engine(Protocol):
-    """Samples completions from the newest policy it was given."""
+    """Samples completions from the newest policy it was given.
+
+    Beyond the protocol, one that has a copy of the weights can be asked what it makes of given tokens:
+    ``score(prompts, continuations)``, n lists of token ids each, gives n lists of log-probabilities at
+    temperature 1, and ``score_with_next(prompts, continuations)`` gives ``Scores``.
+    """
 
     name: str
     version: int  # of the adapter it samples from

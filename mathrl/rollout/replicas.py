@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any, TypeVar
 
-from mathrl.rollout.base import OnCompletion, OnTokens, PromptEncoder
+from mathrl.rollout.base import OnCompletion, OnTokens, PromptEncoder, Scores
 from mathrl.types import Adapter, Completion, Group, Problem, Sampling
 
 T = TypeVar("T")
@@ -80,7 +80,7 @@ class Replicas:
             self._under_way[index] = 0
             return engine.sample(own, group_size, sampling, seed=seed, on_completion=finished) if own else []
 
-        return _interleave(self._each(part))
+        return _interleave(self.each(part))
 
     def score(
         self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
@@ -88,14 +88,24 @@ class Replicas:
         """Row ``n`` by engine ``n % N``; see ``VllmEngine.score``."""
         num = self.num_replicas
         return _interleave(
-            self._each(lambda index, e: e.score(prompts[index::num], continuations[index::num]))
+            self.each(lambda index, e: e.score(prompts[index::num], continuations[index::num]))
+        )
+
+    def score_with_next(
+        self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
+    ) -> Scores:
+        """Row ``n`` by engine ``n % N``, beside what that one samples next."""
+        num = self.num_replicas
+        return _Parts(
+            self,
+            [e.score_with_next(prompts[i::num], continuations[i::num]) for i, e in enumerate(self.engines)],
         )
 
     def load(self, adapter: Adapter | None, version: int) -> None:
         """Every engine samples from these weights from now on."""
         # once, not once an engine: their threads share one interpreter
         written = self.engines[0].write(adapter) if adapter is not None else None
-        self._each(lambda _, engine: engine.load(adapter, version, written=written))
+        self.each(lambda _, engine: engine.load(adapter, version, written=written))
         self.version = version
         metrics = [engine.sync_metrics for engine in self.engines]
         self.sync_metrics = {name: max(m[name] for m in metrics) for name in metrics[0]}
@@ -111,11 +121,22 @@ class Replicas:
         if self.on_tokens is not None:
             self.on_tokens(sum(self._under_way))
 
-    def _each(self, work: Callable[[int, Any], T]) -> list[T]:
+    def each(self, work: Callable[[int, Any], T]) -> list[T]:
         """``work`` of every engine at the same time; an error is raised when all have ended."""
         parts = [self._threads.submit(work, index, engine) for index, engine in enumerate(self.engines)]
         wait(parts)
         return _results(parts)
+
+
+class _Parts:
+    """``Scores`` of engines side by side."""
+
+    def __init__(self, replicas: Replicas, parts: Sequence[Scores]) -> None:
+        self._replicas, self._parts = replicas, parts
+
+    def result(self) -> list[list[float]]:
+        """An engine that has had nothing to sample is asked now."""
+        return _interleave(self._replicas.each(lambda index, _: self._parts[index].result()))
 
 
 def _results(parts: Sequence[Future[T]]) -> list[T]:

@@ -15,13 +15,14 @@ import torch
 from mathrl.errors import LostPartError, UserError
 from mathrl.memory.plan import Limits
 from mathrl.rollout.adapter_files import weights_folder, write_adapter, write_merged
-from mathrl.rollout.base import OnCompletion, OnTokens, PromptEncoder, check_lengths
+from mathrl.rollout.base import OnCompletion, OnTokens, PromptEncoder, Scores, check_lengths
 from mathrl.rollout.vllm_client import (
     AdapterRefused,
     Ask,
     Client,
     CoreEnded,
     Output,
+    Row,
     exit_codes,
     first_line,
 )
@@ -29,6 +30,22 @@ from mathrl.rollout.vllm_settings import engine_arguments, engine_environment
 from mathrl.types import Adapter, Completion, Group, Problem, Sampling, derive_seed
 
 _RESET_ATTEMPTS = 100  # x 10 ms: a step in flight frees its blocks within milliseconds
+
+
+class _Owed:
+    """``mathrl.rollout.base.Scores`` of these rows."""
+
+    def __init__(self, rows: list[Row], score: Callable[[list[Row]], list[list[float]]]) -> None:
+        self.rows, self._score = rows, score
+        self.scores: list[list[float]] | None = None
+        self.outdated = False
+
+    def result(self) -> list[list[float]]:
+        if self.scores is None:
+            if self.outdated:
+                raise RuntimeError("the engine has been given other weights before it scored these tokens")
+            self.scores = self._score(self.rows)
+        return self.scores
 
 
 class VllmEngine:
@@ -86,6 +103,7 @@ class VllmEngine:
         self._dtype = dtype
         self._folder = weights_folder()
         self._serial = self._num_written = 0
+        self._owed: _Owed | None = None
         self._closed = False
         self._remove_folder = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         try:
@@ -128,8 +146,13 @@ class VllmEngine:
                 if on_completion is not None:
                     on_completion(p, i, completion)
 
+        owed = self._owed if self._owed is not None and self._owed.scores is None else None
         with self._at_work("sampling"):
-            self.client.sample(asks, sampling, self.eos_ids, finished, self.on_tokens, at_once)
+            scores = self.client.sample(
+                asks, sampling, self.eos_ids, finished, self.on_tokens, at_once, owed.rows if owed else ()
+            )
+        if owed:  # where it was broken off, the next call asks for them
+            owed.scores, self._owed = scores, None
         return [
             Group(problem, prompt, tuple(done[p, i] for i in range(group_size)), policy_version=self.version)
             for p, (problem, prompt) in enumerate(zip(problems, prompts, strict=True))
@@ -147,8 +170,14 @@ class VllmEngine:
         Returns:
             n lists, one number a token of the continuation.
         """
-        with self._at_work("scoring"):
-            return self.client.score(list(zip(prompts, continuations, strict=True)))
+        return self._score(list(zip(prompts, continuations, strict=True)))
+
+    def score_with_next(
+        self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
+    ) -> Scores:
+        """``score`` beside the completions sampled next, where it costs a share of a few decoding steps."""
+        self._owed = _Owed(list(zip(prompts, continuations, strict=True)), self._score)
+        return self._owed
 
     def write(self, adapter: Adapter) -> Path | None:
         """Put the adapter on the RAM disk for ``load``, of this engine or another; None: merged weights."""
@@ -173,6 +202,8 @@ class VllmEngine:
         """
         start = time.perf_counter()
         metrics: dict[str, float] = {}
+        if self._owed is not None:
+            self._owed.outdated, self._owed = True, None
         with self._at_work("loading weights"):
             if self.limits.lora_rank:
                 folder = None if adapter is None else written or self.write(adapter)
@@ -191,6 +222,10 @@ class VllmEngine:
             self._closed = True
             self.client.close()
             self._remove_folder()
+
+    def _score(self, rows: list[Row]) -> list[list[float]]:
+        with self._at_work("scoring"):
+            return self.client.score(rows)
 
     def _load_merged(self, adapter: Adapter | None) -> dict[str, float]:
         model = Path(self.model)

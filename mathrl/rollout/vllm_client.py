@@ -14,6 +14,9 @@ from typing import Any, NamedTuple, Protocol
 from mathrl.rollout.base import OnTokens
 from mathrl.types import FinishReason, Sampling
 
+Row = tuple[Sequence[int], Sequence[int]]
+"""Token ids that are given: a prompt, and those after it whose log-probabilities are wanted."""
+
 
 class Ask(NamedTuple):
     """Completions wanted of one prompt."""
@@ -61,15 +64,19 @@ class Client(Protocol):
         on_outputs: Callable[[list[Output]], None],
         on_tokens: OnTokens | None = None,
         at_once: int = 0,
-    ) -> None:
+        rows: Sequence[Row] = (),
+    ) -> list[list[float]]:
         """Sample all that is asked for; nothing is left under way when this ends, by an exception or not.
 
         Where vLLM's core is asked directly ``on_tokens`` is called, and at most ``at_once`` completions (0:
         all) are under way: another one begins when one has finished.
+
+        Returns:
+            The scores of ``rows``, which are computed beside the completions.
         """
         ...
 
-    def score(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
+    def score(self, rows: Sequence[Row]) -> list[list[float]]:
         """Log-probabilities at temperature 1 of each row's second part after its first, token by token."""
         ...
 

@@ -20,7 +20,7 @@ from copy import copy
 from itertools import islice
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vllm import SamplingParams
 from vllm.engine.arg_utils import EngineArgs
@@ -35,8 +35,29 @@ from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from mathrl.rollout.base import OnTokens
 from mathrl.rollout.core_process import ask_to_end
 from mathrl.rollout.finished_only import UNDER_WAY, FinishedOnly
-from mathrl.rollout.vllm_client import AdapterRefused, Ask, CoreEnded, Output, end_processes, first_line
+from mathrl.rollout.given_tokens import GivenTokens
+from mathrl.rollout.vllm_client import (
+    AdapterRefused,
+    Ask,
+    CoreEnded,
+    Output,
+    Row,
+    end_processes,
+    first_line,
+)
 from mathrl.types import FinishReason, Sampling
+
+
+class _Given(NamedTuple):
+    """A token that is scored."""
+
+    row: int
+    place: int
+    token: int
+
+
+Place = tuple[int, int] | _Given
+"""What a request is for: a completion, of an Ask and its seed, or a given token."""
 
 _REASONS: dict[Any, FinishReason] = {VllmFinishReason.STOP: "stop", VllmFinishReason.LENGTH: "length"}
 
@@ -68,7 +89,8 @@ class CoreClient:
         on_outputs: Callable[[list[Output]], None],
         on_tokens: OnTokens | None = None,
         at_once: int = 0,
-    ) -> None:
+        rows: Sequence[Row] = (),
+    ) -> list[list[float]]:
         parameters = SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
@@ -78,7 +100,9 @@ class CoreClient:
             stop_token_ids=list(eos_ids),
             detokenize=False,
         )
+        scores = [[float("nan")] * len(tokens) for _, tokens in rows]
         with self._requests() as waiting:
+            self._send_given(rows, waiting)  # first: they share the steps that compute the prompts
 
             def send() -> Iterator[None]:
                 for n, (prompt, seeds) in enumerate(asks):
@@ -90,33 +114,19 @@ class CoreClient:
             sending = send()
             deque(islice(sending, at_once or None), maxlen=0)
             for answers in self._answers(waiting, on_tokens):
-                outputs = [_output(*waiting.pop(a.request_id), a, sampling.logprobs) for a in answers]
-                deque(islice(sending, len(answers)), maxlen=0)
-                on_outputs(outputs)
-
-    def score(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
-        """By the very path that samples: adapter, prefix cache, sampler.
-
-        Each token is a request that samples one token after all that stands before it and reports the given
-        token's log-probability. (``prompt_logprobs`` would pass by the prefix cache.)
-        """
-        scores = [[float("nan")] * len(tokens) for _, tokens in rows]
-        with self._requests() as waiting:
-            for n, (prompt, tokens) in enumerate(rows):
-                if not tokens:
-                    continue
-                request = self._request(
-                    (*prompt, *tokens[:-1]), SamplingParams(max_tokens=1, detokenize=False)
-                )
-                for t, token in enumerate(tokens):
-                    wanted = {"seed": t, "logprob_token_ids": [token]}
-                    waiting[self._send(request, t, wanted, len(prompt) + t)] = (n, t)
-            for answers in self._answers(waiting):
-                for answer in answers:
-                    n, t = waiting.pop(answer.request_id)
-                    ids, values = answer.new_logprobs.logprob_token_ids[0], answer.new_logprobs.logprobs[0]
-                    scores[n][t] = float(values[list(ids).index(rows[n][1][t])])
+                outputs = []
+                for place, answer in answers:
+                    if isinstance(place, _Given):
+                        scores[place.row][place.place] = _score(place.token, answer)
+                    else:
+                        outputs.append(_output(*place, answer, sampling.logprobs))
+                deque(islice(sending, len(outputs)), maxlen=0)
+                if outputs:
+                    on_outputs(outputs)
         return scores
+
+    def score(self, rows: Sequence[Row]) -> list[list[float]]:
+        return self.sample((), Sampling(), (), lambda outputs: None, rows=rows)
 
     def set_adapter(self, name: str, number: int, folder: Path | None) -> None:
         with self._core_at_work():
@@ -173,10 +183,24 @@ class CoreClient:
         self._core.add_request(child)
         return child.request_id
 
+    def _send_given(self, rows: Sequence[Row], waiting: dict[str, Place]) -> None:
+        """Ask for the rows' scores by the very path that samples: adapter, prefix cache, sampler.
+
+        Each token is a request that samples one token after all that stands before it and reports the given
+        token's log-probability. (``prompt_logprobs`` would pass by the prefix cache.)
+        """
+        for n, (prompt, tokens) in enumerate(rows):
+            if not tokens:
+                continue
+            request = self._request((*prompt, *tokens[:-1]), SamplingParams(max_tokens=1, detokenize=False))
+            for t, token in enumerate(tokens):
+                wanted = {"seed": t, "logprob_token_ids": [token]}
+                waiting[self._send(request, t, wanted, len(prompt) + t)] = _Given(n, t, token)
+
     @contextmanager
-    def _requests(self) -> Iterator[dict[str, tuple[int, int]]]:
+    def _requests(self) -> Iterator[dict[str, Place]]:
         """Requests under way by id; those left when something goes wrong are cancelled."""
-        waiting: dict[str, tuple[int, int]] = {}
+        waiting: dict[str, Place] = {}
         with self._core_at_work():
             try:
                 yield waiting
@@ -193,26 +217,28 @@ class CoreClient:
         except EngineDeadError as error:
             raise CoreEnded from error
 
-    def _answers(self, waiting: Mapping[str, Any], on_tokens: OnTokens | None = None) -> Iterator[list[Any]]:
-        """Finished outputs as they come, until ``waiting``, from which the caller takes them, is empty."""
+    def _answers(
+        self, waiting: dict[str, Place], on_tokens: OnTokens | None = None
+    ) -> Iterator[list[tuple[Place, Any]]]:
+        """Finished outputs as they come, with what they answer, until ``waiting`` has lost all to them."""
         while waiting:
             outputs = self._core.get_output().outputs
-            answers = [a for a in outputs if a.request_id in waiting]
             if on_tokens is not None:
                 for count in (o for o in outputs if o.request_id == UNDER_WAY):
                     on_tokens(count.new_token_ids[0])
-            for answer in answers:
+            answers = [(waiting.pop(a.request_id), a) for a in outputs if a.request_id in waiting]
+            for _, answer in answers:
                 if answer.finish_reason not in _REASONS:
                     raise RuntimeError(f"vLLM gave up a request: {answer.finish_reason!r}")
             if answers:
                 yield answers
 
 
-class FinishedOnlyScheduler(FinishedOnly, Scheduler):
+class FinishedOnlyScheduler(GivenTokens, FinishedOnly, Scheduler):
     """vLLM's scheduler, for devices where steps are not prepared ahead."""
 
 
-class FinishedOnlyAsyncScheduler(FinishedOnly, AsyncScheduler):
+class FinishedOnlyAsyncScheduler(GivenTokens, FinishedOnly, AsyncScheduler):
     """vLLM's scheduler that prepares a step while the one before it runs."""
 
 
@@ -226,6 +252,12 @@ def _classes(device: str) -> dict[str, Any]:
 def _output(ask: int, seed: int, answer: Any, logprobs: bool) -> Output:
     values = tuple(answer.new_logprobs.logprobs[:, 0].tolist()) if logprobs else None
     return Output(ask, seed, tuple(answer.new_token_ids), _REASONS[answer.finish_reason], values)
+
+
+def _score(token: int, answer: Any) -> float:
+    """Log-probability of the given token."""
+    ids, values = answer.new_logprobs.logprob_token_ids[0], answer.new_logprobs.logprobs[0]
+    return float(values[list(ids).index(token)])
 
 
 def _watch(client: weakref.ref[CoreClient], processes: Sequence[Any]) -> None:

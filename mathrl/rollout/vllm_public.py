@@ -21,7 +21,15 @@ from vllm.lora.request import LoRARequest
 
 from mathrl.rollout.base import OnTokens
 from mathrl.rollout.core_process import ask_to_end
-from mathrl.rollout.vllm_client import AdapterRefused, Ask, CoreEnded, Output, end_processes, first_line
+from mathrl.rollout.vllm_client import (
+    AdapterRefused,
+    Ask,
+    CoreEnded,
+    Output,
+    Row,
+    end_processes,
+    first_line,
+)
 from mathrl.types import FinishReason, Sampling
 
 T = TypeVar("T")
@@ -57,7 +65,8 @@ class PublicClient:
         on_outputs: Callable[[list[Output]], None],
         on_tokens: OnTokens | None = None,
         at_once: int = 0,
-    ) -> None:
+        rows: Sequence[Row] = (),
+    ) -> list[list[float]]:
         common = {
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
@@ -68,26 +77,20 @@ class PublicClient:
             "detokenize": False,
         }
         places = [(n, i, seed) for n, ask in enumerate(asks) for i, seed in enumerate(ask.seeds)]
+        given = _Given(rows)
         found = self._generate(
-            [asks[n].prompt for n, _, _ in places],
-            [SamplingParams(**common, seed=seed) for _, _, seed in places],
+            [asks[n].prompt for n, _, _ in places] + given.prompts,
+            [SamplingParams(**common, seed=seed) for _, _, seed in places] + given.parameters,
         )
-        on_outputs([_output(n, i, f, sampling.logprobs) for (n, i, _), f in zip(places, found, strict=True)])
+        sampled, scored = found[: len(places)], found[len(places) :]
+        on_outputs(
+            [_output(n, i, f, sampling.logprobs) for (n, i, _), f in zip(places, sampled, strict=True)]
+        )
+        return given.scores(scored)
 
-    def score(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
-        """A request a token that samples one token more, with the given one's log-probability beside it."""
-        places = [(n, t) for n, (_, tokens) in enumerate(rows) for t in range(len(tokens))]
-        found = self._generate(
-            [(*rows[n][0], *rows[n][1][:t]) for n, t in places],
-            [
-                SamplingParams(max_tokens=1, detokenize=False, seed=t, logprob_token_ids=[rows[n][1][t]])
-                for n, t in places
-            ],
-        )
-        scores: list[list[float]] = [[] for _ in rows]
-        for (n, t), completion in zip(places, found, strict=True):
-            scores[n].append(float(completion.logprobs[0][rows[n][1][t]].logprob))
-        return scores
+    def score(self, rows: Sequence[Row]) -> list[list[float]]:
+        given = _Given(rows)
+        return given.scores(self._generate(given.prompts, given.parameters))
 
     def set_adapter(self, name: str, number: int, folder: Path | None) -> None:
         old, self._lora = self._lora, None
@@ -152,6 +155,26 @@ class PublicClient:
             if not future.done() or (future.exception() and not all(p.is_alive() for p in self.processes)):
                 raise CoreEnded
         return future.result()
+
+
+class _Given:
+    """A request for each token of the rows: it samples one token, with the given one's score beside it."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._rows = rows
+        self._places = [(n, t) for n, (_, tokens) in enumerate(rows) for t in range(len(tokens))]
+        self.prompts: list[Sequence[int]] = [(*rows[n][0], *rows[n][1][:t]) for n, t in self._places]
+        self.parameters = [
+            SamplingParams(max_tokens=1, detokenize=False, seed=t, logprob_token_ids=[rows[n][1][t]])
+            for n, t in self._places
+        ]
+
+    def scores(self, completions: Sequence[Any]) -> list[list[float]]:
+        """Of each row, from its requests' completions."""
+        scores: list[list[float]] = [[] for _ in self._rows]
+        for (n, t), completion in zip(self._places, completions, strict=True):
+            scores[n].append(float(completion.logprobs[0][self._rows[n][1][t]].logprob))
+        return scores
 
 
 def _output(ask: int, seed: int, completion: Any, logprobs: bool) -> Output:

@@ -1,5 +1,9 @@
 """Proof that the engine samples from the trained weights: both score the same tokens after every sync.
 
+The proof costs a step next to nothing. The trainer scores while the engine loads; the engine scores beside
+the first completions that it samples from the new weights (``score_with_next``). So it is whole when they
+are, and before anything is made of them: until then nothing that they change has moved.
+
 Two tests, because rounding hides small moves. The *gap* test compares engine and trainer directly and finds
 what is grossly wrong: an adapter without its scaling, a prompt whose keys and values are another version's.
 A policy that moves by 0.01 nats a step under rounding of 0.05 nats passes it for long with weights that
@@ -22,9 +26,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -94,10 +99,21 @@ def _log_odds(logprobs: Tensor) -> Tensor:
     return logprobs - torch.log(-torch.expm1(logprobs))
 
 
+@dataclass(slots=True)
+class _Begun:
+    """A sync whose proof is under way."""
+
+    version: int
+    logprobs: Tensor  # (n, T) the trainer's, float64
+    scores: Callable[[], list[list[float]]]  # the engine's
+    metrics: dict[str, float]
+
+
 class Sentinel:
-    """Checks an engine after each sync, always on the same tokens.
+    """Proves each sync of an engine, always on the same tokens: ``begin`` loads, ``finish`` tells.
 
     An engine that shares the policy's model object (no ``score``) has nothing to prove and is not checked.
+    One that has ``score`` alone, and no ``score_with_next``, is asked as soon as it has loaded.
 
     Args:
         engine: holds the policy's weights when this is made; it samples the tokens once. Each of its
@@ -112,8 +128,11 @@ class Sentinel:
     ) -> None:
         self.max_gap, self.policy = max_gap, policy
         self._score = getattr(engine, "score", None)
+        self._score_with_next = getattr(engine, "score_with_next", None)
         self._replicas = getattr(engine, "num_replicas", 1)  # replica r scores rows r, r + N, …
         self._proved: dict[int, Tensor] = {}  # replica -> (n,) trainer's log-probabilities at its last proof
+        self._begun: _Begun | None = None
+        self._found: dict[str, float] = {}  # of an engine that was asked at once
         if self._score is None:
             return
         self._problems = list(problems[:NUM_PROBLEMS])
@@ -123,60 +142,124 @@ class Sentinel:
         self._completions = [group.completions[0].token_ids for group in groups]
         self._batch = _batch(self._prompts, self._completions, policy.pad_id)
 
-    def check(self) -> dict[str, float]:
-        """Compare engine and trainer; call it after every ``engine.load``.
+    @property
+    def waits(self) -> bool:
+        """Whether a sync has begun whose proof has not been finished, or failed."""
+        return self._begun is not None
 
-        Returns:
-            ``sync/sentinel_gap`` (nats, the worst problem's mean) and, where the policy has moved,
-            ``sync/arrived`` and ``sync/arrived_error``.
+    def begin(self, load: Callable[[], None] = lambda: None) -> None:
+        """Hand new weights to the engine, and begin to prove that it samples from them.
+
+        Args:
+            load: gives the policy's weights to the engine; called in a thread, while the trainer scores here.
 
         Raises:
-            SyncError: the gap is above the bound or no number, or the policy's move did not arrive.
             NonFiniteError: the trainer's own numbers are not finite.
+            SyncError: as ``finish``, where the engine can be asked at once alone.
+            Exception: what ``load`` raises.
         """
+        self._begun, self._found = None, {}  # of weights that are no longer there
         if self._score is None:
-            return {}
+            load()
+            return
         start = time.perf_counter()
-        with ThreadPoolExecutor(1) as engine_side:  # neither waits for the other
-            scoring = engine_side.submit(self._score, self._prompts, self._completions)
-            with torch.no_grad():
-                logprobs = self.policy.logprobs(self._batch, temperature=1.0).logprobs.double().cpu()
-            trained = time.perf_counter() - start
-            scores = scoring.result()
-        seconds = {"sync/sentinel_s": time.perf_counter() - start, "sync/sentinel_trainer_s": trained}
-        mask = self._batch.loss_mask
-        engine = torch.zeros_like(logprobs)
-        engine[mask] = torch.tensor([value for row in scores for value in row], dtype=torch.float64)
-        gaps = (engine - logprobs).abs().sum(dim=1) / mask.sum(dim=1)
+        logprobs, trained, loaded = self._load_and_score(load)
         if not bool(logprobs.isfinite().all()):
             raise NonFiniteError(
                 f"after the update to version {self.policy.version} the trainer's log-probabilities are "
                 "not finite: the weights have overflowed, no engine is to blame; go back to a checkpoint, "
                 "with a lower update.learning_rate"
             )
+        if self._score_with_next is None:
+            scores = partial(self._score, self._prompts, self._completions)
+        else:
+            scores = self._score_with_next(self._prompts, self._completions).result
+        seconds = {
+            "sync/sentinel_s": time.perf_counter() - start - loaded,
+            "sync/sentinel_trainer_s": trained,
+        }
+        self._begun = _Begun(self.policy.version, logprobs, scores, seconds)
+        if self._score_with_next is None:
+            self._found = self.finish()
+
+    def finish(self) -> dict[str, float]:
+        """Compare engine and trainer, after the sampling that follows ``begin``, or without any.
+
+        Nothing may be made of what the engine sampled before this has returned. Where it has raised it raises
+        again, until a new ``begin``.
+
+        Returns:
+            ``sync/sentinel_gap`` (nats, the worst problem's mean); where the policy has moved,
+            ``sync/arrived`` and ``sync/arrived_error``; ``sync/sentinel_s``, seconds that the proof was
+            waited for; ``sync/sentinel_trainer_s``, that the trainer took to score. Empty where it has been
+            told.
+
+        Raises:
+            SyncError: the gap is above the bound or no number, or the policy's move did not arrive.
+        """
+        if self._begun is None:
+            found, self._found = self._found, {}
+            return found
+        start, begun = time.perf_counter(), self._begun
+        metrics = self._compare(begun.version, begun.logprobs, begun.scores())
+        self._begun = None
+        waited = begun.metrics["sync/sentinel_s"] + time.perf_counter() - start
+        return begun.metrics | {"sync/sentinel_s": waited} | metrics
+
+    def check(self) -> dict[str, float]:
+        """``begin`` and ``finish``: compare the two as they are, now."""
+        self.begin()
+        return self.finish()
+
+    def _load_and_score(self, load: Callable[[], None]) -> tuple[Tensor, float, float]:
+        """The trainer's (n, T) log-probabilities; seconds that it took, and that the engine took to load."""
+
+        def timed() -> float:
+            start = time.perf_counter()
+            load()
+            return time.perf_counter() - start
+
+        with ThreadPoolExecutor(1, thread_name_prefix="loading") as engine_side:
+            loading = engine_side.submit(timed)
+            start = time.perf_counter()
+            try:
+                with torch.no_grad():
+                    logprobs = self.policy.logprobs(self._batch, temperature=1.0).logprobs.double().cpu()
+            except Exception:
+                loading.result()  # an engine that has ended comes first: a run can go on from that by itself
+                raise
+            trained = time.perf_counter() - start
+            return logprobs, trained, loading.result()
+
+    def _compare(self, version: int, logprobs: Tensor, scores: Sequence[Sequence[float]]) -> dict[str, float]:
+        mask = self._batch.loss_mask
+        engine = torch.zeros_like(logprobs)
+        engine[mask] = torch.tensor([value for row in scores for value in row], dtype=torch.float64)
+        gaps = (engine - logprobs).abs().sum(dim=1) / mask.sum(dim=1)
         worst = int(gaps.nan_to_num(nan=math.inf).argmax())
         gap = float(gaps[worst])
         if not gap <= self.max_gap:
             raise SyncError(
-                f"after the sync to version {self.policy.version} engine and trainer differ by {gap:.3g} "
+                f"after the sync to version {version} engine and trainer differ by {gap:.3g} "
                 f"nats a token on problem {self._problems[worst].id!r} (bound: rollout.max_sync_gap "
                 f"{self.max_gap:g}): the engine does not sample from the trained weights; {_ADVICE}"
             )
         moves = []
         for replica in range(min(self._replicas, len(mask))):
             rows = slice(replica, None, self._replicas)
-            moves.append(self._check_move(replica, engine[rows][mask[rows]], logprobs[rows][mask[rows]]))
+            own = mask[rows]
+            moves.append(self._check_move(version, replica, engine[rows][own], logprobs[rows][own]))
         least = min(moves, key=lambda m: m.get("sync/arrived", math.inf))
-        return seconds | {"sync/sentinel_gap": gap} | least
+        return {"sync/sentinel_gap": gap} | least
 
-    def _check_move(self, replica: int, engine: Tensor, now: Tensor) -> dict[str, float]:
+    def _check_move(self, version: int, replica: int, engine: Tensor, now: Tensor) -> dict[str, float]:
         if replica not in self._proved:
             self._proved[replica] = now
             return {}
         move = measure_move(engine, self._proved[replica], now)
         if move.refuted:
             raise SyncError(
-                f"after the sync to version {self.policy.version} only {move.arrived:.0%} ± {move.error:.0%} "
+                f"after the sync to version {version} only {move.arrived:.0%} ± {move.error:.0%} "
                 f"of the policy's move since the last proved sync (log-odds by {move.size:.2g}) has "
                 f"arrived at the engine: it still samples from older weights; {_ADVICE}"
             )

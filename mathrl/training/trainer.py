@@ -89,6 +89,7 @@ class Trainer:
     overlap: Overlap | None = field(init=False)  # trains groups while others are sampled
     why_in_turn: str = field(init=False)  # why there is no overlap
     rank_seconds: list[dict[str, float]] = field(default_factory=list)  # of the last step, by rank and phase
+    _proof: Metrics = field(default_factory=dict, init=False)  # of the engine's weights, for the step's row
     _noted: tuple[list[int], dict[str, Any], Metrics] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -105,8 +106,8 @@ class Trainer:
         with together("the first checks"), alone():
             if self.policy.device.type == "cuda" and not self.ended:
                 dry_step(self.config, self.algorithm, self.policy, self.update, self.forward_parts)
-            if self.sentinel:
-                self.sentinel.check()  # what later moves of the policy are measured from
+            if self.sentinel and not self.sentinel.waits:
+                self.sentinel.begin()  # what later moves of the policy are measured from
         self._note({})
         with short_collections():
             while not (self.ended or any_rank(self.hooks.should_stop(self.steps_done))):
@@ -115,6 +116,9 @@ class Trainer:
                 self.seconds += metrics["time/step_s"]
                 self._note(metrics)
                 self.hooks.after_step(self.steps_done, metrics, groups)
+        with together("proving the last weights"):
+            if not self.hooks.stopping():  # else nothing is sampled any more, and the engine may be gone
+                self._prove()
 
     @property
     def ended(self) -> bool:
@@ -123,7 +127,10 @@ class Trainer:
         return self.steps_done >= limits.num_steps or 0 < limits.max_seconds <= self.seconds
 
     def step(self, index: int) -> tuple[Metrics, list[Group]]:
-        """Sample, verify, weigh, update once. Afterwards the engine samples from the newest policy."""
+        """Sample, verify, weigh, update once. Afterwards the engine samples from the newest policy.
+
+        That it did so in this step has been proved before anything is changed (``Sentinel``).
+        """
         policy = self.policy
         clock = Clock(synchronize=policy.device.type == "cuda", away=seconds_away)
         forget_calls()
@@ -158,12 +165,31 @@ class Trainer:
         self._note(metrics, index + 1)
         synced: Metrics = {}
         with together("handing over the weights"), clock("sync"):
-            if not self.hooks.stopping():  # else nothing is sampled any more, and the engine may be gone
-                self.engine.load(policy.adapter(), version=policy.version)
+            if not self.hooks.stopping():  # as above
+                self._hand_over()
                 synced |= getattr(self.engine, "sync_metrics", {})
-                if self.sentinel:
-                    synced |= self.sentinel.check()
         return self._conclude(metrics, synced, clock), groups
+
+    def _hand_over(self) -> None:
+        """From now on the engine samples from the policy as it is; the next ``_prove`` shows that it does."""
+        load = partial(self.engine.load, self.policy.adapter(), version=self.policy.version)
+        if self.sentinel:
+            self.sentinel.begin(load)
+        else:
+            load()
+
+    def prove(self) -> None:
+        """Call it before anything is made of what others have sampled from the trainer's engine.
+
+        Raises:
+            SyncError: on all ranks; the engine of one does not sample from the trained weights.
+        """
+        with together("proving the weights"):
+            self._prove()
+
+    def _prove(self) -> None:
+        if self.sentinel:
+            self._proof |= self.sentinel.finish()
 
     @contextmanager
     def _given_back(self) -> Iterator[None]:
@@ -215,6 +241,8 @@ class Trainer:
                     )
                 with clock("verify"):  # a hung answer costs one worker, not the run
                     scored = self.rewards.score(sampled)
+            with clock("sync"):
+                self._prove()
         return all_groups(problems, scored)
 
     def _judge(self, problems: Sequence[Problem], index: int, _: int, completion: Completion) -> None:
@@ -247,6 +275,7 @@ class Trainer:
         """The step's metrics with the worst of what each rank measured of its engine, and with its times."""
         if self.overlap:
             synced = synced | self.overlap.metrics()  # before the pace decides on the next step
+        synced, self._proof = synced | self._proof, {}
         self.rank_seconds = seconds_by_rank(clock.phases)
         metrics = metrics | worst(gather(synced)) | step_metrics(self.rank_seconds)
         metrics["tokens/per_s"] = metrics["tokens/sampled"] / max(metrics["time/step_s"], 1e-9)
@@ -301,4 +330,4 @@ class Trainer:
         self.policy.version = state.get("version", self.steps_done)
         self.update.load_state_dict(state["update"])
         self.problems.restore(state["problems"])
-        self.engine.load(self.policy.adapter(), version=self.policy.version)
+        self._hand_over()

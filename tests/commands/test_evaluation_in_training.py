@@ -1,16 +1,21 @@
 """Held-out accuracy while training: its interval, the best checkpoint by the lower bound, the early stop."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from mathrl.cli import main
+from mathrl.commands.watch import Watch
 from mathrl.evaluation.completions import read_evaluation
 from mathrl.evaluation.statistics import wilson_interval
 from mathrl.report.run_page import render
 from mathrl.report.run_record import read_run
 from mathrl.run.checkpoint import CheckpointStore
+from mathrl.training.sentinel import SyncError
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +58,18 @@ def test_before_and_after_are_the_same_problems_by_the_same_protocol(run: Path) 
         r.greedy.text for r in after.records
     ]  # nothing learned
     assert (before.version, after.version) == (0, 3)
+
+
+def test_a_look_through_an_engine_with_other_weights_counts_for_nothing() -> None:
+    def refuse() -> None:
+        raise SyncError("the engine still samples from older weights")
+
+    found = SimpleNamespace(metrics=lambda: {"held_out/accuracy": 1.0}, records=[])
+    watch: Any = object.__new__(Watch)
+    watch.stop = SimpleNamespace(interruptible=nullcontext)
+    watch.held_out = SimpleNamespace(look=lambda step: found)
+    watch.trainer = SimpleNamespace(prove=refuse)
+    metrics: dict[str, float] = {}
+    with pytest.raises(SyncError):
+        watch._look(4, metrics)
+    assert not metrics

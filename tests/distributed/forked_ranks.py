@@ -20,6 +20,8 @@ import torch
 from killed_run import _FORKS
 from launched import MARK, free_port
 
+from mathrl.training.sentinel import SyncError
+
 TAG = f"forked by {os.getpid()}"
 
 
@@ -47,6 +49,10 @@ def fill_the_disk(tracker: Any, *rest: Any) -> None:
 def move_the_weights(trainer: Any, *rest: Any) -> None:
     with torch.no_grad():
         trainer.policy.trainable_parameters()[0].add_(0.01)
+
+
+def not_arrived(sentinel: Any) -> None:
+    raise SyncError("only 0% ± 1% of the policy's move has arrived at the engine")
 
 
 def place_of(rank: int, world: int, port: int) -> dict[str, Any]:

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from forked_ranks import TAG, ForkedRanks, Plant, fail, fill_the_disk, make_not_finite, move_the_weights
+from forked_ranks import (
+    TAG,
+    ForkedRanks,
+    Plant,
+    fail,
+    fill_the_disk,
+    make_not_finite,
+    move_the_weights,
+    not_arrived,
+)
 from launched import left_behind
 from safetensors.torch import load_file
 
@@ -120,6 +129,17 @@ def test_a_loss_that_is_not_finite_on_one_rank(arguments, tmp_path):
     samples = [json.loads(line) for line in (run_of(tmp_path) / "samples.jsonl").read_text().splitlines()]
     assert bad == [4]  # the first of rank 1's group, which is the second of the step
     assert samples
+
+
+def test_an_engine_of_one_rank_that_keeps_old_weights(arguments, tmp_path):
+    """Found after a step's rollout; the step before it is whole."""
+    ranks = ForkedRanks(
+        arguments, tmp_path, Plant(1, "mathrl.training.sentinel:Sentinel.finish 3", not_arrived)
+    )
+    assert ranks.wait() == [2, 2], ranks.told
+    assert ranks.sentences == ["rank 1: only 0% ± 1% of the policy's move has arrived at the engine"]
+    assert saved_steps(tmp_path) == [2]
+    assert [row["step"] for row in rows(run_of(tmp_path))] == [1, 2]
 
 
 def test_a_full_disk(arguments, tmp_path):

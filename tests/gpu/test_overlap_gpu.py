@@ -91,7 +91,7 @@ def test_steps_of_both_ways_in_turns_with_vllm(config):  # noqa: F811
             Hooks(say=said.append), sentinel=Sentinel(engine, policy, PROBLEMS, 0.25),
         )  # fmt: skip
         assert isinstance(trainer.overlap.pace, Pace)
-        trainer.sentinel.check()
+        trainer.sentinel.begin()
         engine.max_sequences = 48
         shares = []
         for index in range(9):
@@ -99,6 +99,7 @@ def test_steps_of_both_ways_in_turns_with_vllm(config):  # noqa: F811
             assert math.isfinite(metrics["policy/loss"])
             assert metrics["sync/sentinel_gap"] < 0.25
             shares.append(metrics.get("overlap/trained_frac"))
+        trainer.prove()
         assert [share is None for share in shares[:8]] == [False, True] * 4
         assert any(share for share in shares)  # something trained while other groups were sampled
         assert len([sentence for sentence in said if sentence]) == 1

@@ -1,5 +1,6 @@
 """The vLLM engine on CUDA: bfloat16, captured graphs, prepared-ahead steps, per-completion seeds."""
 
+from dataclasses import replace
 from importlib.util import find_spec
 
 import psutil
@@ -108,8 +109,6 @@ def ids(groups: list[Group]) -> list[tuple[int, ...]]:
 
 
 def mean_gap(policy: Policy, groups: list[Group], **how) -> float:
-    from dataclasses import replace
-
     scored = [replace(g, scores=tuple(Score(0.0, "wrong") for _ in g.completions)) for g in groups]
     batch = collate(scored, policy.pad_id).to("cuda")
     with torch.no_grad():
@@ -179,6 +178,24 @@ def test_score_agrees_with_sampling(synced):
         for a, b in zip(row, group.completions[0].sampling_logprobs, strict=True)
     ]
     assert sum(gaps) / len(gaps) < 0.05
+
+
+@pytest.mark.parametrize("logprobs", [True, False])
+def test_tokens_are_scored_beside_completions(synced, policy, logprobs):
+    """Steps are prepared ahead here: prompts of both kinds and decoding share them."""
+    groups = synced.sample(PROBLEMS, 1, seed=1)
+    rows = [g.prompt_ids for g in groups], [g.completions[0].token_ids for g in groups]
+    owed = synced.score_with_next(*rows)
+    found = synced.sample(PROBLEMS, GROUP, replace(synced.sampling, logprobs=logprobs), seed=2)
+    assert owed.scores is not None
+    alone = torch.tensor([value for row in synced.score(*rows) for value in row])
+    beside = torch.tensor([value for row in owed.result() for value in row])
+    assert float((beside - alone).abs().mean()) < 0.05
+    assert all(
+        len(c.sampling_logprobs or ()) == logprobs * len(c.token_ids) for g in found for c in g.completions
+    )
+    if logprobs:
+        assert mean_gap(policy, found) < 0.05
 
 
 def test_the_sentinel_proves_and_refutes(engine, config):

@@ -1,6 +1,7 @@
 """Engines side by side behave as one: on made-up engines; on real ones: test_vllm.py."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -32,6 +33,10 @@ class Echo:
                 on_completion(p, i, completion)
             groups.append(Group(problem, (1,), tuple(made), policy_version=self.version))
         return groups
+
+    def score_with_next(self, prompts, continuations):
+        self.owes = len(prompts)
+        return SimpleNamespace(result=lambda: self.score(prompts, continuations))
 
     def score(self, prompts, continuations):
         return [[float(p[0] + t) for t in tokens] for p, tokens in zip(prompts, continuations, strict=True)]
@@ -71,6 +76,9 @@ def test_they_sample_what_one_would(num):
     assert max(shares) - min(shares) <= 1
     prompts, continuations = [[10 * n] for n in range(5)], [[1] * n for n in range(5)]
     assert replicas.score(prompts, continuations) == Echo().score(prompts, continuations)
+    owed = replicas.score_with_next(prompts, continuations)
+    assert [engine.owes for engine in replicas.engines] == [len(prompts[r::num]) for r in range(num)]
+    assert owed.result() == Echo().score(prompts, continuations)
 
 
 def test_all_are_loaded_and_closed():

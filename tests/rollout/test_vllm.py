@@ -134,6 +134,21 @@ def ids(groups):
     return [completion.token_ids for group in groups for completion in group.completions]
 
 
+def assert_same_groups(found, expected):
+    """Tokens and reasons are equal, log-probabilities to rounding."""
+    for group, other in zip(found, expected, strict=True):
+        for mine, theirs in zip(group.completions, other.completions, strict=True):
+            assert replace(mine, sampling_logprobs=None) == replace(theirs, sampling_logprobs=None)
+            assert (mine.sampling_logprobs is None) == (theirs.sampling_logprobs is None)
+            if mine.sampling_logprobs is not None:
+                assert mine.sampling_logprobs == pytest.approx(theirs.sampling_logprobs, abs=1e-5)
+
+
+def assert_close_rows(found, expected):
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-5)
+
+
 def largest_gap(policy, groups, **how) -> float:
     scored = [replace(g, scores=tuple(Score(0.0, "wrong") for _ in g.completions)) for g in groups]
     batch = collate(scored, policy.pad_id)
@@ -339,6 +354,61 @@ def test_score_is_what_sampling_reported(synced):
         assert row == pytest.approx(group.completions[0].sampling_logprobs, abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(1.0, 1.0, 0, LIMIT),
+        Sampling(0.0, 1.0, 0, LIMIT),
+        Sampling(0.7, 0.9, 20, LIMIT),
+        Sampling(1.0, 1.0, 0, LIMIT, logprobs=False),
+    ],
+)
+def test_tokens_are_scored_beside_completions_as_alone(synced, sampling):
+    """The same numbers, and the completions are those without them."""
+    groups = synced.sample(PROBLEMS, 1, seed=1)
+    rows = (
+        [g.prompt_ids for g in groups],
+        [g.completions[0].token_ids[: 1 + 4 * i] for i, g in enumerate(groups)],
+    )
+    alone = synced.score(*rows)
+    expected = synced.sample(PROBLEMS, 8, sampling, seed=2)
+    owed, told = synced.score_with_next(*rows), []
+    found = synced.sample(PROBLEMS, 8, sampling, seed=2, on_completion=lambda p, i, _: told.append((p, i)))
+    assert sorted(told) == [(p, i) for p in range(3) for i in range(8)]
+    assert_same_groups(found, expected)
+    assert owed.scores is not None  # they came with the completions
+    assert_close_rows(owed.result(), alone)
+
+
+def test_tokens_are_scored_where_nothing_is_sampled_and_never_from_other_weights(synced, policy):
+    rows = [[5, 6], [7]], [[8, 9, 10], [11]]
+    alone = synced.score(*rows)
+    owed = synced.score_with_next(*rows)
+    assert_close_rows(owed.result(), alone)
+    owed = synced.score_with_next(*rows)
+    synced.load(None, 0)
+    synced.sample(PROBLEMS, 1)
+    with pytest.raises(RuntimeError, match="other weights"):
+        owed.result()
+
+
+def test_scores_that_are_broken_off_come_with_the_next_completions(synced):
+    rows = [[5, 6], [7]], [[8, 9, 10], [11]]
+    alone = synced.score(*rows)
+    owed = synced.score_with_next(*rows)
+
+    def fail(p, i, completion):
+        raise RuntimeError("planted")
+
+    with pytest.raises(RuntimeError, match="planted"):
+        synced.sample(PROBLEMS, 4, seed=1, on_completion=fail)
+    assert owed.scores is None
+    synced.sample(PROBLEMS, 4, seed=1)
+    assert owed.scores is not None
+    assert_close_rows(owed.result(), alone)
+    synced.load(None, 0)  # the prefix cache can only be emptied when no request holds a block
+
+
 def test_an_exception_while_sampling_leaves_no_request_behind(synced):
     expected = ids(synced.sample(PROBLEMS, 2, seed=1))
 
@@ -445,11 +515,18 @@ def test_replicas_sample_what_one_engine_does_and_are_proved_each(synced, model_
         assert all(group.policy_version == trainer.version for group in groups)
 
         sentinel = Sentinel(replicas, trainer, PROBLEMS, max_gap=0.25)
-        sentinel.check()
+        sentinel.begin()
+        replicas.sample(PROBLEMS, 4, seed=1)
+        assert all(engine._owed is None for engine in replicas.engines)  # both have been scored from
+        assert sentinel.finish()["sync/sentinel_gap"] < 1e-4
         move(trainer, 4, 0.0005)
-        replicas.engines[0].load(trainer.adapter(), trainer.version)  # the other is not told
-        with pytest.raises(SyncError, match="older weights"):
-            sentinel.check()
+        sentinel.begin(
+            lambda: replicas.engines[0].load(trainer.adapter(), trainer.version)
+        )  # one is not told
+        replicas.sample(PROBLEMS[:1], 4, seed=1)
+        for _ in range(2):  # and it stays so
+            with pytest.raises(SyncError, match="older weights"):
+                sentinel.finish()
     finally:
         replicas.close()
     assert not any(process.is_running() for process in processes)
@@ -460,10 +537,13 @@ def test_a_killed_core_is_told_of_at_once_and_never_waited_for(model_folder, pol
     try:
         engine.load(policy.adapter(), 1)
         prompts = [problem(f"x{i}", 20) for i in range(64)]
+        owed = engine.score_with_next([[5, 6]], [[7]])
         with pytest.raises(UserError, match=r"process ended while sampling \(exit code -9;.*--resume"):
             engine.sample(
                 prompts, 4, seed=1, on_completion=lambda *_: [p.kill() for p in engine.client.processes]
             )
+        with pytest.raises(UserError, match="ended while scoring"):
+            owed.result()
         with pytest.raises(UserError, match="ended while loading weights"):
             engine.load(policy.adapter(), 2)
         with pytest.raises(UserError, match="ended while"):
@@ -524,6 +604,18 @@ class TestThePublicInterface:
             else:
                 assert mine.sampling_logprobs is None
         assert "stop" in reasons
+
+    @pytest.mark.parametrize("logprobs", [True, False])
+    def test_tokens_are_scored_beside_completions_as_alone(self, public, policy, logprobs):
+        public.load(policy.adapter(), policy.version)
+        sampling = Sampling(0.7, 0.9, 20, LIMIT, logprobs)
+        rows = [encode(p) for p in PROBLEMS], [[20, 21, 22], [], [23]]
+        alone, expected = public.score(*rows), public.sample(PROBLEMS, 4, sampling, seed=2)
+        owed = public.score_with_next(*rows)
+        assert_same_groups(public.sample(PROBLEMS, 4, sampling, seed=2), expected)
+        assert owed.scores is not None
+        assert [len(row) for row in alone] == [3, 0, 1]
+        assert_close_rows(owed.result(), alone)
 
     def test_adapters_come_and_go_and_are_proved(self, public, model_folder, policy):
         trainer = make_policy(model_folder, seed=3)
@@ -613,6 +705,7 @@ def make_trainer(engine, folder, scorer, overlap, rows=6):
     update = make_update(config, algorithm, policy, engine_exact=False)
     engine.load(policy.adapter(), policy.version)
     sentinel = Sentinel(engine, policy, PROBLEMS, 0.05)
+    sentinel.begin()
     problems = ProblemStream(PROBLEMS, 0)
     return Trainer(config, algorithm, problems, engine, scorer, policy, update, sentinel=sentinel)
 
@@ -631,6 +724,8 @@ def test_steps_that_train_meanwhile_are_those_of_one_after_the_other(engine, mod
         trainer = make_trainer(engine, model_folder, scorer, overlap)
         assert (trainer.overlap is not None) == (overlap == "on")
         found = [trainer.step(index)[0] for index in range(2)]
+        assert trainer.sentinel.waits
+        trainer.prove()
         weights = torch.cat([p.detach().flatten() for p in trainer.policy.trainable_parameters()])
         gradient = torch.cat([p.grad.flatten() for p in trainer.policy.trainable_parameters()])
         ways[overlap] = found, weights, gradient
@@ -640,7 +735,7 @@ def test_steps_that_train_meanwhile_are_those_of_one_after_the_other(engine, mod
     for first, second in zip(metrics, again, strict=True):
         for name in ("reward/mean", "policy/loss", "policy/grad_norm", "policy/kl_ref", "sync/gap_mean"):
             assert second[name] == pytest.approx(first[name], rel=1e-3, abs=1e-6), name
-        assert "sync/sentinel_gap" in second  # proved at every step
+        assert 0 < second["sync/sentinel_gap"] < 1e-4  # proved at every step
     assert all("overlap/trained_frac" in found for found in again)
 
 
