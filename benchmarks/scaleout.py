@@ -1,6 +1,6 @@
 """One GPU beside two, and TRL beside both, in a given number of seconds: the steps of scaleout_cases.py.
 
-    python benchmarks/scaleout.py [--seconds 420] [--out DIR] [--peer-site DIR] [--resume]
+    python benchmarks/scaleout.py [--seconds 420] [--out DIR] [--peer-site DIR] [--resume] [--only TEXT ...]
     python benchmarks/scaleout.py --tiny            the same on the CPU with two gloo ranks and a tiny model
 
 Every job (our 0.5B, our 1.5B, TRL) is a group of processes, a rank a GPU, that start side by side, for that
@@ -58,7 +58,7 @@ class Measurement:
         self.found |= describe(("torch", "transformers", "peft", "trl", "vllm", "accelerate"))
         self.found.setdefault("cases", {})
         self.found.setdefault("started", {})
-        self.cases = [c for c in CASES if args.only in c.title and not self._is_done(c)]
+        self.cases = [c for c in CASES if any(text in c.title for text in args.only) and not self._is_done(c)]
         self.jobs: dict[str, Job] = {}
         self.helpers: list[subprocess.Popen[Any]] = []
 
@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--start-seconds", type=float, default=200.0, help="for engines to start at most")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--only", default="", help="cases whose title has this text")
+    parser.add_argument("--only", nargs="+", default=[""], help="cases whose title has one of these texts")
     parser.add_argument("--engine", default="auto", help="rollout.engine of ours")
     parser.add_argument("--peer-site", default="", help="folder with TRL, first on the path of its processes")
     parser.add_argument("--resume", action="store_true", help="measure what the stored file lacks")

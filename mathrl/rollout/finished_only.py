@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mathrl.rollout.core_process import belong_to_trainer
+from mathrl.rollout.one_adapter import remember_adapters
 
 UNDER_WAY = "under way"
 """The request of an output whose one token is a number: the tokens so far of unfinished completions."""
@@ -36,22 +37,24 @@ class FinishedOnly:
         belong_to_trainer()
         gc.set_threshold(50_000, 20, 100)  # a step makes thousands of short-lived objects and no cycles
         _leave_adapters_unpinned()
+        _remember_adapters()
         self._told = time.monotonic()
         self._tokens: dict[str, list[int]] = {}
         self._logprobs: dict[str, list[Any]] = {}
         self._room: dict[str, int] = {}  # request -> tokens that its cache blocks hold
         self._cached: dict[str, int] = {}  # request -> whole blocks that the prefix cache knows
-        self._spare_blocks()
+        self.blocks_are_spared = self._spare_blocks()
 
     def update_from_output(self, *args: Any, **kwargs: Any) -> dict[int, Any]:
         messages: dict[int, Any] = super().update_from_output(*args, **kwargs)  # type: ignore[misc]
         for message in messages.values():
             finished = [output for output in message.outputs if self._finish(output)]
-            if len(finished) < len(message.outputs) and time.monotonic() - self._told > _TELL_S:
-                self._told = time.monotonic()
-                unfinished = next(o for o in message.outputs if o.finish_reason is None)
-                finished.append(self._count(unfinished))
             message.outputs = finished
+        if time.monotonic() - self._told > _TELL_S and (count := self._num_tokens_under_way()):
+            self._told = time.monotonic()
+            client = next(iter(self.requests.values())).client_index if self.requests else 0
+            message = messages.setdefault(client, self._message())
+            message.outputs.append(self._output(UNDER_WAY, [count]))
         if len(self._tokens) > len(self.requests) or len(self._room) > 2 * len(self.requests) + 64:
             self._forget()
         return {client: message for client, message in messages.items() if _says_something(message)}
@@ -74,12 +77,17 @@ class FinishedOnly:
             )
         return True
 
-    def _count(self, output: Any) -> Any:
-        """An output that is not sent, made into one that says how many tokens have not been sent either."""
-        output.request_id = UNDER_WAY
-        output.new_token_ids = [sum(len(tokens) for tokens in self._tokens.values())]
-        output.new_logprobs = None
-        return output
+    def _num_tokens_under_way(self) -> int:
+        """Tokens that have been sampled and not been sent."""
+        return sum(len(tokens) for tokens in self._tokens.values())
+
+    def _output(self, name: str, tokens: list[int]) -> Any:
+        """vLLM's output of a request: of the class that knows vLLM."""
+        raise NotImplementedError
+
+    def _message(self) -> Any:
+        """vLLM's message with no outputs, likewise."""
+        raise NotImplementedError
 
     def _forget(self) -> None:
         """Cancelled requests never finish, and blocks of finished ones are given back."""
@@ -92,16 +100,16 @@ class FinishedOnly:
         self._cached.pop(request.request_id, None)
         return super()._preempt_request(request, *args, **kwargs)  # type: ignore[misc]
 
-    def _spare_blocks(self) -> None:
+    def _spare_blocks(self) -> bool:
         """Ask vLLM's cache manager for blocks, and tell it of full ones, at block boundaries alone.
 
         Between them its answer is known: nothing new. Left as it is for models with several kinds of cache
-        (sliding windows give blocks back at any token).
+        (sliding windows give blocks back at any token). Returns whether it is done.
         """
         manager = self.kv_cache_manager
         kinds: Any = getattr(getattr(manager, "coordinator", None), "single_type_managers", ())
         if len(kinds) != 1 or type(kinds[0]).__name__ != "FullAttentionManager":
-            return
+            return False
         size, nothing = kinds[0].block_size, manager.empty_kv_cache_blocks
         room, cached = self._room, self._cached
         allocate, cache, blocks = manager.allocate_slots, manager.cache_blocks, kinds[0].req_to_blocks
@@ -123,6 +131,7 @@ class FinishedOnly:
                 cache(request, num_computed_tokens)
 
         manager.allocate_slots, manager.cache_blocks = allocate_slots, cache_blocks
+        return True
 
 
 def _leave_adapters_unpinned() -> None:
@@ -136,6 +145,16 @@ def _leave_adapters_unpinned() -> None:
             module.PIN_MEMORY = False
         if hasattr(module, "is_pin_memory_available"):
             module.is_pin_memory_available = lambda: False
+
+
+def _remember_adapters() -> None:
+    try:
+        state: Any = importlib.import_module("vllm.v1.worker.gpu.lora_utils").LoraState
+    except (ImportError, AttributeError):
+        return
+    if not hasattr(state, "remembers"):  # one process may make several schedulers
+        state.remembers = True
+        remember_adapters(state)
 
 
 def _says_something(message: Any) -> bool:

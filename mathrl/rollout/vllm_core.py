@@ -27,15 +27,18 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.lora.request import LoRARequest
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.engine import FinishReason as VllmFinishReason
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
+from vllm.v1.outputs import LogprobsLists
 
 from mathrl.rollout.base import OnTokens
 from mathrl.rollout.core_process import ask_to_end
 from mathrl.rollout.finished_only import UNDER_WAY, FinishedOnly
 from mathrl.rollout.given_tokens import GivenTokens
+from mathrl.rollout.steady_decoding import SteadyDecoding
 from mathrl.rollout.vllm_client import (
     AdapterRefused,
     Ask,
@@ -234,11 +237,24 @@ class CoreClient:
                 yield answers
 
 
-class FinishedOnlyScheduler(GivenTokens, FinishedOnly, Scheduler):
+class _Answers:
+    """vLLM's own objects, for the scheduler mixins."""
+
+    def _output(self, name: str, tokens: list[int]) -> Any:
+        return EngineCoreOutput(name, tokens)
+
+    def _message(self) -> Any:
+        return EngineCoreOutputs()
+
+    def _lists(self, *columns: Any) -> Any:
+        return LogprobsLists(*columns)
+
+
+class FinishedOnlyScheduler(GivenTokens, _Answers, SteadyDecoding, FinishedOnly, Scheduler):
     """vLLM's scheduler, for devices where steps are not prepared ahead."""
 
 
-class FinishedOnlyAsyncScheduler(GivenTokens, FinishedOnly, AsyncScheduler):
+class FinishedOnlyAsyncScheduler(GivenTokens, _Answers, SteadyDecoding, FinishedOnly, AsyncScheduler):
     """vLLM's scheduler that prepares a step while the one before it runs."""
 
 

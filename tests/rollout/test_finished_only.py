@@ -51,7 +51,11 @@ class Base:
 
 
 class Scheduler(FinishedOnly, Base):
-    pass
+    def _output(self, name, tokens):
+        return output(name, tokens)
+
+    def _message(self):
+        return message([])
 
 
 def make(free: int = 100, kind: type = FullAttentionManager) -> Scheduler:
@@ -130,6 +134,10 @@ def output(name: str, tokens: list[int], reason: str | None = None) -> SimpleNam
     return SimpleNamespace(request_id=name, new_token_ids=tokens, new_logprobs=None, finish_reason=reason)
 
 
+def message(outputs: list[SimpleNamespace]) -> SimpleNamespace:
+    return SimpleNamespace(outputs=outputs, scheduler_stats=None, finished_requests=None, utility_output=None)
+
+
 def test_a_completion_leaves_when_it_is_finished_with_all_its_tokens():
     scheduler = make()
     scheduler.requests = {"a": 0, "b": 0}
@@ -145,10 +153,7 @@ def test_a_completion_leaves_when_it_is_finished_with_all_its_tokens():
 
 def sent(scheduler: Scheduler, outputs: list[SimpleNamespace]) -> list[tuple[str, list[int]]]:
     """What leaves the core's process of a step's outputs."""
-    message = SimpleNamespace(
-        outputs=outputs, scheduler_stats=None, finished_requests=None, utility_output=None
-    )
-    scheduler.messages = {0: message}
+    scheduler.messages = {0: message(outputs)}
     return [
         (o.request_id, o.new_token_ids) for m in scheduler.update_from_output().values() for o in m.outputs
     ]
@@ -158,7 +163,7 @@ def test_now_and_then_one_message_says_how_many_tokens_are_under_way(monkeypatch
     now = [0.0]
     monkeypatch.setattr(finished_only.time, "monotonic", lambda: now[0])
     scheduler = make()
-    scheduler.requests = {"a": 0, "b": 0}
+    scheduler.requests = dict.fromkeys("ab", SimpleNamespace(client_index=0))
     assert sent(scheduler, [output("a", [1]), output("b", [7])]) == []
     now[0] += 1.0
     assert sent(scheduler, [output("a", [2]), output("b", [8])]) == [(UNDER_WAY, [4])]
@@ -187,3 +192,4 @@ def no_process_wide_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finished_only.gc, "set_threshold", lambda *a: None)
     monkeypatch.setattr(finished_only, "belong_to_trainer", lambda: None)
     monkeypatch.setattr(finished_only, "_leave_adapters_unpinned", lambda: None)
+    monkeypatch.setattr(finished_only, "_remember_adapters", lambda: None)
