@@ -4,7 +4,7 @@
     python benchmarks/real_model.py supervised                         1 to 2 minutes on a H100
     python benchmarks/real_model.py grpo short 0                       7 to 9 minutes; other seeds: 1, 2 …
     python benchmarks/real_model.py grpo gsm8k 0                       6 to 8 minutes
-    python benchmarks/real_model.py history 0                          short without data.history
+    python benchmarks/real_model.py history 0                          by plain GRPO, without data.history
     python benchmarks/real_model.py peer short 0 --seconds 300         TRL's GRPOTrainer, the same reference
     python benchmarks/real_model.py wordings                           1 minute: instructions, by what is read
     python benchmarks/real_model.py evaluation                         CPU: the table, real_model.json
@@ -194,7 +194,7 @@ def main() -> None:
     elif args.stage == "grpo":
         grpo(which, f"{which}_{seed}", seed, args.folder, keep, overrides)
     elif args.stage == "history":
-        plain = ["--data.history.enabled=false", *overrides]
+        plain = ["--data.history.enabled=false", "--algorithm.name=grpo", *overrides]
         grpo("short", f"short_plain_{seed}", seed, args.folder, keep, plain)
     elif args.stage == "peer":
         peer(which, seed, args.folder, keep, args.seconds, overrides)

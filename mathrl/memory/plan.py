@@ -154,17 +154,16 @@ def of_one_rank(config: Config, num_ranks: int) -> Config:
 def replicas_of(config: Config, shape: Shape) -> int:
     """vLLM cores of one device: as many as the recipe says, or (0) as the model is small for.
 
-    A core's Python takes about 16 µs a completion and decoding step, whatever the model: for 512 completions
-    8 ms, where a GPU computes a model of 0.5 B parameters in 3. Four cores sampled a step of 38 M parameters
-    in half the time of one; at 0.5 B a second one gained 5 % (benchmarks/results/step_time.md).
+    A core's Python takes about 4 ms a decoding step and 2 µs more for each completion, and computes ahead of
+    the GPU; a model of 135 M parameters takes 4 ms for 1,024 completions, one of 0.5 B as long for 512
+    (benchmarks/results/core_time.md). Only under models that are smaller still does a second core find a GPU
+    with time to spare.
     """
     rollout = config.rollout
     if rollout.num_replicas:
         return rollout.num_replicas
     completions = rollout.problems_per_step * rollout.group_size
-    if shape.num_parameters > 200e6 or completions < 256:
-        return 1
-    return 4 if shape.num_parameters < 80e6 and completions >= 512 else 2
+    return 2 if shape.num_parameters < 80e6 and completions >= 512 else 1
 
 
 def engine_limits(config: Config, shape: Shape, device_bytes: int, *, itemsize: int, context: int) -> Limits:
