@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch.nn import Parameter
 
 from mathrl.config import Config, UpdateConfig
 from mathrl.errors import UserError
-from mathrl.policy.loading import ADAPTER, adapter_of, load_policy_parts
+from mathrl.policy.loading import ADAPTER, load_policy_parts
 from mathrl.policy.logprobs import token_logprobs
 from mathrl.policy.lora import fuse
 from mathrl.policy.trunk import Trunk
@@ -152,7 +153,14 @@ class Policy:
 
     def adapter(self) -> Adapter:
         """A copy of the adapter, in peft's format; tensors on the policy's device."""
-        return adapter_of(self.model)
+        settings = self.model.peft_config[ADAPTER].to_dict()
+        return Adapter(settings, {name: p.detach().clone() for name, p in self._by_peft_name.items()})
+
+    @cached_property
+    def _by_peft_name(self) -> dict[str, Parameter]:
+        """The adapter's masters as peft calls them; asked at every sync, it would walk the whole model."""
+        own = {name.replace(f".{ADAPTER}.", "."): p for name, p in self.model.named_parameters()}
+        return {name: own[name] for name in get_peft_model_state_dict(self.model, adapter_name=ADAPTER)}
 
     @torch.no_grad()
     def load_adapter(self, adapter: Adapter) -> None:

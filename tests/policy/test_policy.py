@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, PreTrainedTokenizer
 
 from mathrl.config import Config, LoraSection
 from mathrl.errors import UserError
-from mathrl.policy.loading import add_adapter
+from mathrl.policy.loading import adapter_of, add_adapter
 from mathrl.policy.logprobs import token_logprobs
 from mathrl.policy.model import Policy
 from mathrl.policy.packing import why_not_packed
@@ -237,6 +237,25 @@ def test_adapter_round_trips(make_policy, make_batch, tmp_path: Path):
     theirs = PeftModel.from_pretrained(fresh, tmp_path / "a" / "adapter")
     ids = torch.cat([batch.prompts[0], batch.completion_ids[0, :5]])[None]
     torch.testing.assert_close(theirs(ids).logits, policy.model(ids).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_an_adapter_is_what_peft_says_it_is(make_policy):
+    """Also after the weights have moved, or lie in other tensors; and it does not move with them."""
+    policy = make_policy()
+    before = policy.adapter()
+    kept = {name: tensor.clone() for name, tensor in before.tensors.items()}
+    policy.model.double()
+    with torch.no_grad():
+        for parameter in policy.trainable_parameters():
+            parameter.add_(0.5)
+    now, expected = policy.adapter(), adapter_of(policy.model)
+    assert now.config == expected.config
+    assert list(now.tensors) == list(expected.tensors)
+    for name, tensor in now.tensors.items():
+        assert tensor.dtype == torch.float64
+        assert torch.equal(tensor, expected.tensors[name])
+        assert torch.equal(before.tensors[name], kept[name])
+        assert not torch.equal(tensor, kept[name].double())
 
 
 def test_an_adapter_that_does_not_fit_is_refused(make_policy):
