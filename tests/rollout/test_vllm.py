@@ -409,6 +409,27 @@ def test_scores_that_are_broken_off_come_with_the_next_completions(synced):
     synced.load(None, 0)  # the prefix cache can only be emptied when no request holds a block
 
 
+def test_an_interrupt_leaves_no_token_to_score_behind(synced, monkeypatch):
+    """While all requests are under way, the tokens' own too."""
+    sent, aborted, core = [], [], synced.client._core
+    send, abort = synced.client._send, core.abort_requests
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(synced.client, "_send", lambda *args: sent.append(send(*args)) or sent[-1])
+    monkeypatch.setattr(core, "abort_requests", lambda names: aborted.extend(names) or abort(names))
+    monkeypatch.setattr(core, "get_output", interrupt)
+    owed = synced.score_with_next([[5, 6], [7]], [[8, 9, 10], [11]])
+    with pytest.raises(KeyboardInterrupt):
+        synced.sample(PROBLEMS, 2, seed=1)
+    assert aborted == sent
+    assert len(sent) == 4 + 6
+    monkeypatch.undo()
+    assert_close_rows(owed.result(), synced.score([[5, 6], [7]], [[8, 9, 10], [11]]))
+    synced.load(None, 0)  # the prefix cache can only be emptied when no request holds a block
+
+
 def test_an_exception_while_sampling_leaves_no_request_behind(synced):
     expected = ids(synced.sample(PROBLEMS, 2, seed=1))
 
