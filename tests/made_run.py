@@ -148,6 +148,7 @@ def _finish(folder: Path, steps: int, level: float) -> None:
         "other_sets": sets,
         "steps": steps,
         "num_steps": steps,
+        "step_seconds": 51.0,
         "seconds": {"sft": 140.0, "rollout": 20.0, "update": 31.0, "evaluate": 12.0},
         "tokens_sampled": 81234,
         "seed": 3,

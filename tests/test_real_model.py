@@ -1,5 +1,6 @@
 """The study of a real model: adapters that travel in pieces, and what its table says of made curves."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -11,9 +12,11 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 import adapter_pieces
 from real_model import fields
-from real_model_table import beside, saved, with_tokens
+from real_model_table import beside, run, saved, with_tokens
 
+from mathrl.evaluation.paired import compare_evaluations
 from mathrl.recipes import load_recipe
+from mathrl.report.run_record import MAIN_SET, read_run
 
 
 def test_an_adapter_travels_in_pieces(tmp_path, monkeypatch):
@@ -52,6 +55,19 @@ def test_time_to_the_last_accuracy_of_the_other():
     found = beside({"curve": [{"step": 9, "seconds": 60.0, "accuracy": 0.3}]}, curve_of([0.1, 0.3], 1.0))
     assert found["seconds_ratio"] == pytest.approx(10.0 / 60.0)
     assert beside({"curve": [{"step": 9, "seconds": 60.0, "accuracy": 0.9}]}, None)["seconds_ratio"] is None
+
+
+def test_the_difference_of_a_run_is_told_once_and_is_the_reports(made_run_once, tmp_path):
+    record = read_run(made_run_once)
+    for name in ("gsm8k", "solutions"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"question": "Of another kind?"}) + "\n")
+    found = run(record, tmp_path, "gsm8k")
+    before, after = (record.evaluations[MAIN_SET, when] for when in ("before", "after"))
+    expected = compare_evaluations(before, after)
+    assert found["all"]["difference"]["value"] == pytest.approx(expected.value)
+    assert found["all"]["difference"]["p_value"] == pytest.approx(expected.p_value)
+    assert found["novel"] == found["all"]  # no training question is like theirs
+    assert "difference" not in found
 
 
 def test_tokens_of_all_steps_count():

@@ -154,10 +154,10 @@ def kl_below_noise(h: StepsSoFar) -> Said:
 
 
 def kl_running_away(h: StepsSoFar) -> Said:
-    values = h.values("policy/kl_ref")
+    # medians, over completions and over steps: a single unlikely token can make most of a step's mean
+    values = h.values("policy/kl_ref_median") or h.values("policy/kl_ref")
     if len(values) < WINDOW:
         return
-    # medians: at one step a single unlikely token can make most of the KL
     now, beyond = median(values[-WINDOW:]), h.recent("policy/kl_knee_frac")
     before = median(values[-2 * WINDOW : -WINDOW]) if len(values) >= 2 * WINDOW else math.inf
     growing = now > 0.5 and now > 2 * before

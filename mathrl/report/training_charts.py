@@ -55,8 +55,12 @@ LEARNING = (
     ),
     Chart(
         "KL to the reference",
-        (("policy/kl_ref", "to the reference"), ("policy/kl_old", "to the policy before the step")),
-        "Nats a token; how far the policy has moved.",
+        (
+            ("policy/kl_ref", "to the reference"),
+            ("policy/kl_ref_median", "to the reference, of the median completion"),
+            ("policy/kl_old", "to the policy before the step"),
+        ),
+        "Nats a token; how far the policy has moved. A few completions can make most of the mean.",
         low=0.0,
     ),
     Chart(

@@ -6,7 +6,9 @@ backward: however the rows are cut into micro-batches, the losses and gradients 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -58,6 +60,7 @@ class RowLosses(NamedTuple):
 
     losses: Tensor  # (B,), with gradient
     sums: dict[str, Tensor]  # scalars without gradient; names that end in "_max" are maxima
+    means: dict[str, Tensor]  # (B,) over a row's own tokens, for the median row; NaN of a row without any
 
 
 class PolicyLoss:
@@ -93,17 +96,19 @@ class PolicyLoss:
             sums |= _sync_sums(old - sampled, mask)
             if self.correct:
                 surrogate = surrogate * truncated_weights(old, sampled, mask, algorithm.correction_cap)
-        loss = -surrogate
+        loss, means = -surrogate, {}
         if batch.ref_logprobs is not None:
             reference = torch.where(mask, batch.ref_logprobs, 0.0)
-            sums["kl_ref"] = _sum(kl_k3(current, reference, algorithm.kl_knee))
+            kl = kl_k3(current, reference, algorithm.kl_knee).sum(1, dtype=torch.float64)
+            sums["kl_ref"] = kl.sum()
+            means["kl_ref"] = kl / mask.sum(1)  # one row that runs away can make most of the sum
             sums["kl_knee_frac"] = (reference - current > algorithm.kl_knee).sum()
             if algorithm.kl_place == "loss" and self.kl.coef > 0:
                 estimator = KL_ESTIMATORS[algorithm.kl_estimator]
                 loss = loss + self.kl.coef * estimator(logprobs, reference, algorithm.kl_knee)
         limit = algorithm.max_completion_tokens
         weights = AGGREGATIONS[algorithm.aggregation](mask, totals, limit, loss.dtype)
-        return RowLosses((weights * loss).sum(1), sums)
+        return RowLosses((weights * loss).sum(1), sums, means)
 
     def backward(self, policy: Policy, batch: Batch, meter: Meter, totals: Totals | None = None) -> Tensor:
         """Add the gradient to the adapter's, a micro-batch at a time; this rank's share of the loss, float64.
@@ -120,13 +125,13 @@ class PolicyLoss:
 
         def add(rows: Tensor, part: Batch) -> None:
             outputs = policy.logprobs(part, entropy=True, temperature=self.config.rollout.temperature)
-            losses, sums = self.rows(part, outputs, whole)
+            losses, sums, means = self.rows(part, outputs, whole)
             total = losses.sum()
             if not torch.isfinite(total):
                 bad = (~losses.isfinite()).nonzero().flatten().tolist()
                 raise NonFiniteError("the loss is not finite", places_of(part, bad))
             total.backward()
-            meter.add(sums)
+            meter.add(sums, means)
             loss.add_(total.detach())
 
         with together("the backward pass"):
@@ -211,12 +216,18 @@ def _sync_sums(gap: Tensor, mask: Tensor) -> dict[str, Tensor]:
 
 
 class Meter:
-    """Adds up the sums of micro-batches, then turns them into metrics over all tokens and ranks."""
+    """Adds up the sums of micro-batches, then turns them into metrics over all tokens and ranks.
+
+    Of what is told a row, the median over all rows, as ``<name>_median``.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
+        self._rows: dict[str, list[Tensor]] = {}
 
-    def add(self, sums: dict[str, Tensor]) -> None:
+    def add(self, sums: dict[str, Tensor], rows: Mapping[str, Tensor]) -> None:
+        for name, values in rows.items():
+            self._rows.setdefault(name, []).append(values)
         for name, value in sums.items():
             value = value.double()
             so_far = self._sums.get(name)
@@ -233,6 +244,7 @@ class Meter:
         names = sorted(self._sums)
         own = torch.stack([self._sums[n] for n in names]).tolist() if names else []
         found = gather(dict(zip(names, own, strict=True)))
+        rows = gather({name: torch.cat(values).tolist() for name, values in self._rows.items()})
         everywhere = {name: [part[name] for part in found if name in part] for part in found for name in part}
         totals = {
             name: max(values) if name.endswith("_max") else sum(values) for name, values in everywhere.items()
@@ -243,4 +255,8 @@ class Meter:
         for name in sorted(totals):
             area = "sync" if name.startswith("gap") else "policy"
             metrics[f"{area}/{name}"] = totals[name] if name.endswith("_max") else totals[name] / tokens
+        for name in sorted({name for part in rows for name in part}):
+            values = [v for part in rows for v in part.get(name, []) if not math.isnan(v)]
+            if values:
+                metrics[f"policy/{name}_median"] = median(values)
         return metrics

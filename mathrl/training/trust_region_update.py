@@ -136,7 +136,8 @@ class TrustRegion(Update):
         found = compare_tokens(part.hidden, hidden, policy.head_weight(), targets, temperature)
         placed = torch.zeros(2, *mask.shape, dtype=found.kl.dtype, device=mask.device)
         placed[0, mask], placed[1, mask] = found.old_logprobs, found.new_logprobs
-        losses, _ = self.loss.rows(batch.add(old_logprobs=placed[0]), TokenOutputs(placed[1]), totals)
+        own = batch.add(old_logprobs=placed[0])
+        losses = self.loss.rows(own, TokenOutputs(placed[1]), totals).losses
         return torch.stack((losses.sum(), found.kl.sum() / totals.tokens)).double()
 
     @torch.no_grad()

@@ -173,6 +173,13 @@ TRIPS = [  # rule, severity, words, trouble, nearly the same without trouble
     ),
     ("KL running away", "warning", "runs away", ramp, after(36, policy__kl_ref=0.4)),
     ("KL running away", "warning", "doubling", ramp, after(40, policy__kl_ref=9.0)),  # one token of one step
+    (
+        "KL running away",
+        "error",
+        "3 nats",
+        after(1, policy__kl_ref_median=3.0),
+        after(1, policy__kl_ref=900.0, policy__kl_ref_median=0.1),  # one completion of each step
+    ),
     ("KL running away", "error", "3 nats", after(1, policy__kl_ref=3.0), after(1, policy__kl_ref=0.8)),
     (
         "KL running away",

@@ -197,6 +197,24 @@ def test_both_kls_are_those_of_the_policy_that_sampled():
     assert_close((one * sums_of_tokens(loss, away, one, "kl_ref")).sum(), expected)
 
 
+@pytest.mark.parametrize("tokens", [16, 8192])
+def test_the_median_completion_s_kl_does_not_feel_one_that_runs_away(tokens):
+    config, algorithm = configured("grpo", update__micro_batch_tokens=tokens)
+    policy = double_policy()
+    batch = annotated(policy, algorithm, moved=0.0)
+    own = policy.logprobs(batch).logprobs.detach()
+    away = torch.full((batch.num_completions, 1), 0.1)
+    away[3] = 12.0  # one completion, at every token
+    mask = batch.loss_mask.clone()
+    mask[5] = False  # a completion that trains nothing counts for nothing
+    batch = batch.add(ref_logprobs=own + away, loss_mask=mask)
+    meter = Meter()
+    PolicyLoss(config, algorithm, correct=False).backward(policy, batch, meter)
+    metrics = meter.metrics()
+    assert metrics["policy/kl_ref_median"] == pytest.approx(math.exp(0.1) - 0.1 - 1)
+    assert metrics["policy/kl_ref"] > 1000
+
+
 def test_share_beyond_the_knee_is_counted():
     config, algorithm = configured("grpo", algorithm__kl_knee=2.0)
     policy = double_policy()
