@@ -41,7 +41,7 @@ _EPILOGUE = """\
 A model is asked as a recipe asks: fields of a recipe, --section.key value, may stand among the options.
 
 Examples:
-  mathrl eval RUN --reference --benchmark gsm8k --data test.jsonl
+  mathrl eval RUN --reference --data test.jsonl
   mathrl eval MODEL --adapter DIR --benchmark gsm8k,svamp,math500 --samples 8
   mathrl eval --endpoint http://localhost:8000 --model NAME --benchmark gsm8k
 """
