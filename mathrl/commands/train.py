@@ -76,7 +76,7 @@ def _train(config: Config, *, resume: bool, overwrite: bool, additions: Addition
     if summary is not None and _no_step_is_left(summary, config):
         console.print(
             f"The run in {run.folder.path} is finished after {summary['steps']} steps; a larger "
-            "--train.num_steps goes on, another --run.name trains anew.",
+            "--train.num_steps goes on, another --run.name trains anew, mathrl eval measures it otherwise.",
             soft_wrap=True,
         )
         print_summary(console, summary)

@@ -40,7 +40,8 @@ def test_a_place_that_cannot_be_is_refused(told) -> None:
 def test_a_rank_sees_its_own_gpu_alone(monkeypatch) -> None:
     for visible, seen in (("4, 6", "6"), (None, "1"), ("", "")):
         with monkeypatch.context() as inner:
-            inner.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+            inner.setenv("CUDA_VISIBLE_DEVICES", "")  # so that it is put back, too, where it was not there
+            inner.delenv("CUDA_VISIBLE_DEVICES")
             if visible is not None:
                 inner.setenv("CUDA_VISIBLE_DEVICES", visible)
             environment._keep_to_own_gpu(Place(1, 2, 1, 2))
