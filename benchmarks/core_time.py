@@ -59,6 +59,7 @@ def measure(args: argparse.Namespace, clock: Path, folder: Path) -> dict[str, An
     sizes = {
         "problems_per_step": max(1, largest // config.rollout.group_size),
         "max_completion_tokens": args.tokens,
+        "num_replicas": 1,
     }
     config = config.model_copy(update={"rollout": config.rollout.model_copy(update=sizes)})
     policy = Policy.from_pretrained(str(folder), config)

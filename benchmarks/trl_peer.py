@@ -58,7 +58,7 @@ def train(
 
     rollout, lora = config.rollout, config.lora
     completions = rollout.problems_per_step * rollout.group_size
-    size = min(256, completions)
+    size = min(64, completions)  # 256 rows took 96 GiB
     own: dict[str, Any] = {"use_cpu": True, "bf16": False}
     if cuda:
         own = {"use_vllm": True, "vllm_mode": "colocate", "vllm_importance_sampling_correction": False}

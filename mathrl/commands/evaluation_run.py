@@ -83,7 +83,8 @@ def evaluate_benchmarks(request: EvaluationRequest, console: Console) -> list[Re
         }
         config = request.source.config
         config = config.model_copy(update={"rollout": config.rollout.model_copy(update=limits)})
-        engine, reason = subject.engine(config, {task.name: task.template for task in tasks})
+        asked = max(len(task.found.problems) * max(1, task.settings.num_samples) for task in tasks)
+        engine, reason = subject.engine(config, {task.name: task.template for task in tasks}, asked)
     console.print(f"{request.source.name}: {reason}")
     for task in tasks:
         wanted = request.options.max_completion_tokens or task.found.benchmark.max_completion_tokens

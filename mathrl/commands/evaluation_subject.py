@@ -31,8 +31,10 @@ class Subject(Protocol):
         """Tokens of the longest prompt, and whose it is; 0 where no tokenizer is at hand."""
         ...
 
-    def engine(self, config: Config, templates: Mapping[str, PromptTemplate]) -> tuple[Engine, str]:
-        """Ready to sample, and in words which it is; ``templates`` by benchmark."""
+    def engine(
+        self, config: Config, templates: Mapping[str, PromptTemplate], completions: int
+    ) -> tuple[Engine, str]:
+        """Ready to sample, and in words which it is; ``templates`` by benchmark, the most asked at once."""
         ...
 
 
@@ -52,8 +54,10 @@ class LoadedModel:
     def longest(self, template: PromptTemplate, problems: Sequence[Problem]) -> tuple[int, Problem]:
         return _longest(template, problems)
 
-    def engine(self, config: Config, templates: Mapping[str, PromptTemplate]) -> tuple[Engine, str]:
-        engine, reason = make_engine(config, self.policy, lambda p: _of(templates, p).encode(p))
+    def engine(
+        self, config: Config, templates: Mapping[str, PromptTemplate], completions: int
+    ) -> tuple[Engine, str]:
+        engine, reason = make_engine(config, self.policy, lambda p: _of(templates, p).encode(p), completions)
         engine.load(self.policy.adapter() if self.source.adapter else None, version=0)
         return engine, reason
 
@@ -85,7 +89,9 @@ class ServedModel:
     def longest(self, template: PromptTemplate, problems: Sequence[Problem]) -> tuple[int, Problem]:
         return _longest(template, problems) if self.tokenizer is not None else (0, problems[0])
 
-    def engine(self, config: Config, templates: Mapping[str, PromptTemplate]) -> tuple[Engine, str]:
+    def engine(
+        self, config: Config, templates: Mapping[str, PromptTemplate], completions: int
+    ) -> tuple[Engine, str]:
         def ask(problem: Problem) -> list[dict[str, str]] | tuple[int, ...]:
             template = _of(templates, problem)
             return template.messages(problem) if self.tokenizer is None else template.encode(problem)

@@ -45,7 +45,7 @@ def sample_run(
     problems = problems[:num_problems] if num_problems else problems
     policy = source.load()
     template = make_template(own, policy.tokenizer)
-    engine, reason = make_engine(source.config, policy, template.encode)
+    engine, reason = make_engine(source.config, policy, template.encode, len(problems) * max(1, samples))
     settings = EvaluationSettings(
         own.rollout.max_completion_tokens, samples, own.rollout.temperature, prompt=template.describe()
     )

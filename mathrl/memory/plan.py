@@ -166,6 +166,28 @@ def replicas_of(config: Config, shape: Shape) -> int:
     return 2 if shape.num_parameters < 80e6 and completions >= 512 else 1
 
 
+def asked_at_once(
+    config: Config, completions: int, shape: Shape, device_bytes: int, *, itemsize: int
+) -> Config:
+    """The recipe as an evaluation asks: as many completions at once as there are and memory holds.
+
+    A recipe's step may be far smaller, and the engine would sample no more at once. Never fewer than it has.
+    """
+    rollout = config.rollout
+    wanted = min(MAX_SEQUENCES, completions)
+    while wanted > rollout.problems_per_step * rollout.group_size:
+        sizes = {
+            "problems_per_step": wanted,
+            "group_size": 1,
+        }  # no two may share a prompt: the first are greedy
+        found = config.model_copy(update={"rollout": rollout.model_copy(update=sizes)})
+        plan = make_plan(found, shape, device_bytes, itemsize=itemsize)  # whose update does not take place
+        if 2 * plan.kv_cache_bytes >= plan.kv_cache_wanted:
+            return found
+        wanted //= 2
+    return config
+
+
 def engine_limits(config: Config, shape: Shape, device_bytes: int, *, itemsize: int, context: int) -> Limits:
     """What to start each of vLLM's replicas with.
 

@@ -12,7 +12,7 @@ import torch
 from mathrl.config import Config
 from mathrl.distributed.collectives import world_size
 from mathrl.errors import UserError
-from mathrl.memory.plan import engine_limits, of_one_rank, replicas_of
+from mathrl.memory.plan import asked_at_once, engine_limits, of_one_rank, replicas_of
 from mathrl.memory.shapes import Shape
 from mathrl.rollout.base import Engine, PromptEncoder, eos_ids
 from mathrl.rollout.vllm_client import Client
@@ -23,8 +23,13 @@ if TYPE_CHECKING:
     from mathrl.policy.model import Policy
 
 
-def make_engine(config: Config, policy: Policy, encode: PromptEncoder) -> tuple[Engine, str]:
+def make_engine(
+    config: Config, policy: Policy, encode: PromptEncoder, completions: int = 0
+) -> tuple[Engine, str]:
     """The engine of ``rollout.engine``, and in one sentence which it is and why.
+
+    Args:
+        completions: that are asked at once, where that is not the recipe's step.
 
     Raises:
         UserError: vllm is asked for and cannot be used here; the sentence has the install command.
@@ -38,7 +43,7 @@ def make_engine(config: Config, policy: Policy, encode: PromptEncoder) -> tuple[
         ), "embedded engine: vLLM pays off on a CUDA device, and there is none"
     problem = why_not_vllm(cuda)
     if not problem:
-        engine = _vllm(config, policy, encode)
+        engine = _vllm(config, policy, encode, completions)
         return engine, _describe(getattr(engine, "num_replicas", 1), cuda)
     if wanted == "vllm":
         raise UserError(f"rollout.engine is vllm, but {problem}")
@@ -113,7 +118,7 @@ def _embedded(config: Config, policy: Policy, encode: PromptEncoder) -> Engine:
     return TransformersEngine(policy.model, policy.tokenizer, encode, sampling_of(config))
 
 
-def _vllm(config: Config, policy: Policy, encode: PromptEncoder) -> Engine:
+def _vllm(config: Config, policy: Policy, encode: PromptEncoder, completions: int) -> Engine:
     from mathrl.rollout.replicas import Replicas
     from mathrl.rollout.vllm import VllmEngine
 
@@ -130,6 +135,8 @@ def _vllm(config: Config, policy: Policy, encode: PromptEncoder) -> Engine:
             f"only of {', '.join(map(str, CPU_HEAD_SIZES))}: take --rollout.engine transformers"
         )
     own = of_one_rank(config, world_size())
+    asked = -(-completions // world_size())
+    own = asked_at_once(own, asked, shape, memory, itemsize=dtype.itemsize)
     replicas = replicas_of(own, shape) if device == "cuda" else max(1, config.rollout.num_replicas)
     limits = engine_limits(
         own.model_copy(update={"rollout": own.rollout.model_copy(update={"num_replicas": replicas})}),

@@ -16,7 +16,7 @@ from transformers import (
 from mathrl.cli import main
 from mathrl.config import Config, LoraSection, UpdateConfig
 from mathrl.errors import UserError
-from mathrl.memory.plan import GIB, KV_BLOCK, engine_limits, kv_tokens, make_plan, replicas_of
+from mathrl.memory.plan import GIB, KV_BLOCK, asked_at_once, engine_limits, kv_tokens, make_plan, replicas_of
 from mathrl.memory.shapes import KNOWN_SHAPES, Shape, load_shape
 from mathrl.policy import trunk
 from mathrl.policy.attention import IMPLEMENTATION
@@ -231,6 +231,22 @@ def test_small_models_get_replicas_where_the_recipe_names_no_number():
     told = recipe(rollout={"num_replicas": 3})
     assert [replicas_of(told, shape) for shape in (large, between, small)] == [3, 3, 3]
     assert make_plan(many, small, 80 * GIB).rows["engine: weights"] == 2 * small.num_parameters * 2
+
+
+def test_an_evaluation_asks_as_many_at_once_as_memory_holds():
+    shape = KNOWN_SHAPES["qwen2.5-0.5b"]
+    step = recipe(rollout={"problems_per_step": 2, "group_size": 8, "max_completion_tokens": 2048})
+
+    def at_once(completions: int, gib: float, config=step) -> int:
+        found = asked_at_once(config, completions, shape, int(gib * GIB), itemsize=2)
+        return engine_limits(found, shape, int(gib * GIB), itemsize=2, context=32768).max_num_seqs
+
+    assert at_once(13_500, 80) == 1024
+    assert at_once(100, 80) == 100
+    assert at_once(3, 80) == 16  # never fewer than the step
+    assert [at_once(13_500, gib) for gib in (40, 24, 12, 8)] == [1024, 512, 256, 128]
+    large = recipe(rollout={"problems_per_step": 128, "group_size": 16, "max_completion_tokens": 2048})
+    assert asked_at_once(large, 13_500, shape, 80 * GIB, itemsize=2) is large
 
 
 def test_a_small_cache_shares_the_room_with_the_update():
