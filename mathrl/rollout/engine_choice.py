@@ -135,8 +135,9 @@ def _vllm(config: Config, policy: Policy, encode: PromptEncoder, completions: in
             f"only of {', '.join(map(str, CPU_HEAD_SIZES))}: take --rollout.engine transformers"
         )
     own = of_one_rank(config, world_size())
-    asked = -(-completions // world_size())
-    own = asked_at_once(own, asked, shape, memory, itemsize=dtype.itemsize)
+    if device == "cuda":  # a CPU gains nothing from more at once, and its memory is everyone's
+        asked = -(-completions // world_size())
+        own = asked_at_once(own, asked, shape, memory, itemsize=dtype.itemsize)
     replicas = replicas_of(own, shape) if device == "cuda" else max(1, config.rollout.num_replicas)
     limits = engine_limits(
         own.model_copy(update={"rollout": own.rollout.model_copy(update={"num_replicas": replicas})}),
