@@ -153,6 +153,7 @@ def drive(
     cancel: int = 0,
     count: int = 30,
     every: int = 3,
+    reset: int = -1,
     seed: int = 0,
 ):
     """All steps until nothing is left: what was scheduled, and what came of every request."""
@@ -169,8 +170,12 @@ def drive(
     ]
     steps, ended, queue, told = [], {}, [], 0
     for number in range(4000):
-        if waiting and number % every == 0:
+        while waiting and (not every or number % every == 0):
             made.add_request(waiting.pop(0))
+            if every:
+                break
+        if number == reset:
+            made.reset_prefix_cache(reset_running_requests=True)
         if cancel and number % cancel == cancel - 1 and made.running:
             made.finish_requests([rng.choice(sorted(r.request_id for r in made.running))],
                                  RequestStatus.FINISHED_ABORTED)  # fmt: skip
@@ -203,7 +208,15 @@ def drive(
 
 @pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize(
-    "case", [{}, {"logprobs": True}, {"cancel": 5}, {"logprobs": True, "cancel": 3, "seed": 1}]
+    "case",
+    [
+        {},
+        {"logprobs": True},
+        {"every": 0, "logprobs": True},  # all at once: more than run at once, and than a step has tokens for
+        {"reset": 25},  # running requests give up their blocks
+        {"cancel": 5},
+        {"logprobs": True, "cancel": 3, "seed": 1},
+    ],
 )
 def test_every_step_and_every_completion_is_vllms(settings, ahead, case):
     plain, rows = (drive(scheduler(settings[ahead], kind, 300), ahead, **case) for kind in kinds(ahead))
