@@ -36,7 +36,7 @@ def settings(tmp_path_factory):
     def make(ahead: bool):
         return EngineArgs(
             model=str(folder), skip_tokenizer_init=True, max_model_len=96, max_num_seqs=12,
-            max_num_batched_tokens=128, block_size=BLOCK, enable_prefix_caching=True,
+            max_num_batched_tokens=64, block_size=BLOCK, enable_prefix_caching=True,
             async_scheduling=ahead, disable_log_stats=True,
         ).create_engine_config()  # fmt: skip
 
@@ -109,7 +109,7 @@ class Worker:
             self.known[name] = max(self.known[name], self.computed[name] + sampled)
             tokens[name] = [token(name, self.computed[name])] if sampled else []
             values[name] = float(self.computed[name])
-        assert sum(output.num_scheduled_tokens.values()) == output.total_num_scheduled_tokens <= 128
+        assert sum(output.num_scheduled_tokens.values()) == output.total_num_scheduled_tokens <= 64
         return self.result(tokens, values)
 
     def result(self, tokens, values):
