@@ -51,6 +51,9 @@ _PLAIN_SAMPLING = {
 }
 
 
+_LIMITS = ("max_num_running_reqs", "max_num_active_reqs", "max_num_scheduled_tokens")  # of vLLM's scheduler
+
+
 class _Step(NamedTuple):
     """What a step computes for rows; kept on vLLM's SchedulerOutput until the tokens come."""
 
@@ -67,7 +70,6 @@ class SteadyDecoding:
     running: list[Any]
     kv_cache_manager: Any
     max_num_running_reqs: int
-    max_num_scheduled_tokens: int
     _tokens: dict[str, list[int]]  # of FinishedOnly
     _logprobs: dict[str, list[Any]]
     _room: dict[str, int]
@@ -176,14 +178,17 @@ class SteadyDecoding:
 
     def _schedule_others(self, rows: DecodeRows, num_due: int, args: Any, kwargs: Any) -> Any:
         """vLLM's schedule, of requests without a row and of what the rows leave of its limits."""
-        whole, most, tokens = self.running, self.max_num_running_reqs, self.max_num_scheduled_tokens
+        whole = self.running
+        limits = {name: getattr(self, name) for name in _LIMITS if hasattr(self, name)}
         all_have_rows = len(rows) == len(whole)
         self.running = [] if all_have_rows else [r for r in whole if r.request_id not in rows.row_of]
-        self.max_num_running_reqs, self.max_num_scheduled_tokens = most - len(rows), tokens - num_due
+        for name, limit in limits.items():
+            setattr(self, name, limit - (num_due if name == "max_num_scheduled_tokens" else len(rows)))
         try:
             output = super().schedule(*args, **kwargs)  # type: ignore[misc]
         finally:
-            self.max_num_running_reqs, self.max_num_scheduled_tokens = most, tokens
+            for name, limit in limits.items():
+                setattr(self, name, limit)
             if all_have_rows and not self.running:
                 self.running = whole
             else:
