@@ -62,7 +62,7 @@ def test_in_evaluations(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
 
     engine = SimpleNamespace(close=lambda: None)
     found = SimpleNamespace(benchmark=Benchmark(name="mine"), problems=(PROBLEM,))
-    settings = SimpleNamespace(max_completion_tokens=512)
+    settings = SimpleNamespace(num_samples=0, max_completion_tokens=512)
     task = evaluation_run.Task(found, TEMPLATE, settings, 8, {}, None, tmp_path)  # type: ignore[arg-type]
     subject = SimpleNamespace(engine=lambda *_: (engine, "a double"))
     monkeypatch.setattr(evaluation_run, "load_subject", lambda _: subject)
