@@ -20,11 +20,9 @@ from typing import Any
 import torch
 from random_model import SHAPES, random_model
 from record import describe
-from vllm_rollout import recipe
+from vllm_rollout import PROMPT, moved_policy, recipe, start_engine
 
 from mathrl.types import Problem, Sampling
-
-PROMPT = 128
 
 
 def main() -> None:
@@ -49,11 +47,7 @@ def main() -> None:
 def measure(args: argparse.Namespace, clock: Path, folder: Path) -> dict[str, Any]:
     from core_clock import SCHEDULERS
 
-    from mathrl.memory.plan import engine_limits
-    from mathrl.memory.shapes import Shape
-    from mathrl.policy.model import Policy
     from mathrl.rollout import vllm_core
-    from mathrl.rollout.vllm import VllmEngine
 
     config, largest = recipe(folder), max(args.sequences)
     sizes = {
@@ -62,23 +56,12 @@ def measure(args: argparse.Namespace, clock: Path, folder: Path) -> dict[str, An
         "num_replicas": 1,
     }
     config = config.model_copy(update={"rollout": config.rollout.model_copy(update=sizes)})
-    policy = Policy.from_pretrained(str(folder), config)
-    with torch.no_grad():
-        for parameter in policy.trainable_parameters():
-            parameter.normal_(0.0, 0.01)
-    policy.version = 1
-    device = policy.device.type
-    memory = torch.cuda.get_device_properties(0).total_memory if device == "cuda" else 8 << 30
-    shape, dtype = Shape.of(policy.model.get_base_model().config), policy.head_weight().dtype
-    limits = engine_limits(config, shape, memory, itemsize=dtype.itemsize, context=32768)
+    policy = moved_policy(folder, config)
     before = vllm_core._classes
     vllm_core._classes = lambda device: before(device) | {"scheduler_cls": SCHEDULERS[device]}
     ids = torch.randint(10, 500, (largest, PROMPT), generator=torch.Generator().manual_seed(1)).tolist()
     start = time.perf_counter()
-    engine = VllmEngine(
-        vllm_core.CoreClient, str(folder), policy.tokenizer, (), lambda p: ids[int(p.id)],
-        Sampling(max_completion_tokens=args.tokens), limits, device=device, dtype=dtype, compile=False,
-    )  # fmt: skip
+    engine, _ = start_engine(policy, config, ids, compiled=False)
     started = time.perf_counter() - start
     print(f"engine: {started:.1f} s", flush=True)
     result: dict[str, Any] = describe(("torch", "vllm")) | {"start_s": started, "model": args.model}

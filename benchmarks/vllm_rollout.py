@@ -19,10 +19,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from random_model import SHAPES, random_model
@@ -30,6 +30,11 @@ from record import describe, store
 
 from mathrl.config import Config
 from mathrl.types import Problem, Sampling
+
+if TYPE_CHECKING:
+    from mathrl.memory.plan import Limits
+    from mathrl.policy.model import Policy
+    from mathrl.rollout.vllm import VllmEngine
 
 PROBLEMS, GROUP, PROMPT, COMPLETION, RANK = 64, 8, 128, 256, 32
 ARMS = ("ours", "ours-uncompiled", "generate")
@@ -68,40 +73,62 @@ def recipe(folder: Path) -> Config:
     )
 
 
-def ours(folder: Path, repeats: int, compiled: bool) -> dict[str, Any]:
-    from mathrl.memory.plan import engine_limits
-    from mathrl.memory.shapes import Shape
+def moved_policy(folder: Path, config: Config) -> Policy:
+    """The model with an adapter that does something."""
     from mathrl.policy.model import Policy
-    from mathrl.rollout.vllm import VllmEngine
-    from mathrl.rollout.vllm_core import CoreClient
-    from mathrl.training.sentinel import Sentinel
 
-    config = recipe(folder)
     policy = Policy.from_pretrained(str(folder), config)
     with torch.no_grad():
         for parameter in policy.trainable_parameters():
             parameter.normal_(0.0, 0.01)
     policy.version = 1
-    ids = prompts(policy.head_weight().shape[0])
-    problems = [Problem(str(i), "", "0") for i in range(PROBLEMS)]
-    cuda = policy.device.type == "cuda"
-    memory = torch.cuda.get_device_properties(0).total_memory if cuda else 8 << 30
-    shape, dtype = Shape.of(policy.model.get_base_model().config), policy.head_weight().dtype
-    limits = engine_limits(config, shape, memory, itemsize=dtype.itemsize, context=32768)
-    used = memory - torch.cuda.mem_get_info()[0] if cuda else 0
-    start = time.perf_counter()
+    return policy
+
+
+def total_memory(policy: Policy) -> int:
+    """Bytes of the device; a share of a CPU's."""
+    return torch.cuda.get_device_properties(0).total_memory if policy.device.type == "cuda" else 8 << 30
+
+
+def start_engine(
+    policy: Policy, config: Config, ids: Sequence[Sequence[int]], compiled: bool
+) -> tuple[VllmEngine, Limits]:
+    """Our engine on the policy's model; problem ``i`` asks with the tokens ``ids[i]``."""
+    from mathrl.memory.plan import engine_limits
+    from mathrl.memory.shapes import Shape
+    from mathrl.rollout.vllm import VllmEngine
+    from mathrl.rollout.vllm_core import CoreClient
+
+    base, dtype = policy.model.get_base_model(), policy.head_weight().dtype
+    limits = engine_limits(
+        config, Shape.of(base.config), total_memory(policy), itemsize=dtype.itemsize, context=32768
+    )
     engine = VllmEngine(
         CoreClient,
-        str(folder),
+        base.name_or_path,
         policy.tokenizer,
         (),
         lambda p: ids[int(p.id)],
-        Sampling(max_completion_tokens=COMPLETION),
+        Sampling(max_completion_tokens=config.rollout.max_completion_tokens),
         limits,
         device=policy.device.type,
         dtype=dtype,
         compile=compiled,
     )
+    return engine, limits
+
+
+def ours(folder: Path, repeats: int, compiled: bool) -> dict[str, Any]:
+    from mathrl.training.sentinel import Sentinel
+
+    config = recipe(folder)
+    policy = moved_policy(folder, config)
+    ids = prompts(policy.head_weight().shape[0])
+    problems = [Problem(str(i), "", "0") for i in range(PROBLEMS)]
+    cuda, memory = policy.device.type == "cuda", total_memory(policy)
+    used = memory - torch.cuda.mem_get_info()[0] if cuda else 0
+    start = time.perf_counter()
+    engine, limits = start_engine(policy, config, ids, compiled)
     result: dict[str, Any] = {"start_s": time.perf_counter() - start}
     try:
         sentinel = Sentinel(engine, policy, problems, max_gap=10.0)

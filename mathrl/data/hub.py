@@ -109,8 +109,11 @@ def gated(kind: str, repo: str) -> UserError:
 
 
 @functools.cache
-def local_model(path: str) -> str:
+def local_model(path: str, kind: str = "model") -> str:
     """The folder of a model: the path itself, or where the hub's copy is (downloaded where it is not yet).
+
+    Args:
+        kind: what else is wanted of a model repository, such as an adapter; for messages.
 
     Raises:
         UserError: it is gated, has no such revision, or the download broke off; no model of that name.
@@ -125,14 +128,14 @@ def local_model(path: str) -> str:
     try:
         return snapshot_download(repo, revision=revision, allow_patterns=_MODEL_FILES)
     except GatedRepoError:
-        raise gated("model", repo) from None
+        raise gated(kind, repo) from None
     except LocalEntryNotFoundError:
         raise UserError(
-            f"model {path!r} is not on this machine and the hub cannot be reached: connect, or name a local "
+            f"{kind} {path!r} is not on this machine and the hub cannot be reached: connect, or name a local "
             "folder"
         ) from None
     except Exception as error:
-        raise broken_off("model", path, error) from error
+        raise broken_off(kind, path, error) from error
 
 
 def broken_off(kind: str, name: str, error: Exception) -> UserError:

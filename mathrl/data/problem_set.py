@@ -100,16 +100,18 @@ def question_keys(found: ProblemSet) -> set[str]:
 
 def part_by_question(found: ProblemSet, purpose: str, fraction: float, *, inside: bool) -> ProblemSet:
     """A share of the problems, or the rest; by the question alone, so it holds for every run and order."""
-    threshold = fraction * 2**63
-    kept = tuple(p for p in found.problems if (derive_seed(purpose, question_key(p)) < threshold) == inside)
-    return replace(found, problems=kept)
+    kept = (p for p in found.problems if _in_share(p, purpose, fraction) == inside)
+    return replace(found, problems=tuple(kept))
 
 
 def without_share(found: ProblemSet, fraction: float) -> ProblemSet:
     """What the supervised stage leaves: all but its share, of which it takes the worked ones alone."""
-    threshold = fraction * 2**63
-    kept = (p for p in found.problems if not p.solution or derive_seed("sft", question_key(p)) >= threshold)
+    kept = (p for p in found.problems if not (p.solution and _in_share(p, "sft", fraction)))
     return replace(found, problems=tuple(kept))
+
+
+def _in_share(problem: Problem, purpose: str, fraction: float) -> bool:
+    return derive_seed(purpose, question_key(problem)) < fraction * 2**63
 
 
 def without(found: ProblemSet, asked: set[str], reason: str) -> ProblemSet:

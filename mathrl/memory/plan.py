@@ -176,10 +176,8 @@ def asked_at_once(
     rollout = config.rollout
     wanted = min(MAX_SEQUENCES, completions)
     while wanted > rollout.problems_per_step * rollout.group_size:
-        sizes = {
-            "problems_per_step": wanted,
-            "group_size": 1,
-        }  # no two may share a prompt: the first are greedy
+        # the greedy ones come first, and no two of them share a prompt
+        sizes = {"problems_per_step": wanted, "group_size": 1}
         found = config.model_copy(update={"rollout": rollout.model_copy(update=sizes)})
         plan = make_plan(found, shape, device_bytes, itemsize=itemsize)  # whose update does not take place
         if 2 * plan.kv_cache_bytes >= plan.kv_cache_wanted:

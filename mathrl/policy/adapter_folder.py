@@ -27,10 +27,7 @@ def find_adapter(name: str) -> Path:
     if folder.is_file() or name.startswith((".", "/", "~")) or name.partition("@")[0].count("/") != 1:
         raise UserError(f"there is no adapter folder {name}")
     on_hub("adapter", name)
-    try:
-        return Path(local_model(name))
-    except UserError as error:
-        raise UserError(str(error).replace("model", "adapter", 1)) from None
+    return Path(local_model(name, "adapter"))
 
 
 def lora_settings(folder: Path) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class DecodeRows:
     def due(self) -> tuple[Ints, list[str]]:
         """Rows whose last token is not under way yet, and their requests' ids (a list not to be changed)."""
         rows = self.active
-        due = self.computed[rows] < np.minimum(self.prompt[rows] + self.most[rows], self.max_model_len) - 1
+        due = self.computed[rows] < self.prompt[rows] + self.most[rows] - 1
         if due.all():
             return rows, self._ids
         return rows[due], [self._ids[i] for i in np.flatnonzero(due)]

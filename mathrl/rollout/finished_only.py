@@ -43,7 +43,7 @@ class FinishedOnly:
         self._logprobs: dict[str, list[Any]] = {}
         self._room: dict[str, int] = {}  # request -> tokens that its cache blocks hold
         self._cached: dict[str, int] = {}  # request -> whole blocks that the prefix cache knows
-        self.blocks_are_spared = self._spare_blocks()
+        self._block_tokens = self._spare_blocks()  # 0: blocks are left to vLLM
 
     def update_from_output(self, *args: Any, **kwargs: Any) -> dict[int, Any]:
         messages: dict[int, Any] = super().update_from_output(*args, **kwargs)  # type: ignore[misc]
@@ -100,16 +100,16 @@ class FinishedOnly:
         self._cached.pop(request.request_id, None)
         return super()._preempt_request(request, *args, **kwargs)  # type: ignore[misc]
 
-    def _spare_blocks(self) -> bool:
+    def _spare_blocks(self) -> int:
         """Ask vLLM's cache manager for blocks, and tell it of full ones, at block boundaries alone.
 
         Between them its answer is known: nothing new. Left as it is for models with several kinds of cache
-        (sliding windows give blocks back at any token). Returns whether it is done.
+        (sliding windows give blocks back at any token). Returns the tokens of a block; 0 where it is left.
         """
         manager = self.kv_cache_manager
         kinds: Any = getattr(getattr(manager, "coordinator", None), "single_type_managers", ())
         if len(kinds) != 1 or type(kinds[0]).__name__ != "FullAttentionManager":
-            return False
+            return 0
         size, nothing = kinds[0].block_size, manager.empty_kv_cache_blocks
         room, cached = self._room, self._cached
         allocate, cache, blocks = manager.allocate_slots, manager.cache_blocks, kinds[0].req_to_blocks
@@ -131,7 +131,7 @@ class FinishedOnly:
                 cache(request, num_computed_tokens)
 
         manager.allocate_slots, manager.cache_blocks = allocate_slots, cache_blocks
-        return True
+        return int(size)
 
 
 def _leave_adapters_unpinned() -> None:

@@ -49,8 +49,6 @@ _PLAIN_SAMPLING = {
     "logprob_token_ids": None,
     "repetition_detection": None,
 }
-
-
 _LIMITS = ("max_num_running_reqs", "max_num_active_reqs", "max_num_scheduled_tokens")  # of vLLM's scheduler
 
 
@@ -74,12 +72,13 @@ class SteadyDecoding:
     _logprobs: dict[str, list[Any]]
     _room: dict[str, int]
     _cached: dict[str, int]
+    _block_tokens: int
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._rows: DecodeRows | None = None
         self._ahead = any(kind.__name__ == "AsyncScheduler" for kind in type(self).__mro__)
-        if self.blocks_are_spared and _has(self, _PLAIN):  # type: ignore[attr-defined]
+        if self._block_tokens and _has(self, _PLAIN):
             self._rows = DecodeRows(self.max_num_running_reqs, self.max_model_len)  # type: ignore[attr-defined]
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
@@ -146,12 +145,10 @@ class SteadyDecoding:
         """Give a row to every running request whose next step is a token."""
         if len(rows) == len(self.running):
             return
-        blocks = self.kv_cache_manager.coordinator.single_type_managers[0]
         for request in self.running:
-            if request.request_id in rows.row_of or not _only_decodes(request):
-                continue
-            room = len(blocks.req_to_blocks[request.request_id]) * blocks.block_size
-            rows.enter(request, room, _ends(request))
+            name = request.request_id
+            if name not in rows.row_of and _only_decodes(request):
+                rows.enter(request, self._room.get(name, 0), _ends(request))
 
     def _blocks(
         self, rows: DecodeRows, due: Ints, ids: list[str]
@@ -247,7 +244,7 @@ class SteadyDecoding:
         rows = self._rows
         assert rows is not None
         request, computed = rows.requests[row], int(rows.computed[row])
-        under_way = int(rows.scheduled(np.array([row]))[0] - rows.received[row])
+        under_way = computed - request.num_prompt_tokens + 1 - int(rows.received[row])
         name, given = request.request_id, rows.leave(row)
         request.num_computed_tokens = computed
         if self._ahead:
@@ -257,8 +254,7 @@ class SteadyDecoding:
         hasher = request._block_hasher
         if ends:
             request._block_hasher = None
-            size = self.kv_cache_manager.coordinator.single_type_managers[0].block_size
-            self._cached[name] = (computed - under_way + 1) // size
+            self._cached[name] = (computed - under_way + 1) // self._block_tokens
         if given.tokens:
             request.append_output_token_ids(given.tokens)
             self._tokens.setdefault(name, []).extend(given.tokens)
