@@ -167,8 +167,6 @@ def evaluate(
     from mathrl.commands.evaluate import evaluate_model
     from mathrl.commands.evaluation_options import EvaluationOptions
     from mathrl.data.in_memory import write_rows
-    from mathrl.report.evaluation_page import write_results
-    from mathrl.report.summary import versions
     from mathrl.run.progress import make_console
 
     if "," in benchmark:
@@ -185,9 +183,9 @@ def evaluate(
         **(options or {}),
     )
     overrides = list(_fields(sections).items())
-    source, folder, results = evaluate_model(_path(model), asked, overrides, make_console())
-    write_results(folder, source.name, results, versions())
-    return results[0].evaluation
+    evaluated = evaluate_model(_path(model), asked, overrides, make_console())
+    evaluated.write()
+    return evaluated.results[0].evaluation
 
 
 def judge(

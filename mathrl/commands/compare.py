@@ -71,7 +71,8 @@ def _compare(
         results = compare_results(paths)
         print_results(console, results)
         title = f"{paths[-1].name} against {paths[0].name}"
-        page = write_results(out or paths[0].resolve().parent / "comparison", title, results, versions())
+        place = out or paths[0].resolve().parent / "comparison"
+        page = write_results(place, title, results, versions(), paths[0])
     console.print(f"page: {page}", soft_wrap=True)
     return 0
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
 from rich.console import Console
 
+from mathrl.commands.earlier_results import EarlierResults
 from mathrl.commands.evaluation_options import EvaluationOptions
 from mathrl.commands.launch import ALONE, LaunchOptions, launch
 from mathrl.commands.model_source import EndpointSource, ModelSource, find_endpoint, find_model
@@ -94,19 +96,34 @@ def _evaluate(
 
 def _evaluate_and_tell(model: str, options: EvaluationOptions, overrides: Overrides, console: Console) -> int:
     try:
-        source, out, results = evaluate_model(model, options, overrides, console)
+        evaluated = evaluate_model(model, options, overrides, console)
     except Stopped as stopped:
         return stopped.exit_status
-    page = on_rank_0("writing the results", lambda: write_results(out, source.name, results, versions()))
-    print_results(console, results)
+    page = on_rank_0("writing the results", evaluated.write)
+    print_results(console, evaluated.results)
     console.print(f"completions, numbers and page: {page}")
     return 0
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation came to."""
+
+    title: str
+    out: Path
+    results: list[Result]
+    kept: list[Result]  # of other benchmarks, which were in ``out`` before
+    against: Path | None
+
+    def write(self) -> Path:
+        """Write eval.json and eval.html; returns the page's path."""
+        return write_results(self.out, self.title, [*self.kept, *self.results], versions(), self.against)
+
+
 def evaluate_model(
     model: str, options: EvaluationOptions, overrides: Overrides, console: Console
-) -> tuple[ModelSource | EndpointSource, Path, list[Result]]:
-    """What was evaluated, the folder of its completions, and the results.
+) -> Evaluated:
+    """Sample and judge; completions are in the folder afterwards, the page of the results is not.
 
     Raises:
         UserError: what is wrong with the request, before anything is generated.
@@ -129,16 +146,21 @@ def evaluate_model(
     examples = {f.benchmark.name: _examples(f, shots_files, options) for f in found}
     trained_on = _training_questions(options, source, console)
     out = options.out or _default_out(source)
+    earlier = EarlierResults.read(out, overwrite=options.overwrite)
+    names = [b.name for b in benchmarks]
+    earlier.refuse_loss(names, options.against, options.rank_by, overlap=bool(trained_on))
+    kept = earlier.kept(names)
 
     from mathrl.commands.evaluation_run import (  # torch takes seconds: input is checked first
         EvaluationRequest,
         evaluate_benchmarks,
     )
 
-    request = EvaluationRequest(source, found, examples, before, trained_on, out, options)
+    request = EvaluationRequest(source, found, examples, before, trained_on, earlier, out, options)
     try:
         with StopSignals(console):
-            return source, out, evaluate_benchmarks(request, console)
+            results = evaluate_benchmarks(request, console)
+            return Evaluated(source.name, out, results, kept, options.against)
     except KeyboardInterrupt as interrupt:
         stopped = Stopped.of(interrupt)
         console.print(

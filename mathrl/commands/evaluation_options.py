@@ -47,7 +47,7 @@ class EvaluationOptions:
     against: Annotated[Path | None, _hidden("folder of earlier results to compare with")] = None
     reference: Annotated[bool, _hidden("of a run: its reference, as it was before reinforcement")] = False
     out: Annotated[Path | None, _hidden("folder; default: evaluations/MODEL, or RUN/benchmarks")] = None
-    overwrite: Annotated[bool, _hidden("replace what --out holds of another model or other settings")] = False
+    overwrite: Annotated[bool, _hidden("replace what --out holds of another evaluation")] = False
 
     def __post_init__(self) -> None:
         for option in ("samples", "max_completion_tokens", "max_problems", "shots"):

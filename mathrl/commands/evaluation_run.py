@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from mathrl.commands.earlier_results import EarlierResults
 from mathrl.commands.evaluation_options import EvaluationOptions
 from mathrl.commands.evaluation_subject import Subject, load_subject
 from mathrl.commands.model_source import EndpointSource, ModelSource
@@ -44,6 +45,7 @@ class EvaluationRequest:
     examples: Mapping[str, Sequence[Problem]]  # benchmark -> worked examples of its prompt
     before: Mapping[str, Evaluation]  # benchmark -> earlier results
     trained_on: Sequence[str]  # training questions
+    earlier: EarlierResults  # what ``out`` holds
     out: Path
     options: EvaluationOptions
 
@@ -156,7 +158,9 @@ def _task(found: BenchmarkProblems, subject: Subject, request: EvaluationRequest
         check_comparable(before.protocol, protocol, f"{options.against}", "this evaluation")
     file = request.out / benchmark.name / FILE
     if not options.overwrite:
-        refuse_other(file, resume_key(protocol, options.seed, 0, subject.info))
+        key = resume_key(protocol, options.seed, 0, subject.info)
+        refuse_other(file, key)
+        request.earlier.refuse_other(benchmark.name, key, subject.info)
     return Task(found, template, settings, longest, subject.info, before, file)
 
 

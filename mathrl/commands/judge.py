@@ -79,7 +79,7 @@ def command(
         from mathrl.commands.rank_samples import Ranker  # judging alone needs no torch
 
         result = replace(result, ranking=Ranker(rank_by)(evaluation, out))
-    page = write_results(out, evaluation.name, [result], versions())
+    page = write_results(out, evaluation.name, [result], versions(), against)
     print_results(console, [result])
     number = evaluation.n * (1 + evaluation.k)
     console.print(f"{number:,} completions judged in {seconds:.2f} s; page: {page}")
@@ -96,7 +96,7 @@ def _check_out(file: Path, out: Path | None, *, overwrite: bool) -> None:
         raise UserError(f"{out} is a file and no folder: choose another --out")
     if (out / FILE).resolve() == file.resolve():
         raise UserError(f"--out {out} is where the completions lie that are judged: choose another folder")
-    for name in (FILE, *PAGE_FILES):
+    for name in (FILE, Path(FILE).with_suffix(".json"), *PAGE_FILES):
         refuse_taken(out / name, "--out", overwrite=overwrite)
 
 

@@ -153,10 +153,15 @@ def refuse_other(path: Path, resume_key: str) -> None:
         OtherEvaluationError: ``path`` belongs to another evaluation, or is no file of completions.
     """
     if path.exists() and not _only_begun(path) and not _belongs(path, resume_key):
-        raise OtherEvaluationError(
-            f"{path} holds another evaluation (other model, problems or settings): "
-            "choose another output folder, or replace it with --overwrite"
-        )
+        raise other_evaluation(path)
+
+
+def other_evaluation(path: Path, what: str = "another evaluation") -> OtherEvaluationError:
+    """The error of a file that may not be replaced."""
+    return OtherEvaluationError(
+        f"{path} holds {what} (other model, problems or settings): "
+        "choose another output folder, or replace it with --overwrite"
+    )
 
 
 def _only_begun(path: Path) -> bool:

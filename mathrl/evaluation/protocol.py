@@ -51,3 +51,9 @@ def resume_key(
     """
     made_by = {k: v for k, v in protocol.items() if k != "verifiers"}
     return protocol_hash({"protocol": made_by, "seed": seed, "version": version, "info": dict(info or {})})
+
+
+def key_of(numbers: Mapping[str, Any]) -> str:
+    """The ``resume_key`` of an evaluation's numbers (``Evaluation.to_dict``), also as JSON has them."""
+    info = {k: v for k, v in numbers["info"].items() if k != "engine"}
+    return resume_key(numbers["protocol"], numbers["seed"], numbers["version"], info)

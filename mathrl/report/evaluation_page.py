@@ -45,8 +45,18 @@ class Result:
         return self.evaluation.name
 
 
-def write_results(out: Path, title: str, results: Sequence[Result], versions: Mapping[str, str]) -> Path:
-    """Write ``out``/eval.json and ``out``/eval.html; returns the page's path."""
+def write_results(
+    out: Path,
+    title: str,
+    results: Sequence[Result],
+    versions: Mapping[str, str],
+    against: Path | None = None,
+) -> Path:
+    """Write ``out``/eval.json and ``out``/eval.html; returns the page's path.
+
+    Args:
+        against: where the earlier results of a comparison lie.
+    """
     adjusted = adjusted_p_values(results)
     tables = {
         r.name: r.evaluation.to_dict()
@@ -61,7 +71,8 @@ def write_results(out: Path, title: str, results: Sequence[Result], versions: Ma
     }
     out.mkdir(parents=True, exist_ok=True)
     numbers, page = (out / name for name in PAGE_FILES)
-    write_json(numbers, {"title": title, "versions": dict(versions), "benchmarks": tables})
+    compared = {"against": str(against)} if against else {}
+    write_json(numbers, {"title": title, **compared, "versions": dict(versions), "benchmarks": tables})
     write_text(page, render(title, results, versions))
     return page
 

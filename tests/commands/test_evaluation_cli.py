@@ -237,6 +237,76 @@ def test_completions_of_other_weights_are_not_taken_over(folder: Path, tmp_path:
     assert texts(out) != mine
 
 
+def results(out: Path) -> dict[str, dict]:
+    return json.loads((out / "eval.json").read_text())["benchmarks"]
+
+
+def of_singleop(folder: Path, out: Path, *options: object, model: str = "model") -> int:
+    rows = [{"input": f"Bob has {i} cats and gets {i}. How many?", "target": str(2 * i)} for i in range(4)]
+    file = write(out.parent / "op.jsonl", rows)
+    words = ["eval", str(folder / model), "--benchmark", "singleop", "--data", str(file), "--out", str(out)]
+    return main([*words, "--max-completion-tokens", "8", *map(str, options)])
+
+
+def test_results_of_other_benchmarks_stay_in_the_folder(folder: Path, tmp_path: Path, capsys) -> None:
+    out = evaluate(folder, tmp_path / "out", "--samples", 1, "--trained-on", folder / "test.jsonl")
+    of_gsm8k = results(out)["gsm8k"]
+    capsys.readouterr()
+    assert of_singleop(folder, out) == 0
+    told = capsys.readouterr().out
+    assert "singleop" in told
+    assert "gsm8k" not in told
+    both = results(out)
+    assert both["gsm8k"] == of_gsm8k
+    assert (both["singleop"]["n"], both["singleop"]["contamination"]) == (4, {})
+    assert (out / "eval.html").read_text().count("8 of 8 questions were trained on") == 1
+    evaluate(folder, out, "--samples", 1, "--trained-on", folder / "test.jsonl")  # the same again
+    assert results(out).keys() == {"singleop", "gsm8k"}
+    assert results(out)["singleop"] == both["singleop"]
+    assert of_singleop(folder, out) == 0
+    assert [results(out)[name]["reused"] for name in ("gsm8k", "singleop")] == [16, 4]
+    kept = (out / "eval.json").read_bytes()
+    page = (out / "eval.html").read_bytes()
+    evaluate(folder, out, "--samples", 1, status=2)
+    assert "has of gsm8k the overlap with training questions" in capsys.readouterr().err
+    assert of_singleop(folder, out, model="other") == 2
+    assert "holds another evaluation (other model" in capsys.readouterr().err
+    shutil.rmtree(out / "singleop")  # its numbers are there still
+    assert of_singleop(folder, out, "--max-problems", 2) == 2
+    assert "eval.json holds another evaluation of singleop (other model" in capsys.readouterr().err
+    evaluate(folder, out, "--samples", 1, "--trained-on", folder / "test.jsonl", status=2)
+    assert "has results of singleop, which would be gone" in capsys.readouterr().err
+    assert ((out / "eval.json").read_bytes(), (out / "eval.html").read_bytes()) == (kept, page)
+    assert of_singleop(folder, out, "--overwrite", model="other") == 0
+    assert results(out).keys() == {"singleop"}
+
+
+def test_results_that_cannot_be_told_again_are_not_replaced(
+    folder: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = evaluate(folder, tmp_path / "before")
+    out = evaluate(folder, tmp_path / "out", "--against", before, model="other")
+    kept = (out / "eval.json").read_bytes()
+    page = tmp_path / "notes" / "eval.html"
+    page.parent.mkdir()
+    page.write_text("my notes")
+    monkeypatch.setattr(TransformersEngine, "sample", lambda *a, **k: pytest.fail("it sampled"))
+    assert of_singleop(folder, out, model="other") == 2
+    assert "has a comparison of gsm8k, which would be gone" in capsys.readouterr().err
+    evaluate(folder, out, model="other", status=2)
+    assert f"has of gsm8k the comparison with {before}" in capsys.readouterr().err
+    assert of_singleop(folder, before, model="other") == 2
+    assert "eval.json holds an evaluation of gsm8k (other model" in capsys.readouterr().err
+    evaluate(folder, page.parent, status=2)
+    assert f"{page} exists" in capsys.readouterr().err
+    evaluate(folder, page, status=2)
+    assert f"{page} is a file and no folder" in capsys.readouterr().err
+    assert ((out / "eval.json").read_bytes(), page.read_text()) == (kept, "my notes")
+    monkeypatch.undo()
+    evaluate(folder, out, "--against", before, model="other")  # the same again
+    assert results(out)["gsm8k"]["difference"] == json.loads(kept)["benchmarks"]["gsm8k"]["difference"]
+
+
 def test_few_shot_prompts_show_examples_and_none_of_the_questions(folder: Path, tmp_path: Path) -> None:
     shown = [
         {"question": f"Bob counts {i} cats. How many?", "answer": f"They are {i}.\n#### {i}"}

@@ -98,6 +98,10 @@ def test_results_that_are_there_are_replaced_only_where_that_is_asked_for(tmp_pa
     assert "is where the completions lie that are judged" in capsys.readouterr().err
     assert main([*words, str(file)]) == 2
     assert "is a file and no folder" in capsys.readouterr().err
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "completions.json").write_text("[]")
+    assert main([*words, str(tmp_path / "notes")]) == 2
+    assert "notes/completions.json exists" in capsys.readouterr().err
     assert file.read_bytes() == kept
 
 
