@@ -214,7 +214,7 @@ def _training_lines(guess: Guess, facts: ModelFacts) -> Iterator[str]:
             "from the model as it is"
         )
     else:
-        yield "skip = true # no worked solutions: the model is trained from as it is"
+        yield "skip = true # no worked solutions: the model is trained as it is"
     yield ""
     yield "[rollout]"
     longest = max(facts.prompt_tokens)

@@ -66,7 +66,7 @@ def _supervised(run: PreparedRun) -> str:
         )
     if run.folder.reference.is_dir():
         return "the reference is made already"
-    return "no supervised stage: the model is trained from as it is"
+    return "no supervised stage: the model is trained as it is"
 
 
 def _limits(run: PreparedRun) -> str:
