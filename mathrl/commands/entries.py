@@ -185,8 +185,10 @@ def generate_problems(
     max_operand: int = 10,
     overwrite: Annotated[bool, Parameter(help="replace FILE.jsonl", show_default=False)] = False,
 ) -> None:
-    from mathrl.data.wordproblems import write_problems
-    from mathrl.run.files import refuse_taken
+    from mathrl.data.wordproblems import problem_lines
+    from mathrl.run.files import refuse_taken, write_text, writing
 
     refuse_taken(out, "--out", overwrite=overwrite)
-    write_problems(out, n=n, seed=seed, min_steps=min_steps, max_steps=max_steps, max_operand=max_operand)
+    lines = problem_lines(n=n, seed=seed, min_steps=min_steps, max_steps=max_steps, max_operand=max_operand)
+    with writing(out):
+        write_text(out, lines)

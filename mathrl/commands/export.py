@@ -13,7 +13,7 @@ import torch
 
 from mathrl.config import Config
 from mathrl.data.hub import push_folder
-from mathrl.errors import UserError, cannot_write
+from mathrl.errors import UserError
 from mathrl.policy.loading import load_tokenizer, load_whole, without_bars
 from mathrl.policy.merge import Merger, merge_into
 from mathrl.recipes import load_config
@@ -21,7 +21,7 @@ from mathrl.report.model_card import model_card
 from mathrl.report.run_record import MAIN_SET, read_run
 from mathrl.rollout.adapter_files import write_adapter
 from mathrl.run.checkpoint import CheckpointStore, read_checkpoint
-from mathrl.run.files import atomic
+from mathrl.run.files import atomic, writing
 from mathrl.run.folder import RunFolder
 from mathrl.types import Adapter
 
@@ -67,16 +67,12 @@ def export_run(run_dir: Path, out_dir: Path, which: Literal["last", "best"] = "l
     reference = str(run.reference) if config.makes_reference else config.model.path
     trusted = config.model.trust_remote_code
     tokenizer = load_tokenizer(reference, trusted=trusted)
-    try:
-        out_dir.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(out_dir) as temporary:
-            temporary.mkdir()
-            export_adapter(temporary / "adapter", adapter, reference, tokenizer)
-            merged = _write_merged(adapter, reference, tokenizer, temporary / "merged", trusted=trusted)
-            card = _card(run_dir, config, content["step"], reference)
-            (temporary / "README.md").write_text(card, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{out_dir} cannot be written: {cannot_write(error)}") from error
+    with writing(out_dir), atomic(out_dir) as temporary:
+        temporary.mkdir()
+        export_adapter(temporary / "adapter", adapter, reference, tokenizer)
+        merged = _write_merged(adapter, reference, tokenizer, temporary / "merged", trusted=trusted)
+        card = _card(run_dir, config, content["step"], reference)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
     return Exported(out_dir, content["step"], merged.dtype, merged.kept)
 
 

@@ -19,7 +19,7 @@ from mathrl.data.rows import dataset_row
 from mathrl.data.source import Row, read_file, read_hub
 from mathrl.errors import UserError
 from mathrl.recipes import load_recipe
-from mathrl.run.files import atomic, refuse_taken
+from mathrl.run.files import atomic, refuse_taken, writing
 from mathrl.run.progress import make_console
 
 _EPILOGUE = """\
@@ -68,12 +68,9 @@ def _init(
     where = origin(data)
     guess = look_at_data(where, data, question, answer)
     facts = look_at_model(model, guess, trusted=trust_remote_code)
-    try:
-        with atomic(out) as part:
-            part.write_text(recipe_text(model, data, where, guess, facts), encoding="utf-8")
-            load_recipe(str(part))
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror}") from None
+    with writing(out), atomic(out) as part:
+        part.write_text(recipe_text(model, data, where, guess, facts), encoding="utf-8")
+        load_recipe(str(part))
     console = make_console()
     for line in what_was_found(model, data, guess, facts):
         console.print(line, soft_wrap=True, markup=False)

@@ -71,7 +71,6 @@ def command(
     seconds = time.perf_counter() - start
     out = out or file.with_name(f"{file.stem}-judged")
     difference = compare_evaluations(before, evaluation) if before else None
-    out.mkdir(parents=True, exist_ok=True)
     header = {"resume_key": protocol_hash(evaluation.protocol)}
     write_evaluation(evaluation, out / FILE, header)
     result = Result(evaluation, before, difference)

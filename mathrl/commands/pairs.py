@@ -16,7 +16,7 @@ from mathrl.errors import UserError
 from mathrl.evaluation.completions import find_completions
 from mathrl.evaluation.result import Evaluation
 from mathrl.evaluation.verdict_pairs import Balance, make_pairs
-from mathrl.run.files import refuse_taken, write_json, write_text
+from mathrl.run.files import refuse_taken, write_json, write_text, writing
 from mathrl.run.progress import make_console
 
 _EPILOGUE = """\
@@ -92,10 +92,12 @@ def _pairs(
             f"{file}: none of {balance.num_problems} problems has both a right and a wrong answer to pair"
             + (" within --length-ratio" if balance.num_candidates else ": sample more of each problem")
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
     rows = (json.dumps(pair.to_row(), ensure_ascii=False) + "\n" for pair in balance.pairs)
-    write_text(out, "".join(rows))
-    write_json(out.with_suffix(".json"), facts(balance, evaluation, file, per_problem, length_ratio, seed))
+    with writing(out):
+        write_text(out, "".join(rows))
+        write_json(
+            out.with_suffix(".json"), facts(balance, evaluation, file, per_problem, length_ratio, seed)
+        )
     _tell(console, balance, out)
     return 0
 

@@ -16,7 +16,6 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from pathlib import Path
 from typing import Literal, TypeVar
 
 from mathrl.errors import UserError
@@ -202,13 +201,13 @@ def generate_problems(
     return problems
 
 
-def write_problems(
-    out: Path, *, n: int, seed: int = 0, min_steps: int = 1, max_steps: int = 3, max_operand: int = 10
-) -> None:
-    """Write ``n`` generated training-side problems as JSON lines that ``--data.path`` reads.
+def problem_lines(
+    *, n: int, seed: int = 0, min_steps: int = 1, max_steps: int = 3, max_operand: int = 10
+) -> str:
+    """``n`` generated training-side problems as JSON lines that ``--data.path`` reads.
 
     Raises:
-        UserError: limits out of range, or ``out`` cannot be written.
+        UserError: limits out of range.
     """
     if not (n >= 1 and 1 <= min_steps <= max_steps <= 3 and max_operand >= 2):
         raise UserError(
@@ -216,17 +215,8 @@ def write_problems(
             f"{max_operand}: n >= 1, 1 <= min-steps <= max-steps <= 3 and max-operand >= 2 are needed"
         )
     problems = generate_problems(n, seed, min_steps=min_steps, max_steps=max_steps, max_operand=max_operand)
-    lines = [
-        json.dumps({"question": p.question, "answer": p.answer, "solution": p.solution, **p.meta})
-        for p in problems
-    ]
-    part = out.with_name(out.name + ".part")
-    try:
-        part.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        part.replace(out)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise UserError(f"{out} cannot be written: {error.strerror}") from None
+    rows = ({"question": p.question, "answer": p.answer, "solution": p.solution, **p.meta} for p in problems)
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def generate_drills(num: int, seed: int, *, max_steps: int = 3, max_operand: int = 10) -> list[Problem]:

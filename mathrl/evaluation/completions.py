@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from mathrl.errors import UserError, cannot_write
 from mathrl.evaluation.result import UNJUDGED, Evaluation, Judged, Record
-from mathrl.run.files import write_bytes, write_json
+from mathrl.run.files import write_bytes, write_json, writing
 from mathrl.run.json_lines import cut_unfinished, read_rows, to_line
 from mathrl.types import Completion, Problem
 
@@ -198,8 +198,9 @@ def write_evaluation(evaluation: Evaluation, path: Path, header: Mapping[str, An
     for record in evaluation.records:
         rows.append(_judged_row(record.problem, GREEDY, 0, record.greedy))
         rows.extend(_judged_row(record.problem, SAMPLE, i, s) for i, s in enumerate(record.samples))
-    write_bytes(path, b"".join(to_line(row, allow_nan=True) for row in rows))
-    write_json(path.with_suffix(".json"), evaluation.to_dict())
+    with writing(path):
+        write_bytes(path, b"".join(to_line(row, allow_nan=True) for row in rows))
+        write_json(path.with_suffix(".json"), evaluation.to_dict())
 
 
 def _judged_row(problem: Problem, kind: str, index: int, judged: Judged) -> dict[str, Any]:

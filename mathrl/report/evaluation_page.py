@@ -21,7 +21,7 @@ from mathrl.report.charts import IntervalRow, Point, interval_rows, share_bars
 from mathrl.report.pages import duration, percent
 from mathrl.report.run_page import VERDICTS, direction, failures, slice_rows
 from mathrl.report.titles import kind_title
-from mathrl.run.files import write_json, write_text
+from mathrl.run.files import write_json, write_text, writing
 
 MAX_PAGE_BYTES = 24_000_000  # of completions in the page; beyond, long texts are cut and the page says so
 _SHORTEST_CUT = 200
@@ -69,11 +69,11 @@ def write_results(
         | ({"ranking": r.ranking.to_dict()} if r.ranking else {})
         for r in results
     }
-    out.mkdir(parents=True, exist_ok=True)
     numbers, page = (out / name for name in PAGE_FILES)
     compared = {"against": str(against)} if against else {}
-    write_json(numbers, {"title": title, **compared, "versions": dict(versions), "benchmarks": tables})
-    write_text(page, render(title, results, versions))
+    with writing(page):
+        write_json(numbers, {"title": title, **compared, "versions": dict(versions), "benchmarks": tables})
+        write_text(page, render(title, results, versions))
     return page
 
 

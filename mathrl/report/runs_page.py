@@ -24,7 +24,7 @@ from mathrl.report.run_page import before_after
 from mathrl.report.run_record import RunRecord
 from mathrl.report.titles import set_title
 from mathrl.report.training_charts import LEARNING, MACHINE, UPDATES, compare_runs, smoothed
-from mathrl.run.files import write_text
+from mathrl.run.files import write_text, writing
 
 _ASIDE = ("run.name", "run.output_dir", "run.num_threads", "recipe", "description")
 """Settings that say where a run lies, not what it is."""
@@ -32,8 +32,8 @@ _ASIDE = ("run.name", "run.output_dir", "run.num_threads", "recipe", "descriptio
 
 def write_comparison(runs: Sequence[RunRecord], out: Path) -> Path:
     """Write the page at ``out``; returns it."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(out, render(runs))
+    with writing(out):
+        write_text(out, render(runs))
     return out
 
 

@@ -45,6 +45,20 @@ def refuse_place(path: Path, option: str) -> None:
 
 
 @contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around the writing of what the user names: the folders above it are made.
+
+    Raises:
+        UserError: the system refuses, or the disk is full.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {cannot_write(error)}") from error
+
+
+@contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """A temporary sibling of ``path`` (file or folder) that takes its place once the block succeeds.
 

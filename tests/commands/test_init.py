@@ -165,6 +165,7 @@ def test_nothing_is_written_where_something_is_wrong(model, tmp_path, capsys):
         assert message in told
         assert told.count("\n") == 1
         assert not out.exists()
+    assert init(capsys, tmp_path / "new" / "folder", good, path)[0] == 0
     assert init(capsys, tmp_path, good, path)[0] == 0
     made = (tmp_path / "made.toml").read_text()
     status, told, out = init(capsys, tmp_path, good, path)

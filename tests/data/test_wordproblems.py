@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mathrl.cli import main
 from mathrl.data import wordproblems
-from mathrl.data.wordproblems import generate_drills, generate_problems, write_problems
+from mathrl.data.wordproblems import generate_drills, generate_problems
 from mathrl.errors import UserError
 
 COMPUTE = {
@@ -118,16 +118,15 @@ def test_a_file_that_is_there_is_not_replaced_unasked(tmp_path, capsys):
     assert path.read_text().count("\n") == 3
 
 
-def test_written_problems_load_again(tmp_path):
-    path = tmp_path / "problems.jsonl"
-    write_problems(path, n=30, seed=5, max_steps=2)
+def test_written_problems_load_again(tmp_path, capsys):
+    path = tmp_path / "new" / "folders" / "problems.jsonl"
+    words = ["generate-problems", "--n", "30", "--seed", "5", "--out", str(path)]
+    assert main([*words, "--max-steps", "2"]) == 0
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     expected = generate_problems(30, 5, max_steps=2)
     assert [(r["question"], r["answer"], r["solution"], r["num_steps"]) for r in rows] == [
         (p.question, p.answer, p.solution, p.meta["num_steps"]) for p in expected
     ]
-    with pytest.raises(UserError, match="min-steps <= max-steps"):
-        write_problems(path, n=30, min_steps=3, max_steps=2)
-    with pytest.raises(UserError, match=r"nowhere.* cannot be written"):
-        write_problems(tmp_path / "nowhere" / "x.jsonl", n=3)
-    assert [p.name for p in tmp_path.iterdir()] == ["problems.jsonl"]
+    assert main([*words, "--min-steps", "3", "--max-steps", "2", "--overwrite"]) == 2
+    assert "min-steps <= max-steps" in capsys.readouterr().err
+    assert [p.name for p in path.parent.iterdir()] == ["problems.jsonl"]

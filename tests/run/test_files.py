@@ -1,11 +1,12 @@
 """Files appear whole or not at all, and nothing of others goes for them."""
 
+import errno
 import re
 
 import pytest
 
 from mathrl.errors import UserError
-from mathrl.run.files import atomic, refuse_taken, write_json, write_text
+from mathrl.run.files import atomic, refuse_taken, write_json, write_text, writing
 
 
 def test_a_file_never_takes_the_place_of_a_folder(tmp_path):
@@ -32,6 +33,17 @@ def test_a_folder_is_replaced_whole_and_stays_where_the_new_one_fails(tmp_path):
         temporary.mkdir()
         raise ZeroDivisionError
     assert [p.name for p in tmp_path.rglob("*")] == ["adapter", "new"]
+
+
+def test_the_folders_above_what_the_user_names_are_made_and_a_full_disk_is_told(tmp_path):
+    file = tmp_path / "new" / "folder" / "file"
+    with writing(file):
+        write_text(file, "whole")
+    assert file.read_text() == "whole"
+    with pytest.raises(UserError, match=r"folder/file cannot be written: the disk is full"), writing(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(UserError, match=r"file/below cannot be written: "), writing(file / "below"):
+        pass
 
 
 def test_a_file_that_the_user_names_is_refused_before_the_work(tmp_path):
