@@ -6,15 +6,16 @@ calls belong under ``if __name__ == "__main__":``, for verifiers and vLLM start 
 
 from __future__ import annotations
 
+import inspect
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, fields
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from mathrl.errors import UserError
+from mathrl.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from mathrl.commands.prepare import AfterStep
@@ -24,6 +25,29 @@ if TYPE_CHECKING:
 
 Rows = Iterable[Any]
 """Mappings (question, answer, …), ``mathrl.types.Problem`` records, or a ``datasets.Dataset``."""
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _in_its_words(call: Callable[P, R]) -> Callable[P, R]:
+    """Errors of the call speak of its arguments, where those of the commands speak of options."""
+
+    @wraps(call)
+    def told(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return call(*args, **kwargs)
+        except UserError as error:
+            from mathrl.commands.python_words import in_python
+
+            parameters = inspect.signature(call).parameters
+            named = {n: p.default for n, p in parameters.items() if p.kind is not p.POSITIONAL_ONLY}
+            sentence = in_python(str(error), named, _further_options() if "options" in named else {})
+            error.args = (sentence, *error.args[1:])
+            raise
+
+    return told
 
 
 @dataclass(frozen=True)
@@ -70,6 +94,7 @@ class Run:
         return [dict(row) for row in read_run(self.path).rows]
 
 
+@_in_its_words
 def train(
     recipe: str = "",
     *,
@@ -134,6 +159,7 @@ def train(
     return Run(RunFolder.of(config).path.resolve())
 
 
+@_in_its_words
 def evaluate(
     model: str | Path | Run,
     /,
@@ -180,7 +206,7 @@ def evaluate(
         samples=samples,
         out=Path(out) if out is not None else None,
         overwrite=overwrite,
-        **(options or {}),
+        **_checked(options or {}),
     )
     overrides = list(_fields(sections).items())
     evaluated = evaluate_model(_path(model), asked, overrides, make_console())
@@ -188,6 +214,7 @@ def evaluate(
     return evaluated.results[0].evaluation
 
 
+@_in_its_words
 def judge(
     completions: str | Path | Rows,
     *,
@@ -225,6 +252,7 @@ def judge(
     return judge_saved(saved, rule, answer_type, jobs=jobs, timeout_s=timeout_s)
 
 
+@_in_its_words
 def compare(before: str | Path | Run | Evaluation, after: str | Path | Run | Evaluation) -> Difference:
     """``after`` minus ``before`` on the same problems: value, interval, exact p-value, which changed.
 
@@ -261,6 +289,27 @@ def _evaluation(given: str | Path | Run | Evaluation) -> Evaluation:
 
 def _path(given: str | Path | Run) -> str:
     return str(given.path if isinstance(given, Run) else given)
+
+
+def _further_options() -> dict[str, Any]:
+    """What ``options`` of an evaluation may hold, with the defaults."""
+    from mathrl.commands.evaluation_options import EvaluationOptions
+
+    own = {*inspect.signature(evaluate).parameters} - {"model"}  # that of options is a server's
+    return {f.name: f.default for f in fields(EvaluationOptions) if f.name not in (*own, "list")}
+
+
+def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of an evaluation, a name where several are taken as one of several."""
+    known = _further_options()
+    for name in options:
+        if name not in known:
+            raise UserError(f"options has no {name!r}: {did_you_mean(name, known)}")
+    several = {n: (v,) if isinstance(v, str | Path) else v for n, v in options.items() if known[n] == ()}
+    given = {**options, **{name: tuple(map(str, values)) for name, values in several.items()}}
+    if given.get("against") is not None:
+        given["against"] = Path(given["against"])
+    return given
 
 
 def _fields(sections: Mapping[str, Any]) -> dict[str, Any]:

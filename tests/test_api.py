@@ -1,6 +1,10 @@
 """The Python door: runs from lists and functions, twice in one process, and what its examples say."""
 
+import ast
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +14,12 @@ import pytest
 import mathrl
 from mathrl import api
 from mathrl.commands.compare import compare_results
+from mathrl.commands.python_words import in_python
 from mathrl.config import Config
+from mathrl.data.in_memory import write_rows
 from mathrl.evaluation.completions import write_evaluation
 from mathrl.evaluation.result import Evaluation, Judged, Record
+from mathrl.recipes import all_fields
 from mathrl.types import Problem
 
 TINY = str(Path(__file__).with_name("tiny.toml"))
@@ -131,6 +138,87 @@ def test_what_is_wrong_is_told_before_anything_is_trained(arguments, words, tmp_
     with pytest.raises(mathrl.UserError, match=words):
         mathrl.train(TINY, **given)
     assert not (tmp_path / "runs" / "tiny").exists()
+
+
+def test_errors_and_advice_name_what_a_call_takes(runs, tmp_path, capsys):
+    first, *_ = runs
+    recipe = str(first.path / "config.toml")
+    with pytest.raises(mathrl.UserError) as told:
+        mathrl.train(recipe)
+    assert str(told.value) == (
+        f'the run folder {first.path} exists: go on with resume=True, or choose another run={{"name": …}} '
+        "(overwrite=True deletes it and starts anew)"
+    )
+    assert mathrl.train(recipe, resume=True).summary == first.summary
+    assert (
+        'a larger train={"num_steps": …} goes on, another run={"name": …} trains' in capsys.readouterr().out
+    )
+    with pytest.raises(mathrl.UserError, match=r"^jobs must lie between 1 and 64, got 0"):
+        mathrl.judge([{"question": "2+2?", "answer": "4", "completion": "4"}], jobs=0)
+    (tmp_path / "eval.json").write_text("mine")
+    for given, sentence in (
+        ({"out": tmp_path}, r"/eval.json exists: choose another out, or replace it with overwrite=True$"),
+        (
+            {"options": {"shots_data": "train.jsonl"}},
+            r'options=\{"shots_data": …\} gives examples and options=\{"shots": …\} says how many',
+        ),
+        ({"options": {"shot": 4}}, r"options has no 'shot': did you mean 'shots'"),
+        ({"options": {"samples": 4}}, r"options has no 'samples'"),
+        ({"options": {"against": str(tmp_path)}}, rf"cannot read {tmp_path}/problems-\w+: No such"),
+        ({"options": {"reference": True}, "adapter": "a"}, r'options=\{"reference": True\} and adapter excl'),
+    ):
+        with pytest.raises(mathrl.UserError, match=sentence):
+            mathrl.evaluate(first, data=ROWS[:6], **given)
+
+
+def test_an_interrupted_call_says_how_it_goes_on(tmp_path, capsys):
+    with pytest.raises(KeyboardInterrupt, match="resume=True goes on"):
+        mathrl.train(
+            TINY,
+            problems=ROWS,
+            after_step=lambda *_: os.kill(os.getpid(), signal.SIGINT),
+            data={"source": "wordproblems"},
+            sft={"path": str(write_rows([{**r, "solution": f"#### {r['answer']}"} for r in ROWS], tmp_path))},
+            run={"output_dir": str(tmp_path)},
+            evaluate={"every_steps": 0, "num_samples": 0, "num_problems": 8},
+        )
+    assert "is saved. The same call goes on with resume=True" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("sentence", "told"),
+    [
+        ("take --rollout.engine transformers", 'take rollout={"engine": "transformers"}'),
+        ("with --rollout.engine if it", 'with rollout={"engine": …} if it'),
+        ("use --run.device cpu or auto", 'use run={"device": "cpu"} or auto'),
+        ("set --update.gradient_checkpointing true, or", 'set update={"gradient_checkpointing": True}, or'),
+        ("--sft.skip --model.path DIR.", 'sft={"skip": True} model={"path": "DIR"}.'),
+        ("name one with --model.path. Or", 'name one with model={"path": …}. Or'),
+        ("more than --shots 4: lower it", 'more than options={"shots": 4}: lower it'),
+        ("--top-p must lie in (0, 1]", 'options={"top_p": …} must lie in (0, 1]'),
+        ("give a file with --data gsm8k=FILE", 'give a file with data="gsm8k=FILE"'),
+        ("(--data.where and --data.shots 2)", '(data={"where": …} and data={"shots": 2})'),
+        ("--resume then goes on", "resume=True then goes on"),
+        ("no field --data.nothing here", "no field data.nothing here"),
+        ("start the ranks with --gpus N", "start the ranks with --gpus N"),
+        ("name it: mathrl eval MODEL --data FILE, --data", "name it: mathrl eval MODEL --data FILE, data"),
+        ("/tmp/--data/x-- and a--data stay", "/tmp/--data/x-- and a--data stay"),
+    ],
+)
+def test_a_sentence_in_the_words_of_a_call(sentence, told):
+    assert in_python(sentence, {"resume": False, "data": None}, {"shots": 0, "top_p": 1.0}) == told
+
+
+def test_fields_that_sentences_name_are_there():
+    named = {
+        name
+        for file in sorted(Path(mathrl.__file__).parent.rglob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        for name in re.findall(r"--([a-z_]+\.[a-z_0-9]+)", node.value)
+    } - {"section.key"}
+    assert len(named) > 20
+    assert named <= {name for name, _ in all_fields()}
 
 
 def made(right: str, name: str = "made") -> Evaluation:

@@ -130,9 +130,7 @@ def evaluate_model(
         Stopped: by Ctrl-C or SIGTERM; it has been said how to go on.
     """
     if not model and not options.endpoint:
-        raise UserError(
-            "name what to evaluate: mathrl eval MODEL --benchmark gsm8k (a run, a folder or a hub name)"
-        )
+        raise UserError("name what to evaluate: a run, a model's folder or a hub name")
     benchmarks = _benchmarks(options)
     files = _files("--data", options.data, benchmarks)
     shots_files = _files("--shots-data", options.shots_data, benchmarks)

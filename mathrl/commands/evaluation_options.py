@@ -59,9 +59,7 @@ class EvaluationOptions:
             raise UserError("a server takes no adapter and no run: start it with what is to be evaluated")
         if not self.endpoint and (self.model or self.tokenizer):
             option = "--model" if self.model else "--tokenizer"
-            raise UserError(
-                f"{option} goes with --endpoint; otherwise name the model alone: mathrl eval MODEL"
-            )
+            raise UserError(f"{option} goes with --endpoint; otherwise name the model alone")
         if self.rank_by and self.samples < 2:
             raise UserError(
                 f"--rank-by ranks samples: ask for two or more with --samples, got {self.samples}"

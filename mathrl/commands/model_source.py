@@ -139,7 +139,7 @@ def find_model(
         model = str(path)
     if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
         base = adapter_config(path).get("base_model_name_or_path") or "MODEL"
-        raise UserError(f"{path} is an adapter, not a model: mathrl eval {base} --adapter {path}")
+        raise UserError(f"{path} is an adapter, not a model: evaluate {base} with --adapter {path}")
     check_model(model)
     source = find_adapter(adapter) if adapter else None
     table.setdefault("model", {})["path"] = model

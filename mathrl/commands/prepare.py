@@ -61,6 +61,7 @@ class PreparedRun:
     goes_on: bool  # a run that has begun in the folder
     reward_functions: tuple[RewardFunction, ...] = ()
     after_step: AfterStep | None = None
+    called: bool = False  # from Python, where a call goes on and no command
 
 
 def prepare(
@@ -77,7 +78,7 @@ def prepare(
     config, folder, goes_on = check_folder(config, resume=resume, overwrite=overwrite)
     if config.run.device == "cuda" and not torch.cuda.is_available():
         raise UserError("run.device is 'cuda' and there is no CUDA device here: use auto or cpu")
-    additions = additions or Additions()
+    called, additions = additions is not None, additions or Additions()
     functions = checked([*load_functions(config.reward), *additions.reward_functions])
     check_trackers(config.tracking)
     if config.data.answer_type:
@@ -115,6 +116,7 @@ def prepare(
         goes_on,
         functions,
         additions.after_step,
+        called,
     )
 
 

@@ -23,6 +23,7 @@ from mathrl.commands.held_out import HeldOut
 from mathrl.commands.launch import OPTIONS
 from mathrl.commands.opening import opening
 from mathrl.commands.prepare import Additions, PreparedRun, prepare
+from mathrl.commands.python_words import in_python
 from mathrl.commands.watch import Watch
 from mathrl.commands.workspace import Workspace
 from mathrl.config import Config
@@ -74,10 +75,15 @@ def _train(config: Config, *, resume: bool, overwrite: bool, additions: Addition
         run = prepare(config, resume=resume, overwrite=overwrite, additions=additions)
     summary = run.folder.read_summary() if run.goes_on else None
     if summary is not None and _no_step_is_left(summary, config):
+        advice = (
+            "a larger --train.num_steps goes on, another --run.name trains anew, mathrl eval measures it "
+            "otherwise."
+        )
         console.print(
-            f"The run in {run.folder.path} is finished after {summary['steps']} steps; a larger "
-            "--train.num_steps goes on, another --run.name trains anew, mathrl eval measures it otherwise.",
+            f"The run in {run.folder.path} is finished after {summary['steps']} steps; "
+            + (in_python(advice) if run.called else advice),
             soft_wrap=True,
+            markup=False,
         )
         print_summary(console, summary)
         return 0 if run.folder.report.is_file() else _at_work(run, console, _only_report, overwrite=False)
@@ -326,7 +332,7 @@ def _finish(
 
 
 def _how_to_go_on(run: PreparedRun) -> str:
-    """What is kept, and the command that goes on from there."""
+    """What is kept, and the command, or the call, that goes on from there."""
     steps = CheckpointStore(run.folder.checkpoints, run.config.checkpoint.keep_last).steps()
     if steps:
         kept = f"Step {steps[-1]} of {run.config.train.num_steps} is saved"
@@ -334,6 +340,8 @@ def _how_to_go_on(run: PreparedRun) -> str:
         kept = "What was done is saved"
     else:
         kept = "The supervised stage begins anew"
+    if run.called:
+        return f"{kept}. The same call goes on with resume=True"
     options = f" {os.environ[OPTIONS]}" if OPTIONS in os.environ else ""
     return f"{kept}. Go on with: {_program()} train {shlex.quote(str(run.folder.config))} --resume{options}"
 

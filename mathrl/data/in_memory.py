@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mathrl.data.fields import json_value
-from mathrl.errors import UserError
+from mathrl.errors import UserError, cannot_write
 from mathrl.types import Problem
 
 _OWN = tuple(f.name for f in fields(Problem) if f.name not in ("id", "row", "meta"))
@@ -23,7 +23,7 @@ def write_rows(rows: Iterable[Any], folder: Path, name: str = "problems") -> Pat
         rows: mappings, ``Problem`` records, or a ``datasets.Dataset``.
 
     Raises:
-        UserError: no row, or one that is neither a mapping nor a Problem.
+        UserError: no row, or one that is neither a mapping nor a Problem; the file cannot be written.
     """
     if isinstance(rows, Mapping | str | bytes) or not isinstance(rows, Iterable):
         raise UserError(f"{name} must be a list of rows, each a dictionary, not a {type(rows).__name__}")
@@ -34,10 +34,13 @@ def write_rows(rows: Iterable[Any], folder: Path, name: str = "problems") -> Pat
     digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
     path = folder / f"{name}-{digest}.jsonl"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(path)
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {cannot_write(error)}") from error
     return path
 
 
