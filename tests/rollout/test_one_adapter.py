@@ -54,8 +54,8 @@ def test_what_is_counted_is_what_asking_finds():
         else:
             number = rng.choice((1, 1, 1, 1, 1, 1, 2, None)) if rng.random() < 0.2 else 1
             name = held.setdefault(row, f"{row}")  # a name may come again, with another adapter
+            plain.remove_request(name)
             for state in (plain, counted):
-                state.remove_request(name)
                 state.add_request(name, row, None if number is None else Request(lora_int_id=number))
         some = rng.sample(sorted(held), rng.randrange(len(held) + 1))
         asked = ([held[r] for r in some], np.array(some, np.int64), np.full(len(some), 2))

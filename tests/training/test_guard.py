@@ -259,8 +259,12 @@ def test_an_engine_that_cannot_load_is_heard_of_and_nothing_is_begun():
     def broken(*args, **how):
         raise torch.OutOfMemoryError("planted")
 
+    trainer.sentinel.begin()
+    assert trainer.sentinel.waits
     with pytest.raises(LostPartError):
         trainer.sentinel.begin(lost)
+    assert not trainer.sentinel.waits  # the proof that had begun was of weights that are no longer there
+    assert trainer.sentinel.finish() == {}
     trainer.policy.logprobs = broken
     with pytest.raises(LostPartError):  # of two errors that which a run goes on from by itself
         trainer.sentinel.begin(lost)
