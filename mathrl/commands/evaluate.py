@@ -162,8 +162,8 @@ def evaluate_model(
     except KeyboardInterrupt as interrupt:
         stopped = Stopped.of(interrupt)
         console.print(
-            f"Stopped by {stopped.signum.name}; what was finished is in {out}. The same command goes on from "
-            "there.",
+            f"Stopped by {stopped.signum.name}; what was finished is in {out}, and the same evaluation "
+            "goes on from there.",
             soft_wrap=True,
         )
         raise stopped from None

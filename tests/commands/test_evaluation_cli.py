@@ -174,7 +174,7 @@ def test_an_interrupted_evaluation_says_how_to_go_on_and_does(
     monkeypatch.setattr(TransformersEngine, "sample", dying)
     out = evaluate(folder, tmp_path / "out", "--samples", 2, status=143)
     assert not (out / "lock").exists()
-    assert "The same command goes on from there" in capsys.readouterr().out
+    assert "the same evaluation goes on from there" in capsys.readouterr().out
     assert not (out / "eval.json").exists()
     monkeypatch.undo()
     evaluate(folder, out, "--samples", 2)
