@@ -58,10 +58,11 @@ def train(
 
     rollout, lora = config.rollout, config.lora
     completions = rollout.problems_per_step * rollout.group_size
-    size = min(64, completions)  # 256 rows took 96 GiB
+    size = min(32, completions)  # 256 rows took 96 GiB, and 64 beside two runs of ours what was left
     own: dict[str, Any] = {"use_cpu": True, "bf16": False}
     if cuda:
         own = {"use_vllm": True, "vllm_mode": "colocate", "vllm_importance_sampling_correction": False}
+        own["vllm_gpu_memory_utilization"] = 0.12  # 17 GiB of an H200: other runs may share it
     trainer = GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(
             reference, dtype=torch.bfloat16 if cuda else torch.float32

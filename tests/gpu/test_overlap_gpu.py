@@ -29,34 +29,47 @@ PLANTED = [Problem(str(i), f"q{i}", str(i)) for i in range(12)]
 
 
 @pytest.mark.parametrize("name", ["grpo", "dapo", "gspo"])
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 2e-3), (torch.float32, 1e-5)])
-def test_loss_and_gradient_are_those_of_one_after_the_other(name, dtype, bound):
-    """The same completions; all of a step in one micro-batch, or a group or two at a time."""
-    found = []
-    for overlap, tokens in (("off", 8192), ("on", 256)):
-        recipe = Config.model_validate(
-            {
-                "algorithm": {"name": name, "kl_coef": 0.04},
-                "rollout": {"problems_per_step": 8, "group_size": 4, "max_completion_tokens": 60},
-                "update": {"micro_batch_tokens": tokens},
-                "train": {"overlap": overlap},
-            }
-        )
-        policy = make_policy(dtype=dtype)
-        algorithm = resolve_algorithm(recipe.algorithm, recipe.rollout, recipe.update)
-        update = make_update(recipe, algorithm, policy, engine_exact=False)
-        engine = PlantedEngine(vocabulary=VOCABULARY, longest=60)
-        stream = ProblemStream(PLANTED, 0)
-        trainer = Trainer(recipe, algorithm, stream, engine, OddRewards(later=True), policy, update)
-        assert (trainer.overlap is not None) == (overlap == "on")
-        metrics, _ = trainer.step(0)
-        gradient = torch.cat([p.grad.flatten() for p in policy.trainable_parameters()])
-        found.append((metrics["policy/loss"], metrics["policy/kl_ref"], gradient))
-    (loss, kl, gradient), (same, again, regained) = found
-    assert gradient.norm() > 0
-    assert (regained - gradient).norm() < bound * gradient.norm()
-    assert same == pytest.approx(loss, rel=bound, abs=bound * 1e-2)
-    assert again == pytest.approx(kl, rel=bound, abs=1e-6)
+def test_loss_and_gradient_are_those_of_one_after_the_other(name):
+    """The same completions; all of a step in one micro-batch, or a group or two at a time.
+
+    In bfloat16 gradients are rounded by 4 %, another way at every cut into micro-batches, overlapped or not.
+    """
+    loss, kl, exact = first_step(name, "off", 8192, torch.float32)
+    same, again, regained = first_step(name, "on", 256, torch.float32)
+    assert exact.norm() > 0
+    assert (regained - exact).norm() < 1e-5 * exact.norm()
+    assert same == pytest.approx(loss, rel=1e-5, abs=1e-7)
+    assert again == pytest.approx(kl, rel=1e-5, abs=1e-6)
+
+    loss, kl, gradient = first_step(name, "off", 8192, torch.bfloat16)
+    same, again, regained = first_step(name, "on", 256, torch.bfloat16)
+    rounding = (gradient - exact).norm()
+    assert (regained - exact).norm() < 1.1 * rounding
+    assert (regained - gradient).norm() < 0.5 * rounding
+    assert same == pytest.approx(loss, rel=2e-3, abs=2e-5)
+    assert again == pytest.approx(kl, rel=2e-3, abs=1e-6)
+
+
+def first_step(name: str, overlap: str, tokens: int, dtype: torch.dtype) -> tuple[float, float, torch.Tensor]:
+    """Loss, divergence from the reference, and the gradient."""
+    recipe = Config.model_validate(
+        {
+            "algorithm": {"name": name, "kl_coef": 0.04},
+            "rollout": {"problems_per_step": 8, "group_size": 4, "max_completion_tokens": 60},
+            "update": {"micro_batch_tokens": tokens},
+            "train": {"overlap": overlap},
+        }
+    )
+    policy = make_policy(dtype=dtype)
+    algorithm = resolve_algorithm(recipe.algorithm, recipe.rollout, recipe.update)
+    update = make_update(recipe, algorithm, policy, engine_exact=False)
+    engine = PlantedEngine(vocabulary=VOCABULARY, longest=60)
+    stream = ProblemStream(PLANTED, 0)
+    trainer = Trainer(recipe, algorithm, stream, engine, OddRewards(later=True), policy, update)
+    assert (trainer.overlap is not None) == (overlap == "on")
+    metrics, _ = trainer.step(0)
+    gradient = torch.cat([p.grad.flatten() for p in policy.trainable_parameters()])
+    return metrics["policy/loss"], metrics["policy/kl_ref"], gradient
 
 
 class Odd(RewardScorer):
