@@ -4,10 +4,10 @@
     python benchmarks/scaleout.py --tiny            the same on the CPU with two gloo ranks and a tiny model
 
 Every job (our 0.5B, our 1.5B, TRL) is a group of processes, a rank a GPU, that start side by side, for that
-takes longer than measuring; they measure one after the other, while all others rest. Cases come in order of
-importance, and what there is no time for is left out. ``one GPU`` is rank 0 of the same group by itself.
-Results are stored after every case; ``--resume`` measures what an earlier call left out, ``--smoke`` tries
-``mathrl train --gpus 2`` itself, while the jobs start.
+takes longer than measuring: ours with a whole step, which compiles. They measure one after the other, while
+all others rest. Cases come in order of importance, and what there is no time for is left out. ``one GPU`` is
+rank 0 of the same group by itself. Results are stored after every case; ``--resume`` measures what an earlier
+call left out, ``--smoke`` tries ``mathrl train --gpus 2`` itself, while the jobs start.
 
 scaleout_model.py prints the tables of the stored file.
 """
@@ -188,6 +188,9 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="measure what the stored file lacks")
     parser.add_argument("--smoke", action="store_true", help="try mathrl train --gpus 2 at first")
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument(
+        "--uncompiled", action="store_true", help="ours without torch.compile: starts a minute sooner"
+    )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))

@@ -63,7 +63,7 @@ def folder_of(job: str) -> str:
 
 
 CASES = (
-    Case("0.5b", "two GPUs", warmup=2, least_s=40),  # both ranks compile, side by side
+    Case("0.5b", "two GPUs"),
     Case("0.5b", "one GPU", alone=True),
     Case("0.5b", "two GPUs, twice the problems", 128),
     Case("TRL, two GPUs", "as it comes", least_s=25),
@@ -72,7 +72,7 @@ CASES = (
     Case("0.5b", "sums", kind="sums", least_s=5),
     Case("0.5b", "two runs of a seed", kind="repeat"),
     Case("0.5b", "half of the problems on one GPU", 32, alone=True),
-    Case("1.5b", "two GPUs", warmup=2, least_s=40),
+    Case("1.5b", "two GPUs"),
     Case("1.5b", "one GPU", alone=True),
     Case("1.5b", "two GPUs, twice the problems", 128),
     Case("0.5b", "an eighth of the problems on one GPU", 8, alone=True),

@@ -31,7 +31,7 @@ class Job:
             port = probe.getsockname()[1]
         command = [sys.executable, str(Path(__file__).parent / "scaleout_ranks.py"), name]
         command += ["--scratch", str(scratch), "--steps", str(args.steps), "--engine", args.engine]
-        command += ["--tiny"] if args.tiny else []
+        command += [f"--{name}" for name in ("tiny", "uncompiled") if getattr(args, name)]
         self._log = log.open("ab")
         self.processes = []
         for rank in range(world):

@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--engine", required=True)
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--uncompiled", action="store_true")
     parser.add_argument(
         "--prepare", action="store_true", help="write the model, prompts and adapter, and end"
     )
@@ -62,7 +63,7 @@ def main() -> None:
     elif args.job.startswith("TRL"):
         run_peer(args.job, folder, args.steps)
     else:
-        Ours(folder, args.engine, args.steps).run()
+        Ours(folder, args).run()
 
 
 def write_work(workload: Any, folder: Path) -> None:
@@ -84,16 +85,17 @@ def written(folder: Path) -> Work:
 class Ours:
     """The product's trainer on every rank, with one engine for all cases; policy and optimiser begin anew."""
 
-    def __init__(self, folder: Path, engine: str, steps: int) -> None:
+    def __init__(self, folder: Path, args: argparse.Namespace) -> None:
         group.start()  # before CUDA: this rank sees one GPU alone
         import step_ours
 
         from mathrl.policy.model import Policy
         from mathrl.rollout.engine_choice import make_engine
 
-        self.ours, self.steps = step_ours, steps
+        self.ours, self.steps = step_ours, args.steps
+        self.engine_name, self.compiled = args.engine, not args.uncompiled
         self.work = written(folder)
-        config = self.config(self.work, engine)
+        config = self.config(self.work)
         start = time.perf_counter()
         with together("starting the engine"):
             self.policy = Policy.from_pretrained(str(self.work.model), config)
@@ -101,11 +103,27 @@ class Ours:
             self.engine, reason = make_engine(config, self.policy, encode)
             step_ours.run_to_length(self.engine, self.policy, self.work)
         self.scorer = step_ours.TokenReward(config.reward, "gsm8k")
-        self.started = {"engine": reason, "start_s": time.perf_counter() - start}
+        self.started = {"engine": reason, "start_s": time.perf_counter() - start, "compiled": self.compiled}
+        self.started["first_step_s"] = self.first_step(args.job)
 
-    def config(self, work: Work, engine: str = "auto") -> Any:
+    def config(self, work: Work) -> Any:
         config = work.recipe(share_prompts=True)
-        return config.model_copy(update={"rollout": config.rollout.model_copy(update={"engine": engine})})
+        compiled = self.compiled and config.update.compile
+        rollout = {"engine": self.engine_name, "compile_engine": self.compiled}
+        return config.model_copy(
+            update={
+                "rollout": config.rollout.model_copy(update=rollout),
+                "update": config.update.model_copy(update={"compile": compiled}),
+            }
+        )
+
+    def first_step(self, job: str) -> float:
+        """Seconds of a step in which what is compiled is compiled: while the other jobs start."""
+        start = time.perf_counter()
+        first = next(case for case in CASES if case.job == job and case.kind == "step")
+        with self.ours.short_collections():
+            self.trainer(first).step(0)
+        return time.perf_counter() - start
 
     def run(self) -> None:
         gather(None)  # all have started
