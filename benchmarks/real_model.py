@@ -203,7 +203,7 @@ def main() -> None:
     else:
         from real_model_table import table
 
-        print(store("real_model", describe() | table(args.folder / "problems", keep)))
+        print(store("real_model", {"tabled": describe()} | table(args.folder / "problems", keep)))
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ def run(record: RunRecord, folder: Path, which: str) -> dict[str, Any]:
         "step_seconds": summary["step_seconds"],
         "seconds": summary["seconds"],
         "tokens_sampled": summary["tokens_sampled"],
+        "made_with": {name: summary[name] for name in ("hardware", "versions") if name in summary},
         "curve": with_tokens(record.rows),
     }
     if which == "short":

@@ -29,7 +29,7 @@ from mathrl.evaluation.statistics import Interval, cluster_bootstrap
 from mathrl.policy.loading import context_length
 from mathrl.recipes import load_config
 from mathrl.report.reward_model_page import HELD_OUT_FILE, write_reward_model_report
-from mathrl.report.summary import versions
+from mathrl.report.summary import hardware, versions
 from mathrl.rewards.learned import load_reward_model
 from mathrl.rewards.reward_model_folder import CHECKPOINT
 from mathrl.run.checkpoint import CheckpointStore
@@ -247,6 +247,7 @@ def _finish(run: Prepared, fit: RewardModelFit, seconds: float) -> dict[str, Any
         },
         "held_out": {"loss": fit.best.loss} | measure(held_out, scores),
         "saved_gap": saved_gap(checkpoint, held_out[:_CHECKED], scores[:_CHECKED]),
+        "hardware": hardware(),
         "versions": versions(),
     }
     write_json(folder.summary, summary)

@@ -93,6 +93,12 @@ def p_value(p: float) -> str:
     return "< 0.0001" if p < 1e-4 else f"= {p:.2g}"
 
 
+def made_on(summary: Mapping[str, Any]) -> str:
+    """Hardware and versions of a summary in one line, for a page's foot; empty where neither is known."""
+    known = [f"{package} {number}" for package, number in summary.get("versions", {}).items()]
+    return ", ".join([*([summary["hardware"]] if "hardware" in summary else []), *known])
+
+
 def duration(seconds: float) -> str:
     """Seconds in the unit a reader would choose."""
     if seconds < 120:

@@ -15,7 +15,7 @@ from mathrl.evaluation.statistics import Interval
 from mathrl.recipes import values_by_name
 from mathrl.report import pages
 from mathrl.report.charts import IntervalRow, Point, Series, interval_rows, line_chart
-from mathrl.report.pages import duration, percent, shown
+from mathrl.report.pages import duration, made_on, percent, shown
 from mathrl.report.run_record import RunRecord, read_run
 from mathrl.report.training_charts import Chart, chart_of
 from mathrl.run.files import write_text
@@ -81,7 +81,7 @@ def render(run: RunRecord) -> str:
                 if k.split(".")[0] in ("run", "lora", "reward_model")
             }
         ),
-        versions=", ".join(f"{k} {v}" for k, v in summary.get("versions", {}).items()),
+        versions=made_on(summary),
     )
 
 

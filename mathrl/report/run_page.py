@@ -17,7 +17,7 @@ from mathrl.recipes import differences, load_recipe, recipe_descriptions, recipe
 from mathrl.report import pages
 from mathrl.report.charts import IntervalRow, Point, interval_rows
 from mathrl.report.doctor import diagnose
-from mathrl.report.pages import duration, percent, shown
+from mathrl.report.pages import duration, made_on, percent, shown
 from mathrl.report.ranks import rank_table
 from mathrl.report.run_record import MAIN_SET, RunRecord, read_run
 from mathrl.report.steps_so_far import WINDOW
@@ -94,7 +94,7 @@ def render(run: RunRecord) -> str:
         base=base,
         changed=changed,
         all_settings=shown(values_by_name(config)),
-        versions=", ".join(f"{k} {v}" for k, v in summary.get("versions", {}).items()),
+        versions=made_on(summary),
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+from collections import Counter
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -30,7 +32,8 @@ def build_summary(
         }
         for name in after
     }
-    return sets.pop("held_out") | {"other_sets": sets} | facts | {"versions": versions()}
+    made = {"hardware": hardware(), "versions": versions()}
+    return sets.pop("held_out") | {"other_sets": sets} | facts | made
 
 
 def versions() -> dict[str, str]:
@@ -42,6 +45,16 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def hardware() -> str:
+    """The GPUs that this process sees, or else its CPU's architecture and cores."""
+    import torch  # pages are written without it
+
+    if torch.cuda.is_available():
+        names = Counter(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+        return ", ".join(f"{number} {name}" if number > 1 else name for name, number in names.items())
+    return f"{platform.machine()} CPU, {os.cpu_count()} cores"
 
 
 def print_summary(console: Console, summary: Mapping[str, Any]) -> None:

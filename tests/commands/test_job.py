@@ -60,6 +60,8 @@ def test_a_run_leaves_what_scripts_rest_on(whole):
     assert {"sft", "rollout", "verify", "update", "evaluate"} <= set(summary["seconds"])
     assert summary["tokens_sampled"] == sum(r["tokens/sampled"] for r in rows(whole))
     assert summary["versions"]["torch"] == torch.__version__
+    assert f" CPU, {os.cpu_count()} cores" in summary["hardware"] or torch.cuda.is_available()
+    assert f"{summary['hardware']}, python " in (whole / "report.html").read_text(encoding="utf-8")
     assert len(rows(whole)) == 7
     for name in ("config.toml", "samples.jsonl", "report.html", "adapter/adapter_model.safetensors"):
         assert (whole / name).stat().st_size > 0
