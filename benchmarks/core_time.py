@@ -1,10 +1,10 @@
 """Where the time of a decoding step of vLLM's core goes: scheduler, launches, waiting for the GPU.
 
-    python benchmarks/core_time.py [--model 0.5b] [--sequences 512 64] [--tokens 192] [--out DIR]
+    python benchmarks/core_time.py [--model 0.5b] [--sequences 512 64] [--tokens 192] [--compiled] [--out DIR]
 
 Random weights of a published shape, a LoRA adapter of rank 32, prompts of 128 tokens, completions of equal
-length. For each number of sequences: milliseconds a step by part, a profile of Python's calls and one of the
-GPU's kernels over 60 steps of decoding.
+length. First what the engine's start takes, by part. Then for each number of sequences: milliseconds a step
+by part, a profile of Python's calls and one of the GPU's kernels over 60 steps of decoding.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=192)
     parser.add_argument("--logprobs", action="store_true")
     parser.add_argument("--no-profile", action="store_true")
+    parser.add_argument("--compiled", action="store_true", help="by vLLM's torch.compile (CUDA)")
     parser.add_argument("--out", type=Path, default=Path("runs/core_time"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -58,13 +59,14 @@ def measure(args: argparse.Namespace, clock: Path, folder: Path) -> dict[str, An
     config = config.model_copy(update={"rollout": config.rollout.model_copy(update=sizes)})
     policy = moved_policy(folder, config)
     before = vllm_core._classes
-    vllm_core._classes = lambda device: before(device) | {"scheduler_cls": SCHEDULERS[device]}
+    clocks = {"worker_extension_cls": "core_start.StartClock"}
+    vllm_core._classes = lambda device: before(device) | clocks | {"scheduler_cls": SCHEDULERS[device]}
     ids = torch.randint(10, 500, (largest, PROMPT), generator=torch.Generator().manual_seed(1)).tolist()
-    start = time.perf_counter()
-    engine, _ = start_engine(policy, config, ids, compiled=False)
-    started = time.perf_counter() - start
-    print(f"engine: {started:.1f} s", flush=True)
-    result: dict[str, Any] = describe(("torch", "vllm")) | {"start_s": started, "model": args.model}
+    result: dict[str, Any] = describe(("torch", "vllm")) | {"model": args.model}
+    start = time.time()
+    engine, _ = start_engine(policy, config, ids, compiled=args.compiled)
+    result["start_s"] = parts_of_start(clock.with_suffix(".start.json"), start)
+    print("engine:", json.dumps(result["start_s"]), flush=True)
     group = config.rollout.group_size
 
     def sample(sequences: int) -> float:
@@ -93,6 +95,15 @@ def measure(args: argparse.Namespace, clock: Path, folder: Path) -> dict[str, An
     finally:
         engine.close()
     return result
+
+
+def parts_of_start(told: Path, start: float) -> dict[str, float]:
+    """Seconds from ``start`` until now: before the core's process, its own parts, and what is left."""
+    found = json.loads(told.read_text())
+    parts = {"before the core": found["begun"] - start} | found["seconds"]
+    whole = time.time() - start
+    parts |= {"the rest": whole - sum(parts.values()), "in all": whole}
+    return {name: round(seconds, 2) for name, seconds in parts.items()}
 
 
 def read(clock: Path) -> dict[str, Any]:
