@@ -56,9 +56,8 @@ LEARNING = (
     Chart(
         "KL to the reference",
         (
-            ("policy/kl_ref", "to the reference"),
-            ("policy/kl_ref_median", "to the reference, of the median completion"),
-            ("policy/kl_old", "to the policy before the step"),
+            ("policy/kl_ref", "mean"),
+            ("policy/kl_ref_median", "of the median completion"),
         ),
         "Nats a token; how far the policy has moved. A few completions can make most of the mean.",
         low=0.0,
@@ -114,6 +113,12 @@ UPDATES = (
         "Tokens whose ratio the clip changed: without gradient, or (cispo) with a bounded weight.",
         low=0.0,
         show=percent,
+    ),
+    Chart(
+        "KL to the policy before the step",
+        (("policy/kl_old", "mean"),),
+        "Nats a token; 0 throughout where every step makes one update.",
+        low=0.0,
     ),
     Chart("Largest ratio", (("policy/ratio_max", "largest"),), "Of new to old probability of a token."),
     Chart(
@@ -186,7 +191,7 @@ def chart_of(chart: Chart, run: RunRecord) -> Markup:
     series: list[Series] = []
     for metric, name in chart.metrics:
         steps, values = run.present(metric)
-        if not values:
+        if not values or (series and not any(values)):  # a companion that never comes off the ground
             continue
         if chart.smooth and len(values) > 12:
             series.append(Series(name, steps, values, colour="c0 faint"))
@@ -225,7 +230,7 @@ def held_out_chart(run: RunRecord) -> Markup:
     return line_chart(
         "Held-out accuracy",
         series,
-        note="Greedy; the band is the 95 % interval of its few problems.",
+        note="Greedy; the band is the 95 % interval of those during training.",
         y_range=(0.0, None),
         show=percent,
     )

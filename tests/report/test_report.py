@@ -75,6 +75,23 @@ def test_the_report_says_what_the_files_say(made_run: Path) -> None:
     assert "has not finished" not in page.words
 
 
+def test_what_a_run_does_not_have_is_not_drawn(made_run: Path) -> None:
+    """Without a reference pass there is no divergence from it, and a model without thoughts ends none."""
+    rows = [json.loads(line) for line in (made_run / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["policy/kl_old"] = row["rollout/unfinished_thought_frac"] = 0.0
+        del row["policy/kl_ref"]
+    (made_run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, page = page_of(made_run)
+    assert "KL to the reference" not in page.words
+    assert "KL to the policy before the step" in page.words
+    assert "Truncated completions" in page.words
+    assert "thought unfinished" not in page.words
+    rows[3]["rollout/unfinished_thought_frac"] = 0.1
+    (made_run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "thought unfinished" in page_of(made_run)[1].words
+
+
 def test_what_was_learned_is_told_apart_from_what_was_not(made_run: Path) -> None:
     _, page = page_of(made_run)
     kinds = re.findall(r"\b([123]) n = \d+, (learned|lost|no visible change)", page.words)
