@@ -124,7 +124,7 @@ def train(
         sections: fields of the recipe: ``rollout={"group_size": 4}, run={"name": "mine"}``.
 
     Raises:
-        UserError: what is wrong, where, and what to do; before anything is written.
+        UserError: what is wrong, where, and what to do; before anything but the file of rows is written.
         KeyboardInterrupt: the run was interrupted; what was done is saved, and ``resume=True`` goes on.
     """
     from mathrl.commands.going_on import refuse_early

@@ -35,7 +35,8 @@ def _compare(
         ),
     ],
     out: Annotated[
-        Path | None, Parameter(help="default: comparison.html, or comparison, beside the first")
+        Path | None,
+        Parameter(help="default: comparison.html, or comparison, beside the first, replacing it"),
     ] = None,
     options: ComparisonOptions = _DEFAULTS,
     overrides: Overrides,
