@@ -36,7 +36,7 @@ def _compare(
     ],
     out: Annotated[
         Path | None,
-        Parameter(help="default: comparison.html, or comparison, beside the first, replacing it"),
+        Parameter(help="default: comparison.html, or comparison, beside the first, written anew"),
     ] = None,
     options: ComparisonOptions = _DEFAULTS,
     overrides: Overrides,
