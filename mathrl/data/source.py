@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mathrl.data.hub import broken_off, gated, http_errors, on_hub, split_revision
-from mathrl.errors import UserError, did_you_mean
-
-Row = Mapping[str, Any]
+from mathrl.data.text_files import Row, read_text_file
+from mathrl.errors import UserError, did_you_mean, first_line
 
 _MISSING = object()
-_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+_FORMATS = (".jsonl", ".json", ".parquet", ".csv")
 
 
 def read_file(path: str | Path) -> list[Row]:
@@ -25,7 +22,7 @@ def read_file(path: str | Path) -> list[Row]:
     The format goes by the ending; a ``.json`` file may hold an array or one object a line.
 
     Raises:
-        UserError: no such file, an unknown ending, or contents that are not what the ending says.
+        UserError: no such file, an unknown ending, no rows, or contents that are not what the ending says.
     """
     path = Path(path)
     if path.suffix.lower() not in _FORMATS:
@@ -34,22 +31,32 @@ def read_file(path: str | Path) -> list[Row]:
         raise UserError(f"data file {path} does not exist{_near(path)}")
     if path.stat().st_size == 0:
         raise UserError(f"data file {path} is empty")
-    lists = _lists_in(path) if path.suffix.lower() == ".json" else None
-    if lists is not None:
-        return lists
+    try:
+        rows = _read_parquet(path) if path.suffix.lower() == ".parquet" else read_text_file(path)
+    except OSError as error:
+        raise UserError(f"data file {path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"data file {path} is not a valid {path.suffix} file: {first_line(error)}") from None
+    if not rows:
+        raise UserError(f"data file {path} holds no rows")
+    return rows
+
+
+def _read_parquet(path: Path) -> list[Row]:
+    """All rows of a Parquet file. Raises OSError where it cannot be read, ValueError where it is none."""
     datasets = _datasets()
     # The cache lives as long as the call: a changed file must never be answered from an old copy.
     with tempfile.TemporaryDirectory(prefix="mathrl-data-") as cache, _quiet(datasets):
         try:
-            table = datasets.load_dataset(
-                _FORMATS[path.suffix.lower()], data_files=str(path), split="train", cache_dir=cache
-            )
-            return table.to_list()
+            table = datasets.load_dataset("parquet", data_files=str(path), split="train", cache_dir=cache)
         except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
-                raise UserError(f"data file {path} cannot be read: {error.strerror}") from None
-            cause = str(error.__cause__ or error).strip().splitlines()[0]
-            raise UserError(f"data file {path} is not a valid {path.suffix} file: {cause}") from None
+                raise
+            cause = error.__cause__ or error
+            if "BatchSize must be greater than 0" in str(cause):  # how it meets a file without rows
+                return []
+            raise ValueError(str(cause)) from None
+        return table.to_list()
 
 
 def read_hub(
@@ -131,8 +138,10 @@ def get_field(row: Row, name: str, where: str) -> Any:
     value = find_column(row, name, _MISSING)
     if value is _MISSING:
         there = field_names(row)
+        near = did_you_mean(name, there)
+        guess = f"{near} (" if near.startswith("did") else ""
         raise UserError(
-            f"{where} has no field {name!r}: {did_you_mean(name, there)} (fields: {', '.join(there)})"
+            f"{where} has no field {name!r}: {guess}fields: {', '.join(there)}{')' * bool(guess)}"
         )
     return value
 
@@ -160,20 +169,6 @@ def field_names(row: Row, prefix: str = "") -> list[str]:
         inner = field_names(value, f"{prefix}{key}.") if isinstance(value, Mapping) else []
         names += inner or [f"{prefix}{key}"]
     return names
-
-
-def _lists_in(path: Path) -> list[Row] | None:
-    """The rows of a JSON array of arrays, their items named "0", "1", …; None for a file of another form."""
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        if not re.match(r"\s*\[\s*\[", file.read(1000)):
-            return None
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise UserError(f"data file {path} is not a valid .json file: {error}") from None
-    if not all(isinstance(row, list) for row in rows):
-        raise UserError(f"data file {path} mixes lists with other rows")
-    return [{str(index): item for index, item in enumerate(row)} for row in rows]
 
 
 def _near(path: Path) -> str:
