@@ -29,7 +29,7 @@ from mathrl.evaluation.result import Evaluation
 from mathrl.evaluation.statistics import cluster_bootstrap, paired_bootstrap
 from mathrl.report.doctor import diagnose
 from mathrl.report.run_record import RunRecord, read_run
-from mathrl.rewards.learned import RewardModelScorer, asked, conversation, load_reward_model
+from mathrl.rewards.learned import RewardModelScorer, conversation, load_reward_model
 
 ALGORITHMS = {"grpo": "quickstart", "ppo": "ppo"}  # and the recipe that has it
 REWARDS: dict[str, dict[str, float]] = {
@@ -100,7 +100,7 @@ def train(out: Path, algorithm: str, reward: str, seed: int, overrides: Sequence
 
 def greedy_reward(scorer: RewardModelScorer, evaluation: Evaluation) -> float:
     """Mean score of the greedy completions of held-out problems."""
-    said = [conversation(asked(r.problem), r.greedy.text) for r in evaluation.records]
+    said = [conversation(r.problem.question_with_options, r.greedy.text) for r in evaluation.records]
     return fmean(scorer.score(said))
 
 

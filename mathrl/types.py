@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # torch takes seconds to import; commands that touch no tenso
 
 FinishReason = Literal["stop", "length"]
 
+_OPTION_LETTERS = "ABCDEFGHIJ"  # that the verifiers read
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -31,6 +33,18 @@ class Problem:
     meta: Mapping[str, Any] = field(default_factory=dict)  # level, subject, num_steps, template …
     system_prompt: str = ""  # of this problem; takes the place of the recipe's in a chat
     row: Mapping[str, Any] = field(default_factory=dict)  # of the data, where the verifier asks
+
+    @property
+    def lettered_options(self) -> tuple[str, ...]:
+        """The options as they are asked, ``A) …``: the reference is a letter, or is taken for one."""
+        if len(self.options) > len(_OPTION_LETTERS):
+            return self.options
+        return tuple(f"{letter}) {text}" for letter, text in zip(_OPTION_LETTERS, self.options, strict=False))
+
+    @property
+    def question_with_options(self) -> str:
+        """The question, and each option on a line below it."""
+        return "\n".join([self.question, *self.lettered_options])
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ _TRIED = 200  # rows
 _ENOUGH = 0.9  # share of the rows that a guess must make problems of
 _QUESTION = ("question", "problem", "prompt", "messages", "query", "input", "instruction", "task", "text")
 _ANSWER = (
-    "answer", "final_answer", "ground_truth", "expected_answer", "gold", "target", "label", "correct",
-    "solution", "output", "response",
+    "answer", "answerkey", "final_answer", "ground_truth", "expected_answer", "gold", "target", "label",
+    "correct", "solution", "output", "response",
 )  # fmt: skip
 _SOLUTION = ("solution", "rationale", "explanation", "reasoning", "worked_solution", "response", "output")
 _OPTIONS = ("options", "choices")
@@ -84,7 +84,7 @@ def _candidates(rows: Sequence[Row], question: str, answer: str) -> Iterator[tup
     options = next(_named(there, _OPTIONS), "options")
     for asked in [question] if question else _named(there, _QUESTION):
         for told in [answer] if answer else _named(there, _ANSWER):
-            if told != asked:
+            if told != asked and not told.startswith(f"{options}."):  # the options' own letters
                 solution = next((s for s in _named(there, _SOLUTION) if s not in (told, asked)), "")
                 row = replace(UNKNOWN, question=(asked,), answer=told, solution=solution)
                 yield replace(row, options=options), False

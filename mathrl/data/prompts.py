@@ -38,11 +38,9 @@ def usual_instruction(kind: Kind, extract: str) -> str:
 
 def asked_text(problem: Problem, instruction: str) -> str:
     """The question with its options and what is said of the answer's form, before any chat template."""
-    options = "\n".join(problem.options)
-    question = problem.question
-    if options and "{options}" not in instruction:
-        question = f"{question}\n{options}"
-    stands_for = {"{question}": question, "{options}": options}
+    apart = "{options}" in instruction
+    question = problem.question if apart else problem.question_with_options
+    stands_for = {"{question}": question, "{options}": "\n".join(problem.lettered_options)}
     return re.sub(r"\{(?:question|options)\}", lambda found: stands_for[found[0]], instruction)
 
 

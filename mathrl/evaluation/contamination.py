@@ -69,15 +69,21 @@ def find_contamination(problems: Sequence[Problem], training_questions: Iterable
         exact.add(question.strip())
         words.add(normalised(question))
         templates.add(_template(question))
+
+    def kind(question: str) -> str:
+        if question.strip() in exact:
+            return EXACT
+        if normalised(question) in words:
+            return NORMALISED
+        template = _template(question)
+        return TEMPLATE if template in templates and len(template.split()) >= _MIN_TEMPLATE_WORDS else ""
+
     found = {}
     for problem in problems:
-        question = problem.question
-        if question.strip() in exact:
-            found[problem.id] = EXACT
-        elif normalised(question) in words:
-            found[problem.id] = NORMALISED
-        elif (template := _template(question)) in templates and len(template.split()) >= _MIN_TEMPLATE_WORDS:
-            found[problem.id] = TEMPLATE
+        # ranked pairs have a question as it was asked, with its options
+        kinds = (kind(question) for question in (problem.question_with_options, problem.question))
+        if first := next(filter(None, kinds), None):
+            found[problem.id] = first
     return Contamination(len(problems), len(exact), found)
 
 

@@ -305,7 +305,8 @@ def problems_hash(problems: Iterable[Problem]) -> str:
     """16 hex digits of ids, questions (with their system prompts) and references, in order."""
     digest = hashlib.blake2b(digest_size=8)
     for problem in problems:
-        row: list[Any] = [problem.id, problem.question, problem.answer, problem.answer_type, *problem.options]
+        row: list[Any] = [problem.id, problem.question, problem.answer, problem.answer_type]
+        row += problem.lettered_options
         if problem.system_prompt:
             row.append({"system_prompt": problem.system_prompt})
         digest.update(json.dumps(row).encode())

@@ -41,7 +41,7 @@ class VerdictPair:
         """JSON values; the question is what the answers were given to, options and all."""
         return {
             "problem_id": self.problem.id,
-            "question": "\n".join([self.problem.question, *self.problem.options]),
+            "question": self.problem.question_with_options,
             "chosen": self.right.text,
             "rejected": self.wrong.text,
             "chosen_tokens": self.right.num_tokens,

@@ -341,8 +341,7 @@ def _browse_set(r: Result, cut: int) -> dict[str, Any]:
         p = record.problem
         kinds = [f"{key}: {p.meta[key]}" for key in r.evaluation.keys if p.meta.get(key) is not None]
         change = "right" if p.id in right else "wrong" if p.id in wrong else ""
-        question = "\n".join([p.question, *p.options])
         completions = [row(c) for c in (record.greedy, *record.samples)]
         was = [row(before[p.id])] if change else []
-        problems.append([p.id, question, p.answer, kinds, change, completions, *was])
+        problems.append([p.id, p.question_with_options, p.answer, kinds, change, completions, *was])
     return {"name": r.name, "problems": problems}

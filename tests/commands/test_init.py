@@ -178,3 +178,20 @@ def test_nothing_is_written_where_something_is_wrong(model, tmp_path, capsys):
 def test_a_file_without_columns_is_told():
     with pytest.raises(UserError, match="no column holds questions"):
         guess_columns([{"x": 1}], "file")
+
+
+def test_options_with_letters_of_their_own_are_not_the_answer(capsys, tmp_path, model):
+    rows = [
+        {
+            "question": f"What is {n}+1?",
+            "choices": {"text": [f"{n}", f"{n + 1}"], "label": ["A", "B"]},
+            "answerKey": "B",
+        }
+        for n in range(70)
+    ]
+    status, told, out = init(capsys, tmp_path, model(CHAT), file(tmp_path, rows))
+    assert status == 0, told
+    data = load_recipe(str(out)).data
+    assert (data.answer_field, data.options_field, data.answer_type) == ("answerKey", "choices", "choice")
+    problem = load_problems(data, "train", 0).problems[0]
+    assert problem.question_with_options.endswith(f"\nA) {problem.options[0]}\nB) {problem.options[1]}")

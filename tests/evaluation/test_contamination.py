@@ -110,3 +110,10 @@ def test_questions_of_training_files_by_their_usual_fields(tmp_path: Path) -> No
     (tmp_path / "train.jsonl").write_text('{"text": "f?"}\n')
     with pytest.raises(UserError, match=r"row 1: no question.*\(fields: text\)"):
         questions_of(str(tmp_path / "train.jsonl"))
+
+
+def test_a_question_that_was_asked_with_its_options_is_found_with_and_without_them() -> None:
+    problem = Problem("1", "Which is even?", "B", options=("1", "2"))
+    for asked in ("Which is even?\nA) 1\nB) 2", "Which is even?"):
+        assert find_contamination([problem], [asked]).found == {"1": "exact"}
+    assert not find_contamination([problem], ["Which is even?\nA) 1\nB) 4"]).found

@@ -93,7 +93,7 @@ def test_a_row_asks_as_the_answers_were_asked():
     record = Record(Problem("p", "Which?", "A", options=("one", "two")), right, (wrong,))
     (pair,) = make_pairs([record], per_problem=1, length_ratio=math.inf).pairs
     assert pair.to_row() == {
-        "problem_id": "p", "question": "Which?\none\ntwo", "chosen": "a", "rejected": "b",
+        "problem_id": "p", "question": "Which?\nA) one\nB) two", "chosen": "a", "rejected": "b",
         "chosen_tokens": 2, "rejected_tokens": 3,
     }  # fmt: skip
 
