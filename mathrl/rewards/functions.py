@@ -21,7 +21,8 @@ import inspect
 import math
 import os
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -35,6 +36,7 @@ from verifiers import Verdict, plugins
 Style = Literal["completion", "group", "trl", "trl_chat"]
 
 _RESERVED = {"answer", "format", "length", "model", "mean", "std", "correct_frac", "equal_frac"}
+_BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _TRL_ONLY = {"trainer_state": None, "log_extra": lambda *a, **k: None, "log_metric": lambda *a, **k: None}
 
 
@@ -189,19 +191,19 @@ def _run(function: RewardFunction, calls: Sequence[_Call], timeout_s: float) -> 
                 answers.append(function.call(*call.arguments, **call.keywords))
         except OutOfTime:
             raise late from None
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise _failed(function, call, error) from error
     return answers
 
 
 def _run_async(function: RewardFunction, calls: Sequence[_Call], timeout_s: float) -> list[Any]:
+    over: list[UserError] = []
+
     async def one(call: _Call) -> Any:
         try:
-            return await asyncio.wait_for(function.call(*call.arguments, **call.keywords), timeout_s)
+            return await asyncio.wait_for(_timed(function, call, timeout_s, over), timeout_s)
         except TimeoutError as error:
             raise _late(function, call, timeout_s) from error
-        except Exception as error:
-            raise _failed(function, call, error) from error
 
     async def everything() -> list[Any]:
         return await asyncio.gather(*map(one, calls))
@@ -217,9 +219,41 @@ def _run_async(function: RewardFunction, calls: Sequence[_Call], timeout_s: floa
         return executor.submit(partial(asyncio.run, everything())).result()
 
 
+@types.coroutine
+def _timed(function: RewardFunction, call: _Call, timeout_s: float, over: list[UserError]) -> Iterator[Any]:
+    """The call, each stretch between two of its waits under a limit: the loop that counts the time of all
+    calls stands still while one of them computes, or sleeps without ``await``.
+
+    Args:
+        over: takes the first error, after which no call that shares the list is gone on with.
+    """
+    running = function.call(*call.arguments, **call.keywords)
+    late = _late(function, call, timeout_s)
+    resume = partial(running.send, None)
+    while not over:
+        try:
+            with time_limit(timeout_s, str(late)):
+                waits_for = resume()
+        except StopIteration as end:
+            return end.value
+        except OutOfTime:
+            over.append(late)
+            break
+        except (Exception, SystemExit) as error:
+            over.append(_failed(function, call, error))
+            raise over[0] from error
+        try:
+            resume = partial(running.send, (yield waits_for))
+        except BaseException as error:  # noqa: BLE001  a cancellation is the coroutine's to see
+            resume = partial(running.throw, error)
+    running.close()
+    raise over[0]
+
+
 def _numbers(function: RewardFunction, call: _Call, answer: Any) -> list[float]:
     """The call's answer as one finite number a completion."""
-    if not call.single and (isinstance(answer, str | bytes) or not hasattr(answer, "__len__")):
+    no_list = isinstance(answer, str | bytes | Mapping | Set) or not hasattr(answer, "__len__")
+    if not call.single and no_list:
         raise UserError(
             f"reward function {function.name!r} gave {_short(answer)} for {call.subject}: it must "
             "give a list with one number a completion"
@@ -254,22 +288,26 @@ def _late(function: RewardFunction, call: _Call, timeout_s: float) -> UserError:
     )
 
 
-def _failed(function: RewardFunction, call: _Call, error: Exception) -> UserError:
+def _failed(function: RewardFunction, call: _Call, error: BaseException) -> UserError:
     where = traceback.extract_tb(error.__traceback__)[-1]
+    lists = function.style == "trl" and "string indices" in str(error)
+    hint = ': completions are given as texts; style = "trl_chat" gives lists of messages' if lists else ""
     return UserError(
         f"reward function {function.name!r} failed for {call.subject}: {type(error).__name__}: {error} "
-        f"({os.path.basename(where.filename)}, line {where.lineno})"
+        f"({os.path.basename(where.filename)}, line {where.lineno}){hint}"
     )
 
 
 def _style(call: Callable[..., Any], name: str) -> Style:
+    if not callable(call):
+        raise UserError(f"reward function {_short(call)} is a {type(call).__name__}, not a function")
     try:
-        parameters = set(inspect.signature(call).parameters)
+        parameters = inspect.signature(call).parameters
     except (TypeError, ValueError):
-        raise UserError(f"reward function {name!r} is not callable, or hides its parameters") from None
+        raise UserError(f"reward function {name!r} hides its parameters") from None
     if "completions" in parameters:
-        return "group" if {"problem", "verdicts"} <= parameters else "trl"
-    if len(parameters) == 3:
+        return "group" if {"problem", "verdicts"} <= set(parameters) else "trl"
+    if len([p for p in parameters.values() if p.default is p.empty and p.kind in _BY_PLACE]) == 3:
         return "completion"
     raise UserError(
         f"reward function {name!r} takes ({', '.join(inspect.signature(call).parameters)}): its parameters "

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import subprocess
 import sys
 import time
@@ -70,6 +71,50 @@ def test_each_form_is_called_as_its_parameters_say():
     assert values(trl_strict) == [[0, 0], [0, 0]]
 
 
+def test_parameters_with_values_of_their_own_are_left_alone():
+    def weighed(problem, completion, verdict, per_letter=2, *, more=1, **rest):
+        return per_letter * len(completion.text) + more
+
+    assert values(weighed) == [[5, 3], [7, 1]]
+    assert values(functools.partial(weighed, per_letter=3), name="thrice") == [[7, 4], [10, 1]]
+
+
+def test_a_blocked_async_call_ends_the_others_before_they_block():
+    called = []
+
+    async def blocked(problem, completion, verdict):
+        called.append(problem.id)
+        time.sleep(60)
+
+    with pytest.raises(UserError, match="took more than 0.1 s for completion 1 of problem a"):
+        evaluate_function(RewardFunction(blocked), GROUPS, VERDICTS, timeout_s=0.1)
+    assert called == ["a"]
+
+
+def test_an_async_call_is_given_what_it_waits_for_and_told_when_it_is_cancelled():
+    seen = []
+
+    async def asks(problem, completion, verdict):
+        with contextlib.suppress(KeyError):
+            await failing()
+        return await asyncio.wait_for(asyncio.sleep(0.01, result=len(completion.text)), 1)
+
+    async def failing():
+        await asyncio.sleep(0)
+        raise KeyError
+
+    async def waits(problem, completion, verdict):
+        try:
+            await asyncio.sleep(60)
+        finally:
+            seen.append(problem.id)
+
+    assert values(asks) == [[2, 1], [3, 0]]
+    with pytest.raises(UserError, match="'waits' took more than 0.05 s"):
+        evaluate_function(RewardFunction(waits), GROUPS, VERDICTS, timeout_s=0.05)
+    assert len(seen) == 4
+
+
 def test_columns_of_the_data_come_as_they_are_and_the_problem_fills_what_is_missing():
     row = {"answer": "6 * 7 = 42 #### 42", "problem": "the column"}
     groups = [
@@ -110,6 +155,25 @@ async def never(problem, completion, verdict):
     await asyncio.sleep(60)
 
 
+async def blocks(problem, completion, verdict):
+    time.sleep(60)  # the loop stands still
+
+
+async def computes(problem, completions, verdicts):
+    await asyncio.sleep(0.01)
+    while True:
+        pass
+
+
+def leaves(problem, completion, verdict):
+    sys.exit(3)
+
+
+async def leaves_later(problem, completion, verdict):
+    await asyncio.sleep(0.01)
+    sys.exit(3)
+
+
 def hangs(problem, completion, verdict):
     while True:
         with contextlib.suppress(Exception):  # what careless code does
@@ -125,6 +189,13 @@ def hangs(problem, completion, verdict):
         ),
         (hangs, r"'hangs' took more than 0.1 s for completion 1 of problem a.*function_timeout_s"),
         (never, r"'never' took more than 0.1 s for completion 1 of problem a"),
+        (blocks, r"'blocks' took more than 0.1 s for completion 1 of problem a"),
+        (computes, r"'computes' took more than 0.1 s for completion 1 of problem a and 1 more"),
+        (leaves_later, r"'leaves_later' failed for completion 1 of problem a: SystemExit: 3"),
+        (leaves, r"'leaves' failed for completion 1 of problem a: SystemExit: 3 \(test_functions.py"),
+        (lambda problem, completions, verdicts: {0: 1.0, 1: 0.5}, r"gave {0: 1.0.*must give a list"),
+        (lambda problem, completions, verdicts: {1.0, 0.5}, r"must give a list"),
+        (lambda completions, **columns: [c[0]["content"] for c in completions], 'style = "trl_chat" gives'),
         (lambda problem, completion, verdict: "1", r"gave '1' for completion 1 of problem a.*finite number"),
         (lambda problem, completion, verdict: float("nan"), r"gave nan for completion 1 of problem a"),
         (lambda problem, completion, verdict: None, r"gave None for completion 1 of problem a"),
