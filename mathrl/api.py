@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, wraps
 from pathlib import Path
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mathrl.rewards.functions import RewardFunction
 
 Rows = Iterable[Any]
-"""Mappings (question, answer, …), ``mathrl.types.Problem`` records, or a ``datasets.Dataset``."""
+"""Dictionaries (question, answer, …), ``mathrl.types.Problem``, a ``datasets.Dataset`` or a pandas table."""
 
 
 P = ParamSpec("P")
@@ -133,14 +133,15 @@ def train(
     from mathrl.run.folder import RunFolder
     from mathrl.types import Problem
 
+    if isinstance(rewards, str) or not isinstance(rewards, Iterable):
+        raise UserError(f"rewards must be a list of functions, not a {type(rewards).__name__}")
     if model:
         sections["model"] = model if isinstance(model, Mapping) else {"path": str(model)}
     fields = _fields(sections)
     kept = Path(fields.get("run.output_dir", "runs")) / ".problems"
     if problems is not None:
-        problems = (
-            list(problems) if isinstance(problems, Iterable) and not isinstance(problems, str) else problems
-        )
+        if isinstance(problems, Iterator):  # it is gone through twice
+            problems = list(problems)
         fields["data.path"] = str(write_rows(problems, kept))
         if any(isinstance(row, Problem) for row in problems):
             fields.setdefault("data.answer_type_field", "answer_type")
@@ -246,9 +247,12 @@ def judge(
     with tempfile.TemporaryDirectory(prefix="mathrl-judge-") as folder:
         given = isinstance(completions, str | Path)
         file = Path(completions) if given else write_rows(completions, Path(folder), "completions")  # type: ignore[arg-type]
-        saved, rule = read_request(
-            file, benchmark, answer_type=answer_type, extract=extract, jobs=jobs, timeout_s=timeout_s
-        )
+        try:
+            saved, rule = read_request(
+                file, benchmark, answer_type=answer_type, extract=extract, jobs=jobs, timeout_s=timeout_s
+            )
+        except UserError as error:  # rows have no file that a caller knows
+            raise error if given else UserError(str(error).replace(str(file), "completions")) from None
     return judge_saved(saved, rule, answer_type, jobs=jobs, timeout_s=timeout_s)
 
 

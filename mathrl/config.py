@@ -447,6 +447,17 @@ class RewardConfig(Section):
     timeout_s: float = Field(5.0, gt=0.0, description="wall clock one verdict may take")
     memory_mb: int = Field(1024, ge=256, description="memory one verifier process may take")
 
+    @model_validator(mode="after")
+    def _model(self) -> RewardConfig:
+        if self.model_path and "model_weight" not in self.model_fields_set:
+            raise ValueError(
+                "reward.model_path names a reward model, and nothing says what it counts: set "
+                "reward.model_weight, for example to 0.2 (0 leaves it out)"
+            )
+        if self.model_weight and not self.model_path:
+            raise ValueError("reward.model_weight is the weight of a model: name it with reward.model_path")
+        return self
+
     @field_validator("functions", mode="before")
     @classmethod
     def _functions(cls, given: Any) -> Any:

@@ -97,7 +97,7 @@ def test_rows_are_judged(tmp_path):
     judged = mathrl.judge(rows, jobs=1)
     assert [r.greedy.outcome for r in judged.records] == ["correct", "correct"]
     assert [s.outcome for s in judged.records[0].samples] == ["wrong"]
-    with pytest.raises(mathrl.UserError, match="no text in the field 'completion'"):
+    with pytest.raises(mathrl.UserError, match="^completions, line 1: no text in the field 'completion'"):
         mathrl.judge([{"question": "2+2?", "answer": "4"}])
 
 
@@ -128,7 +128,14 @@ def test_a_model_is_evaluated_on_rows(runs, tmp_path):
         ({"model": {"adapter": "nowhere"}}, "model.adapter needs model.path"),
         ({"rollout": 4}, "rollout must be a dictionary of fields"),
         ({"rollout": {"group_sise": 4}}, "rollout.group_sise.*rollout.group_size"),
+        ({"problems": {"question": ["q"], "answer": ["1"]}}, "must be a list of rows.*not a dict"),
         ({"rewards": [lambda text: 0]}, r"takes \(text\)"),
+        ({"rewards": even}, "rewards must be a list of functions, not a function"),
+        ({"rewards": ["my_rewards:even"]}, "reward function 'my_rewards:even' is a str, not a function"),
+        ({"after_step": lambda metrics: True}, r"after_step must take \(steps done, metrics, groups\)"),
+        ({"rewards": "my_rewards:even"}, "rewards must be a list of functions, not a str"),
+        ({"after_step": 3}, "after_step must take"),
+        ({"reward": {"model_path": "nowhere", "model_weight": 1.0}}, "model_path 'nowhere' holds no seq"),
         ({"problems": TYPED, "data": {"answer_type_field": "kind"}}, "row 1, .*'boom:X' names a module"),
         ({"problems": TYPED[1:], "data": {"answer_type_field": "kind"}}, "row 1, .*'nubmer'.*'number'"),
     ],
@@ -265,12 +272,14 @@ def test_a_dictionary_within_a_section_is_a_section_of_its_own(tmp_path, monkeyp
 
 def test_problem_records_and_data_sets_are_rows(tmp_path):
     import datasets
+    import pandas
 
     from mathrl.data.in_memory import write_rows
 
     rows = [{"question": "q", "answer": "1", "level": 3}]
     path = write_rows(rows, tmp_path)
     assert write_rows(datasets.Dataset.from_list(rows), tmp_path) == path  # equal rows, one file
+    assert write_rows(pandas.DataFrame(rows), tmp_path) == path
     records = write_rows([Problem("x", "q", "1", "number", meta={"level": 3})], tmp_path)
     assert (
         json.dumps({"level": 3, "question": "q", "answer": "1", "answer_type": "number"})

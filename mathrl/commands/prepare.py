@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from mathrl.policy.lora_targets import check_targets
 from mathrl.policy.weight_files import check_weights
 from mathrl.recipes import check_named
 from mathrl.rewards.functions import RewardFunction, checked, load_functions
+from mathrl.rewards.learned import check_reward_model
 from mathrl.rewards.scorer import check_answer_type
 from mathrl.run.folder import RunFolder
 from mathrl.run.tracking import check_trackers
@@ -79,7 +81,9 @@ def prepare(
     if config.run.device == "cuda" and not torch.cuda.is_available():
         raise UserError("run.device is 'cuda' and there is no CUDA device here: use auto or cpu")
     called, additions = additions is not None, additions or Additions()
+    _check_callback(additions.after_step)
     functions = checked([*load_functions(config.reward), *additions.reward_functions])
+    check_reward_model(config.reward)
     check_trackers(config.tracking)
     if config.data.answer_type:
         check_answer_type(config.data.answer_type)
@@ -118,6 +122,18 @@ def prepare(
         additions.after_step,
         called,
     )
+
+
+def _check_callback(after_step: AfterStep | None) -> None:
+    """It is called after the first step, and that may be hours away."""
+    if after_step is None:
+        return
+    try:
+        inspect.signature(after_step).bind(1, {}, ())
+    except TypeError as error:
+        raise UserError(f"after_step must take (steps done, metrics, groups): {error}") from None
+    except ValueError:  # a callable of C tells no parameters
+        return
 
 
 def _check_model(config: Config) -> None:

@@ -20,11 +20,14 @@ def write_rows(rows: Iterable[Any], folder: Path, name: str = "problems") -> Pat
     """Write rows as JSON lines in ``folder``; equal rows give the same file, whoever writes them.
 
     Args:
-        rows: mappings, ``Problem`` records, or a ``datasets.Dataset``.
+        rows: mappings, ``Problem`` records, a ``datasets.Dataset``, or a pandas table.
 
     Raises:
         UserError: no row, or one that is neither a mapping nor a Problem; the file cannot be written.
     """
+    records = getattr(rows, "to_dict", None) if hasattr(rows, "itertuples") else None
+    if records:  # a pandas table, which gives the names of its columns when one goes through it
+        rows = records("records")
     if isinstance(rows, Mapping | str | bytes) or not isinstance(rows, Iterable):
         raise UserError(f"{name} must be a list of rows, each a dictionary, not a {type(rows).__name__}")
     lines = [json.dumps(_row(row, number, name), ensure_ascii=False) for number, row in enumerate(rows, 1)]

@@ -7,13 +7,14 @@ a tokenizer without one the plain form of the prompts, so that the text format t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from mathrl.config import RewardConfig
@@ -42,11 +43,6 @@ _PLAIN = (
 def conversation(question: str, answer: str) -> tuple[Message, Message]:
     """A question and what was answered."""
     return {"role": "user", "content": question}, {"role": "assistant", "content": answer}
-
-
-def asked(problem: Problem) -> str:
-    """The question with its options, as a policy is asked."""
-    return "\n".join([problem.question, *problem.options])
 
 
 def give_template(tokenizer: Any) -> None:
@@ -101,7 +97,10 @@ class RewardModelScorer:
 
     def __call__(self, problems: Sequence[Problem], completions: Sequence[Completion]) -> list[float]:
         return self.score(
-            [conversation(asked(p), c.text) for p, c in zip(problems, completions, strict=True)]
+            [
+                conversation(p.question_with_options, c.text)
+                for p, c in zip(problems, completions, strict=True)
+            ]
         )
 
     @torch.no_grad()
@@ -166,6 +165,37 @@ def make_reward_model(config: RewardConfig) -> RewardModelScorer | None:
     return load_reward_model(config.model_path, "reward.model_path")
 
 
+def check_reward_model(config: RewardConfig) -> None:
+    """Refuse what ``make_reward_model`` would, as far as it is seen without the weights: before long work.
+
+    Raises:
+        UserError: as ``make_reward_model``.
+    """
+    if not config.model_path or config.model_weight == 0:
+        return
+    path = checkpoint_of(config.model_path)
+    with _told(path, "reward.model_path"):
+        AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        if Path(path, _ADAPTER).is_file():
+            _base_of(path)
+        else:
+            made = AutoConfig.from_pretrained(path, trust_remote_code=False).architectures or []
+            if made and not any("SequenceClassification" in name for name in made):
+                raise ValueError(f"it is a {made[0]}: it is no reward model until trained as one")
+
+
+@contextmanager
+def _told(path: str, option: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"{option} {path!r} holds no sequence-classification model with its "
+            f"tokenizer ({reason}); give a local folder or a hub name, or leave it empty"
+        ) from error
+
+
 def load_reward_model(path: str, option: str) -> RewardModelScorer:
     """The reward model at a folder or hub name; ``option`` names in errors what said so.
 
@@ -173,15 +203,9 @@ def load_reward_model(path: str, option: str) -> RewardModelScorer:
         UserError: as ``make_reward_model``.
     """
     path = checkpoint_of(path)
-    try:
+    with _told(path, option):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         model = _load_adapted(path) if Path(path, _ADAPTER).is_file() else _load_classifier(path)
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"{option} {path!r} holds no sequence-classification model with its "
-            f"tokenizer ({reason}); give a local folder or a hub name, or leave it empty"
-        ) from error
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise UserError(
@@ -209,14 +233,31 @@ def _load_classifier(path: str, **settings: Any) -> Any:
     if Path(path).is_dir():  # read before a bar is; downloads keep theirs
         transformers_logging.disable_progress_bar()
     try:
-        return AutoModelForSequenceClassification.from_pretrained(path, trust_remote_code=False, **settings)
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            path, trust_remote_code=False, output_loading_info=True, **settings
+        )
     finally:
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()
+    if found["missing_keys"] and not settings:  # transformers makes them up, at random
+        raise ValueError(
+            f"{min(found['missing_keys'])} is missing: it is no reward model until trained as one"
+        )
+    return model
 
 
 def _load_adapted(path: str) -> Any:
     """The base of an adapter with its scalar head, the adapter merged into it."""
-    base = json.loads(Path(path, _ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    return PeftModel.from_pretrained(_load_classifier(base, num_labels=1), path).merge_and_unload()
+    base = _load_classifier(_base_of(path), num_labels=1)
+    return PeftModel.from_pretrained(base, path).merge_and_unload()
+
+
+def _base_of(path: str) -> str:
+    """What the adapter at ``path`` was trained on. Raises ValueError for one that brings no head."""
+    said = json.loads(Path(path, _ADAPTER).read_text(encoding="utf-8"))
+    if said.get("task_type") != "SEQ_CLS":
+        raise ValueError(
+            f"its adapter is for {said.get('task_type')}, not for SEQ_CLS: it has no scalar head"
+        )
+    return str(said["base_model_name_or_path"])

@@ -145,6 +145,11 @@ def _pair(row: Row, where: str, margins: bool) -> Pair:
         messages = _messages(get_field(row, side, where), "assistant", side, where)
         if len(messages) > len(question) and messages[: len(question)] == question:
             messages = messages[len(question) :]
+        if messages[0]["role"] != "assistant":
+            raise UserError(
+                f"{where}: {side!r} begins with a message by {messages[0]['role']!r} that is not the "
+                f"question's: a side is what was answered, after the messages of {name!r} or without them"
+            )
         sides.append(messages)
     chosen, rejected = sides
     if [m["content"].split() for m in chosen] == [m["content"].split() for m in rejected]:
@@ -154,9 +159,12 @@ def _pair(row: Row, where: str, margins: bool) -> Pair:
     margin = 0.0
     if margins:
         given = get_field(row, "margin", where)
-        if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < math.inf:
+        try:
+            margin = math.nan if isinstance(given, bool) else float(given)
+        except (TypeError, ValueError):
+            margin = math.nan
+        if not 0 <= margin < math.inf:
             raise UserError(f"{where}: margin must be a number >= 0, got {given!r}")
-        margin = float(given)
     return Pair(question, chosen, rejected, margin, where)
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForSequenceClassification,
@@ -9,6 +10,7 @@ from transformers import (
     GPT2Config,
     LlamaConfig,
     Qwen2Config,
+    Qwen2ForCausalLM,
 )
 
 from mathrl.config import ModelConfig, RewardConfig
@@ -106,9 +108,32 @@ def test_from_a_folder_into_the_reward_weighted_beside_the_verifier(tmp_path):
 
 def test_none_without_a_path_and_one_sentence_for_a_bad_one(tmp_path):
     assert make_reward_model(RewardConfig()) is None
-    assert make_reward_model(RewardConfig(model_path=str(tmp_path))) is None  # weight 0
+    assert make_reward_model(RewardConfig(model_path=str(tmp_path), model_weight=0.0)) is None
     with pytest.raises(UserError, match="holds no sequence-classification model"):
         make_reward_model(RewardConfig(model_path=str(tmp_path), model_weight=1.0))
+
+
+def test_a_model_without_a_trained_head_gives_no_rewards(tmp_path):
+    model, tokenizer = build(1)
+    settings = {key: getattr(model.config, key) for key in ("vocab_size", "hidden_size", "intermediate_size")}
+    settings |= {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    text_model = Qwen2ForCausalLM(Qwen2Config(**settings))
+    for saved in (text_model, tokenizer):
+        saved.save_pretrained(tmp_path / "text")
+    adapted = get_peft_model(text_model, LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    adapted.peft_config["default"].base_model_name_or_path = str(tmp_path / "text")
+    for saved in (adapted, tokenizer):
+        saved.save_pretrained(tmp_path / "adapter")
+    for folder, words in (("text", "score.weight is missing"), ("adapter", "adapter is for CAUSAL_LM")):
+        with pytest.raises(UserError, match=f"reward.model_path .*{folder}.*{words}"):
+            make_reward_model(RewardConfig(model_path=str(tmp_path / folder), model_weight=1.0))
+
+
+def test_a_reward_model_and_its_weight_are_named_together():
+    with pytest.raises(ValueError, match="nothing says what it counts: set reward.model_weight"):
+        RewardConfig(model_path="some-model")
+    with pytest.raises(ValueError, match="name it with reward.model_path"):
+        RewardConfig(model_weight=0.2)
 
 
 def classifier(kind: str, tokenizer, **settings):
@@ -166,7 +191,7 @@ def test_options_are_part_of_what_was_asked():
     model, tokenizer = build(1)
     scorer = RewardModelScorer(model, tokenizer, max_tokens=64)
     bare, with_options = Problem("1", "Which?", "A"), Problem("1", "Which?", "A", options=("one", "two"))
-    joined = Problem("1", "Which?\none\ntwo", "A")
+    joined = Problem("1", "Which?\nA) one\nB) two", "A")
     scores = scorer([bare, with_options, joined], [COMPLETIONS[0]] * 3)
     assert scores[1] == pytest.approx(scores[2], abs=1e-6)
     assert abs(scores[0] - scores[1]) > 1e-4

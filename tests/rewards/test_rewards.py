@@ -129,7 +129,9 @@ def test_equal_completions_are_judged_once(scorer, monkeypatch):
 
 def test_a_reward_model_is_weighted_and_logged_apart():
     scorer = RewardScorer(
-        RewardConfig(model_weight=0.5), "gsm8k", reward_model=lambda problems, cs: [len(c.text) for c in cs]
+        RewardConfig(model_path="given", model_weight=0.5),
+        "gsm8k",
+        reward_model=lambda problems, cs: [len(c.text) for c in cs],
     )
     group = scorer.score(GROUPS[:1])[0]
     scorer.close()

@@ -49,6 +49,11 @@ def test_texts_and_lists_of_messages_are_the_same_pair(tmp_path):
         (ROW | {"rejected": " "}, ["row 2", "'rejected' is empty"]),
         (ROW | {"question": ""}, ["row 2", "'question' is empty"]),
         (ROW | {"rejected": "4 "}, ["row 2", "chosen and rejected are the same text"]),
+        (
+            ROW | {"chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "4"}]},
+            ["row 2", "'chosen' begins with a message by 'user'"],
+        ),
+        (ROW | {"margin": "wide"}, ["row 2", "margin must be a number >= 0, got 'wide'"]),
         (ROW | {"margin": -1.0}, ["row 2", "margin must be a number >= 0"]),
         (ROW | {"margin": None}, ["row 2", "no field 'margin'"]),
     ],
