@@ -6,6 +6,8 @@ of range is refused here, before a model is loaded.
 
 from __future__ import annotations
 
+import difflib
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -75,6 +77,11 @@ class ModelConfig(Section):
     def _asks(cls, text: str) -> str:
         if text and text.count("{question}") != 1:
             raise ValueError("the text must have {question} once, where the question is to stand")
+        for name in re.findall(r"(?<![\\\w]){(\w+)}", text):
+            if name not in (known := ("question", "options")) and (
+                near := difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.8)
+            ):
+                raise ValueError(f"{{{name}}} stands for nothing: write {{{near[0]}}}")
         return text
 
     @field_validator("chat_template_kwargs")

@@ -72,6 +72,16 @@ def test_overrides_win_over_the_file(tmp_path):
         ([("reward.functions", "mine:f=much")], ["reward.functions.0.weight", "'much'", "number"]),
         ([("algorithm.ratio", "word")], ["algorithm.ratio", "'token'"]),
         ([("model.num_heads", "3")], ["hidden_size 128 must be a multiple of num_heads 3"]),
+        ([("model.instruction", "{question}\n{option}")], ["{option} stands for nothing: write {options}"]),
+        (
+            [("data.path", "a.csv"), ("sft.max_steps", "2")],
+            ["of generated problems, and those of a.csv", "sft.max_train_steps"],
+        ),
+        (
+            [("data.mix", "a.csv=1"), ("data.num_train_problems", "9")],
+            ["num_train_problems", "those of the mix"],
+        ),
+        ([("data.source", "gsm8k"), ("data.max_operand", "9")], ["max_operand", "those of gsm8k"]),
         ([("data.min_steps", "3"), ("data.max_steps", "2")], ["min_steps 3 must be <= max_steps 2"]),
     ],
 )
@@ -83,6 +93,13 @@ def test_a_wrong_value_is_named_with_its_field_and_range(overrides, words, tmp_p
     for word in words:
         assert word in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text", [r"{question} \boxed{option} {answer}", "{question} {options}", "{question} {x}"]
+)
+def test_other_braces_of_an_instruction_are_its_own(text):
+    assert load_recipe("default", [("model.instruction", text)]).model.instruction == text
 
 
 def test_unknown_recipe_and_unknown_key_suggest_near_names(tmp_path):

@@ -30,6 +30,17 @@ from mathrl.recipes.fields import (
 )
 from mathrl.recipes.writing import dump
 
+GENERATED_ONLY = (
+    "data.num_train_problems",
+    "data.min_steps",
+    "data.max_steps",
+    "data.max_operand",
+    "sft.num_problems",
+    "sft.min_steps",
+    "sft.max_steps",
+    "sft.longer_fraction",
+    "sft.drill_fraction",
+)
 SCRATCH_ONLY = (
     "model.hidden_size",
     "model.num_layers",
@@ -87,7 +98,9 @@ def load_recipe(recipe: str, overrides: Sequence[tuple[str, Any]] = ()) -> Confi
     """
     where, table = f"recipe {recipe!r}", _read(recipe)
     config = config_of(table, where, overrides)
-    _refuse_scratch(config, table, where, {name for name, _ in overrides})
+    given = {name for name, _ in overrides}
+    _refuse_scratch(config, table, where, given)
+    _refuse_generated(config, where, given)
     return config
 
 
@@ -226,6 +239,19 @@ def _refuse_scratch(config: Config, table: Mapping[str, Any], where: str, given:
                 f"{where}: {name} = {value!r} is for a model built from nothing, and model.path names "
                 f"{config.model.path}: leave one of them out (without a recipe's name, the recipe default "
                 "is taken, which is made for pretrained models)"
+            )
+
+
+def _refuse_generated(config: Config, where: str, given: set[str]) -> None:
+    """Refuse what is said of generated problems beside problems of one's own: it would do nothing."""
+    data = config.data
+    own = "the mix" if data.mix else data.path or (data.source if data.source != Config().data.source else "")
+    for name in GENERATED_ONLY:
+        if own and name in given:
+            instead = " (the optimiser's steps are sft.max_train_steps)" if name == "sft.max_steps" else ""
+            raise UserError(
+                f"{where}: {name} is of generated problems, and those of {own} are taken: "
+                f"leave it out{instead}"
             )
 
 
