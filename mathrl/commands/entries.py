@@ -154,7 +154,10 @@ def export(
     public: Annotated[bool, Parameter(help="a new repository is public", show_default=False)] = False,
 ) -> None:
     from mathrl.commands.export import export_run, push_export
+    from mathrl.data.hub import check_push
 
+    if push:
+        check_push(push)
     done = export_run(run_dir, out_dir, which=which)
     print(f"{done.folder}/adapter: the adapter of step {done.step} in peft's format")
     kept = f"{done.kept:.1%} of the adapter's change is kept"

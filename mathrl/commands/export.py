@@ -82,12 +82,14 @@ def push_export(exported: Path, name: str, *, private: bool) -> str:
     Raises:
         UserError: no login may write there, or the hub cannot be reached; the export stays as it is.
     """
+    parts = {"merged": ".", "adapter": "adapter", "README.md": "README.md"}
+    by_hand = " && ".join(f"hf upload {name} {exported / part} {place}" for part, place in parts.items())
     with tempfile.TemporaryDirectory(prefix="mathrl-push-", dir=exported.parent) as scratch:
         folder = Path(scratch) / "model"
         shutil.copytree(exported / "merged", folder, copy_function=os.link)
         shutil.copytree(exported / "adapter", folder / "adapter", copy_function=os.link)
         shutil.copy(exported / "README.md", folder / "README.md")
-        return push_folder(folder, name, private=private)
+        return push_folder(folder, name, private=private, by_hand=by_hand)
 
 
 def _card(run_dir: Path, config: Config, step: int, reference: str) -> str:

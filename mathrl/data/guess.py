@@ -9,11 +9,12 @@ from mathrl.data.datasets import DATASETS, GENERATED, UNKNOWN, DatasetRow
 from mathrl.data.fields import UnusableRow
 from mathrl.data.rows import make_problem
 from mathrl.data.source import Row, field_names, find_column
-from mathrl.errors import UserError
+from mathrl.errors import UserError, did_you_mean
 from mathrl.rewards.scorer import check_reference
 from mathrl.types import Problem
 
 _TRIED = 200  # rows
+_MISSING = object()
 _ENOUGH = 0.9  # share of the rows that a guess must make problems of
 _QUESTION = ("question", "problem", "prompt", "messages", "query", "input", "instruction", "task", "text")
 _ANSWER = (
@@ -53,6 +54,9 @@ def guess_columns(
         UserError: no columns do; lists those that there are.
     """
     tried = rows[:_TRIED]
+    for column in filter(None, (question, answer)):
+        if all(find_column(row, column, _MISSING) is _MISSING for row in tried):
+            raise UserError(f"{name} has no column {column!r}: {did_you_mean(column, field_names(tried[0]))}")
     found: list[Guess] = []
     asked = [(sure, sure.name in DATASETS)] if sure else _candidates(tried, question, answer)
     for row, known in asked:

@@ -147,21 +147,38 @@ def broken_off(kind: str, name: str, error: Exception) -> UserError:
     )
 
 
-def push_folder(folder: Path, name: str, *, private: bool = True) -> str:
+def check_push(name: str) -> None:
+    """Refuse what is no name on the hub, before anything is written for it.
+
+    Raises:
+        UserError: its form.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise UserError(f"--push {name!r} is no name on the hub: give user/name") from None
+
+
+def push_folder(folder: Path, name: str, *, private: bool, by_hand: str) -> str:
     """Put a folder into a model repository of the hub, made where there is none; its address.
+
+    Args:
+        by_hand: the command that does it later.
 
     Raises:
         UserError: the name is not of the hub's form, no login may write there, or the hub cannot be reached.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
+    check_push(name)
     api = HfApi()
     try:
         address = str(api.create_repo(name, private=private, exist_ok=True))
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="Trained with mathrl")
-    except HFValidationError:
-        raise UserError(f"--push {name!r} is no name on the hub: give user/name") from None
     except LocalTokenNotFoundError:
         raise UserError(_LOGIN.format(name=name, reason="there is no login")) from None
     except HfHubHTTPError as error:
@@ -172,7 +189,7 @@ def push_folder(folder: Path, name: str, *, private: bool = True) -> str:
     except (OSError, http_errors()[0]) as error:
         raise UserError(
             f"{name} could not be pushed, for the hub cannot be reached ({type(error).__name__}): what was "
-            f"written stays in {folder}; push it with `hf upload {name} {folder}`"
+            f"written stays; push it with `{by_hand}`"
         ) from None
     return address
 

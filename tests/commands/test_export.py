@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 
+from mathrl.cli import main
 from mathrl.commands import export
 from mathrl.commands.export import export_run
 from mathrl.config import CheckpointConfig, Config, ModelConfig
@@ -129,3 +130,30 @@ def test_what_cannot_be_exported_is_said_and_nothing_written(exported, tmp_path,
     with pytest.raises(UserError, match="the disk is full"):
         export_run(run.path, tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "taken"]
+
+
+def test_a_push_that_does_not_reach_the_hub_says_what_does_it_later(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    for part in ("merged", "adapter"):
+        (out / part).mkdir(parents=True)
+        (out / part / "weights").write_text(part)
+    (out / "README.md").write_text("card")
+
+    def unreachable(*args, **kwargs):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", unreachable)
+    with pytest.raises(UserError, match="me/mine could not be pushed.*cannot be reached") as told:
+        export.push_export(out, "me/mine", private=True)
+    commands = [c.split() for c in str(told.value).split("`")[1].split(" && ")]
+    assert [(c[:3], c[4]) for c in commands] == [
+        (["hf", "upload", "me/mine"], place) for place in (".", "adapter", "README.md")
+    ]
+    assert [os.path.exists(c[3]) for c in commands] == [True] * 3
+
+
+def test_a_name_that_the_hub_cannot_have_is_refused_before_anything_is_written(exported, capsys):
+    folder, run, _ = exported
+    assert main(["export", str(run.path), str(folder / "never"), "--push", "not a name"]) == 2
+    assert "--push 'not a name' is no name on the hub" in capsys.readouterr().err
+    assert not (folder / "never").exists()

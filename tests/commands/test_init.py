@@ -195,3 +195,9 @@ def test_options_with_letters_of_their_own_are_not_the_answer(capsys, tmp_path, 
     assert (data.answer_field, data.options_field, data.answer_type) == ("answerKey", "choices", "choice")
     problem = load_problems(data, "train", 0).problems[0]
     assert problem.question_with_options.endswith(f"\nA) {problem.options[0]}\nB) {problem.options[1]}")
+
+
+def test_a_column_that_is_not_there_is_named(capsys, tmp_path, model):
+    status, told, out = init(capsys, tmp_path, model(CHAT), file(tmp_path, ROWS), "--question", "questoin")
+    assert (status, out.exists()) == (2, False)
+    assert "has no column 'questoin': did you mean 'question'?" in told
