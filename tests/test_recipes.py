@@ -43,6 +43,10 @@ def test_reward_functions_are_said_in_one_option_or_in_tables(tmp_path):
     ]
     path.write_text(dump(said, comments=True))
     assert load_config(path) == said
+    for table, known in (("reward.functions", "weight"), ("data.mix", "weight")):
+        path.write_text(f'[[{table}]]\npath = "mine:short"\n[[{table}]]\npath = "a:b"\nwieght = 1\n')
+        with pytest.raises(UserError, match=f"unknown key '{table}.1.wieght': did you mean '{known}'"):
+            load_recipe(str(path))
 
 
 def test_overrides_win_over_the_file(tmp_path):

@@ -50,6 +50,10 @@ def _data(
 ) -> int:
     """Print what is there, what is skipped, how references are read, and some problems as they are asked."""
     console = make_console()
+    if show < 0:
+        raise UserError(f"--show must be 0 or more, not {show}")
+    if not name and (overrides or benchmark):
+        raise UserError("name the set to look at, mathrl data FILE; of a mix, one of its sets at a time")
     if not name:
         for line in known_sets():
             console.print(line, soft_wrap=True, markup=False)
@@ -59,11 +63,12 @@ def _data(
     assert train is not None
     assert held_out is not None
     template = _template(config)
-    for line in chain(
+    lines = chain(
         describe(config, train, held_out, template),
         overlaps(benchmark, (*train.problems, *held_out.problems)),
         [""],
-    ):
+    )
+    for line in list(lines):  # an unknown benchmark is told before half of it is printed
         console.print(line, soft_wrap=True, markup=False)
     if template is None:
         instruction = config.model.instruction or usual_instruction("chat", extract_rule(config.data))

@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -257,6 +257,9 @@ def _refuse_generated(config: Config, where: str, given: set[str]) -> None:
 
 def _sentence(error: Any) -> str:
     name = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":  # in a table of a list: of others _refuse_unknown speaks
+        kind, *_ = get_args(find_field(".".join(map(str, error["loc"][:2]))).annotation)
+        return f"unknown key {name!r}: {did_you_mean(str(error['loc'][-1]), kind.model_fields)}"
     kind = _KINDS.get(error["type"].partition("_")[0])
     message = f"must be {kind}" if kind else error["msg"].removeprefix("Value error, ")
     if not name or error["type"] == "value_error":

@@ -99,13 +99,16 @@ def test_the_known_sets_are_listed(capsys):
         (["lost.jsonl"], "lost.jsonl does not exist"),
         (["{rows}"], "has no field 'question'"),
         (["{rows}", *FIELDS, "--benchmark", "gsm9k"], "'gsm8k'"),
+        (["--data.mix", "a.jsonl=1,b.jsonl=2"], "name the set to look at"),
+        (["{rows}", "--show", "-1"], "--show must be 0 or more"),
     ],
 )
 def test_what_cannot_be_read_is_told(words, message, rows, capsys):
     assert main(["data", *(w.format(rows=rows) for w in words)]) == 2
-    told = capsys.readouterr().err
+    out, told = capsys.readouterr()
     assert message in told
     assert told.count("\n") == 1
+    assert not out
 
 
 def test_a_real_set(data_dir, capsys):
