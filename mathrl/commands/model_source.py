@@ -19,6 +19,19 @@ if TYPE_CHECKING:  # names are checked before torch is loaded, which takes secon
     from mathrl.policy.model import Policy
 
 
+def check_reward_model_is_there(path: str, option: str) -> None:
+    """Refuse a reward model that cannot be had, at once: transformers asks the hub for most of a minute.
+
+    Raises:
+        UserError: no such folder, and no such name on the hub or the hub cannot be reached.
+    """
+    if not Path(path).expanduser().is_dir():
+        try:
+            check_model(path)
+        except UserError as error:
+            raise UserError(f"{option} {path!r} holds no sequence-classification model: {error}") from None
+
+
 @dataclass(frozen=True)
 class ModelSource:
     """Where the weights are and how they are asked."""

@@ -11,6 +11,7 @@ import torch
 
 from mathrl.algorithms.table import Algorithm, resolve_algorithm
 from mathrl.commands.going_on import check_folder
+from mathrl.commands.model_source import check_reward_model_is_there
 from mathrl.commands.settle import settle_demonstrations, settle_limits, settle_micro_batch
 from mathrl.config import Config
 from mathrl.data.few_shot import draw_examples, template_with_examples
@@ -83,6 +84,8 @@ def prepare(
     called, additions = additions is not None, additions or Additions()
     _check_callback(additions.after_step)
     functions = checked([*load_functions(config.reward), *additions.reward_functions])
+    if config.reward.model_path and config.reward.model_weight:
+        check_reward_model_is_there(config.reward.model_path, "reward.model_path")
     check_reward_model(config.reward)
     check_trackers(config.tracking)
     if config.data.answer_type:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mathrl.commands.model_source import check_reward_model_is_there
 from mathrl.distributed.agreement import on_rank_0, together
 from mathrl.errors import UserError
 from mathrl.evaluation.ranking import Ranking, measure_ranking, score_samples
@@ -24,6 +25,7 @@ class Ranker:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        check_reward_model_is_there(path, "--rank-by")
         self.model: RewardModelScorer = load_reward_model(path, "--rank-by")
 
     def __call__(self, evaluation: Evaluation, folder: Path) -> Ranking:
