@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--logprobs", action="store_true")
     parser.add_argument("--no-profile", action="store_true")
     parser.add_argument("--compiled", action="store_true", help="by vLLM's torch.compile (CUDA)")
+    parser.add_argument("--wait-for", type=Path, help="begin to measure when this file is there")
     parser.add_argument("--out", type=Path, default=Path("runs/core_time"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -69,19 +70,25 @@ def measure(args: argparse.Namespace, clock: Path, folder: Path) -> dict[str, An
     print("engine:", json.dumps(result["start_s"]), flush=True)
     group = config.rollout.group_size
 
-    def sample(sequences: int) -> float:
+    def sample(sequences: int, seed: int = 0) -> float:
         problems = [Problem(str(i), "", "0") for i in range(max(1, sequences // group))]
         sampling = Sampling(max_completion_tokens=args.tokens, logprobs=args.logprobs)
         start = time.perf_counter()
-        engine.sample(problems, min(group, sequences), sampling, seed=int(start))
-        return time.perf_counter() - start
+        groups = engine.sample(problems, min(group, sequences), sampling, seed=seed or int(start))
+        seconds = time.perf_counter() - start
+        if seed:
+            tokens = [c.token_ids for group in groups for c in group.completions]
+            (args.out / f"tokens_{args.model}_{sequences}.json").write_text(json.dumps(tokens))
+        return seconds
 
     try:
+        while args.wait_for and not args.wait_for.exists():
+            time.sleep(0.2)
         engine.load(policy.adapter(), 1)
         for sequences in args.sequences:
             sample(sequences)
             before_parts = read(clock)
-            seconds = [sample(sequences) for _ in range(3)]
+            seconds = [sample(sequences) for _ in range(3)] + [sample(sequences, seed=7)]
             parts = difference(read(clock), before_parts)
             result[str(sequences)] = {"seconds": seconds, "parts_ms": parts}
             ms = 1000 * min(seconds) / args.tokens
