@@ -15,6 +15,8 @@ from typing import Any
 
 import psutil
 
+import mathrl.rollout.core_extension  # noqa: F401 - as in a run
+
 PARTS = {
     "init_device": "device",
     "load_model": "weights",

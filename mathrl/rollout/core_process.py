@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -40,6 +41,15 @@ def belong_to_trainer() -> None:
     signal.signal = guarded  # type: ignore[assignment]
     for signum in _IGNORED:
         set_handler(signum, signal.SIG_IGN)
+
+
+def runs_vllm(versions: Sequence[str], switch: str) -> bool:
+    """Whether this is the process of one of these versions of vLLM ("0.26"), to be changed.
+
+    ``switch`` is a variable of the environment that forbids it by being 0.
+    """
+    version = getattr(sys.modules.get("vllm"), "__version__", "")
+    return ".".join(version.split(".")[:2]) in versions and os.environ.get(switch) != "0"
 
 
 def ask_to_end(processes: Sequence[Any]) -> None:

@@ -16,15 +16,14 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 from collections.abc import Callable
-from importlib import metadata
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from packaging.version import Version
+
+from mathrl.rollout.core_process import runs_vllm
 
 TRIED = ("0.26",)  # versions of vLLM whose runner this has driven on a GPU
 SWITCH = "MATHRL_DECODE_GRAPHS"  # in the environment; 0: all steps go vLLM's way
@@ -471,15 +470,9 @@ def _library() -> Any:
 
 def use_decode_graphs() -> None:
     """Change vLLM's class ``GPUModelRunner``, in the core's process, where it is one that has been tried."""
-    try:
-        version = Version(metadata.version("vllm"))
-        runner: Any = importlib.import_module("vllm.v1.worker.gpu.model_runner").GPUModelRunner
-    except (ImportError, AttributeError):
+    if not runs_vllm(TRIED, SWITCH):
         return
-    known = f"{version.major}.{version.minor}" in TRIED
-    if not known or os.environ.get(SWITCH) == "0" or hasattr(runner, "decodes_by_graphs"):
-        return
-    runner.decodes_by_graphs = True
+    runner: Any = importlib.import_module("vllm.v1.worker.gpu.model_runner").GPUModelRunner
     execute, sample = runner.execute_model, runner.sample_tokens
 
     @torch.inference_mode()

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from mathrl.rollout.core_process import belong_to_trainer
-from mathrl.rollout.decode_graphs import use_decode_graphs
 from mathrl.rollout.one_adapter import remember_adapters
 
 UNDER_WAY = "under way"
@@ -39,7 +38,6 @@ class FinishedOnly:
         gc.set_threshold(50_000, 20, 100)  # a step makes thousands of short-lived objects and no cycles
         _leave_adapters_unpinned()
         _remember_adapters()
-        use_decode_graphs()
         self._told = time.monotonic()
         self._tokens: dict[str, list[int]] = {}
         self._logprobs: dict[str, list[Any]] = {}

@@ -10,7 +10,8 @@ def remember_adapters(state: Any) -> None:
     """Change vLLM's class ``LoraState``: which adapters are in use is counted as requests come and go.
 
     Args:
-        state: the class, of ``vllm.v1.worker.gpu.lora_utils``. What its methods return stays the same.
+        state: the class, of ``vllm.v1.worker.gpu.lora_utils``. What its methods return stays the same. With
+            ``one_for_all`` (dense_adapter.py) it refuses a step of several adapters.
     """
     add, remove, ask = state.add_request, state.remove_request, state.get_activate_loras
 
@@ -44,6 +45,8 @@ def remember_adapters(state: Any) -> None:
 
     def make_lora_inputs(self: Any, req_ids: list[str], idx_mapping: Any, num_scheduled_tokens: Any) -> Any:
         numbers = self.lora_ids[idx_mapping]
+        if getattr(self, "one_for_all", False) and len(counts(self)) > 1 and len(set(numbers)) > 1:
+            raise RuntimeError(f"a step with requests of several adapters: {sorted(set(numbers.tolist()))}")
         by_token = numbers.repeat(num_scheduled_tokens)
         return tuple(numbers.tolist()), tuple(by_token.tolist()), self.get_activate_loras(req_ids)
 

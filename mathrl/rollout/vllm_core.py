@@ -48,6 +48,7 @@ from mathrl.rollout.vllm_client import (
     end_processes,
     first_line,
 )
+from mathrl.rollout.vllm_settings import EXTENSION
 from mathrl.types import FinishReason, Sampling
 
 
@@ -260,7 +261,7 @@ class FinishedOnlyAsyncScheduler(GivenTokens, _Answers, SteadyDecoding, Finished
 
 def _classes(device: str) -> dict[str, Any]:
     if device == "cuda":
-        return {"scheduler_cls": FinishedOnlyAsyncScheduler}
+        return {"scheduler_cls": FinishedOnlyAsyncScheduler, "worker_extension_cls": EXTENSION}
     # the executor: not a third process
     return {"scheduler_cls": FinishedOnlyScheduler, "distributed_executor_backend": UniProcExecutor}
 

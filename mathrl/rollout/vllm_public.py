@@ -30,11 +30,10 @@ from mathrl.rollout.vllm_client import (
     end_processes,
     first_line,
 )
+from mathrl.rollout.vllm_settings import EXTENSION
 from mathrl.types import FinishReason, Sampling
 
 T = TypeVar("T")
-EXTENSION = "mathrl.rollout.core_extension.WorkerExtension"
-"""By its name alone: importing it is what ties a process to the one that started it."""
 _STARTING = threading.Lock()  # replicas one after the other: what is new is the one's that starts
 _REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 

@@ -4,6 +4,7 @@ import random
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from mathrl.rollout.one_adapter import remember_adapters
 
@@ -61,3 +62,15 @@ def test_what_is_counted_is_what_asking_finds():
         asked = ([held[r] for r in some], np.array(some, np.int64), np.full(len(some), 2))
         assert plain.make_lora_inputs(*asked) == counted.make_lora_inputs(*asked)
     assert 0 < counted.asked < 0.6 * plain.asked
+
+
+def test_where_one_adapter_serves_all_a_step_of_several_is_refused():
+    counting = type("Counting", (LoraState,), {"one_for_all": True})
+    remember_adapters(counting)
+    state = counting(4)
+    for row, number in enumerate((1, 1, None)):
+        state.add_request(f"{row}", row, None if number is None else Request(lora_int_id=number))
+    rows = np.array([0, 1], np.int64)
+    assert state.make_lora_inputs(["0", "1"], rows, np.ones(2, int))[:2] == ((1, 1), (1, 1))
+    with pytest.raises(RuntimeError, match=r"several adapters: \[0, 1\]"):
+        state.make_lora_inputs(["0", "2"], np.array([0, 2], np.int64), np.ones(2, int))

@@ -1,0 +1,104 @@
+"""One adapter as two products: what vLLM's slices would add, from vLLM's own tensors."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from mathrl.rollout import dense_adapter
+
+RANK, WIDTH, OUTS = 4, 10, (6, 3, 5)
+
+
+class Layer:
+    """As vLLM's linear layer with adapters; its own way to apply them is a loop."""
+
+    tp_size = 1
+
+    def __init__(self, outs):
+        self.outs = outs
+        flag = torch.tensor([False])
+        self.punica_wrapper = SimpleNamespace(token_mapping_meta=SimpleNamespace(no_lora_flag_cpu=flag))
+
+    def create_lora_weights(self, max_loras):
+        self.lora_a_stacked = tuple(torch.zeros(max_loras, 1, RANK, WIDTH) for _ in self.outs)
+        self.lora_b_stacked = tuple(torch.zeros(max_loras, 1, out, RANK) for out in self.outs)
+
+    def set_lora(self, a, b, rank):
+        for slot, part in zip(self.lora_a_stacked, a, strict=True):
+            slot[0, 0, :rank].copy_(part)
+        for slot, part in zip(self.lora_b_stacked, b, strict=True):
+            slot[0, 0, :, :rank].copy_(part)
+
+    def _apply_lora_to_output(self, x, output):
+        for out, a, b in zip(
+            output.split(self.outs, dim=-1), self.lora_a_stacked, self.lora_b_stacked, strict=True
+        ):
+            out += x @ a[0, 0].t() @ b[0, 0].t()
+        return output
+
+
+@pytest.fixture
+def kind(monkeypatch):
+    monkeypatch.setattr(dense_adapter, "_on_a_gpu", lambda parts: True)
+    changed = type("Changed", (Layer,), {})
+    dense_adapter.serve_densely(changed, [changed])
+    return changed
+
+
+def filled(layer, outs, rank=RANK, max_loras=1):
+    generator = torch.Generator().manual_seed(0)
+    layer.create_lora_weights(max_loras)
+    a = [torch.randn(rank, WIDTH, generator=generator) for _ in outs]
+    layer.set_lora(a, [torch.randn(out, rank, generator=generator) for out in outs], rank)
+    return layer
+
+
+@pytest.mark.parametrize("outs", [OUTS, (7,)])
+@pytest.mark.parametrize("rank", [RANK, 2])
+def test_it_adds_what_the_slices_add(kind, outs, rank):
+    x, y = torch.randn(5, WIDTH), torch.randn(5, sum(outs))
+    layer = filled(kind(outs), outs, rank)
+    want = filled(Layer(outs), outs, rank)._apply_lora_to_output(x, y.clone())
+    assert layer.dense is not None
+    assert torch.allclose(layer._apply_lora_to_output(x, y.clone()), want, atol=1e-5)
+    folded = layer._apply_lora_to_output(x[None], y.clone()[None])
+    assert torch.allclose(folded, want[None], atol=1e-5)
+    for slot in layer.lora_b_stacked:  # as vLLM takes an adapter away
+        slot[0] = 0
+    assert torch.equal(layer._apply_lora_to_output(x, y.clone()), y)
+
+
+def test_a_step_without_an_adapter_adds_nothing(kind):
+    x, y = torch.randn(5, WIDTH), torch.randn(5, sum(OUTS))
+    layer = filled(kind(OUTS), OUTS)
+    layer.punica_wrapper.token_mapping_meta.no_lora_flag_cpu[0] = True
+    assert torch.equal(layer._apply_lora_to_output(x, y.clone()), y)
+
+
+@pytest.mark.parametrize("what", ["several adapters", "a part of the layer"])
+def test_what_is_not_one_whole_adapter_is_left_to_vllm(kind, what):
+    layer = kind(OUTS)
+    layer.tp_size = 2 if what == "a part of the layer" else 1
+    filled(layer, OUTS, max_loras=2 if what == "several adapters" else 1)
+    x, y = torch.randn(5, WIDTH), torch.randn(5, sum(OUTS))
+    assert layer.dense is None
+    want = filled(Layer(OUTS), OUTS)._apply_lora_to_output(x, y.clone())
+    assert torch.equal(layer._apply_lora_to_output(x, y.clone()), want)
+
+
+def test_compiled_code_takes_it_as_it_is(kind):
+    x, y = torch.randn(5, WIDTH), torch.randn(5, sum(OUTS))
+    layer = filled(kind(OUTS), OUTS)
+    flag = layer.punica_wrapper.token_mapping_meta.no_lora_flag_cpu
+
+    def share(rows):
+        out = rows * 2
+        torch.ops.mathrl.add_adapter(out, x, *layer.dense, flag)
+        return out + 1
+
+    compiled = torch.compile(share, backend="aot_eager", fullgraph=True)
+    for without in (False, True, False):  # a flag on the CPU is read at every call
+        flag[0] = without
+        assert torch.allclose(compiled(y), share(y), atol=1e-5)
+    assert not torch.equal(share(y), y * 2 + 1)
