@@ -24,7 +24,8 @@ Cases of varying lengths can measure these arms with equal lengths first (``--eq
 engine. With ``--seconds`` no step begins later than that after the start, and what has not ended a minute
 later is killed; results are stored as they come.
 
-``--peer-site`` is a folder with TRL: pip install --target DIR --no-deps trl==1.16.0.
+``--peer-site`` is a folder with TRL: pip install --target DIR --no-deps trl==1.16.0; ``--unsloth-site`` one
+with Unsloth and what it asks for, another TRL among it.
 On the CPU the processes start and measure in turn three times, for a machine's speed changes within a minute.
 Phases are the trainers' own: rollout, verify, forward (old and reference passes), update, and sync, which in
 ours includes the proof that the weights arrived. Tokens trained count prompt + completion of every completion
@@ -91,8 +92,9 @@ class Worker:
         command += ["--steps", str(args.steps), "--warmup", str(args.warmup), "--threads", str(args.threads)]
         command += ["--until", str(args.until)]
         environment = dict(os.environ)
-        if args.peer_site and name != "ours":
-            environment["PYTHONPATH"] = os.pathsep.join([args.peer_site, environment.get("PYTHONPATH", "")])
+        site = {"ours": "", UNSLOTH: args.unsloth_site or args.peer_site}.get(name, args.peer_site)
+        if site:
+            environment["PYTHONPATH"] = os.pathsep.join([site, environment.get("PYTHONPATH", "")])
         self.name, self.found = name, dict[str, dict[str, Any]]()
         self.process = subprocess.Popen(
             [*command, "--arms", *arms],
@@ -219,6 +221,7 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, default=-1, help="of our vLLM engine; -1: the case's")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch (--cpu)")
     parser.add_argument("--peer-site", default="")
+    parser.add_argument("--unsloth-site", default="")
     parser.add_argument("--name", default="", help="of the stored result")
     parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
