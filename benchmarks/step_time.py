@@ -220,6 +220,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--replicas", type=int, default=-1, help="of our vLLM engine; -1: the case's")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch (--cpu)")
+    parser.add_argument("--wait-for", type=Path, help="begin to measure when this file is there")
     parser.add_argument("--peer-site", default="")
     parser.add_argument("--unsloth-site", default="")
     parser.add_argument("--name", default="", help="of the stored result")
@@ -277,6 +278,8 @@ def main() -> None:
                 workers = [Worker(name, chosen[name], folder, args) for name in names]
                 for each in workers:
                     each.wait_until_ready()
+                while args.wait_for and not args.wait_for.exists():
+                    time.sleep(0.2)
                 for each in workers:
                     each.measure(keep)
                     print(table(arms), flush=True)

@@ -81,6 +81,8 @@ def own_folder(work: dict[str, Any], folder: Path) -> Path:
     config = json.loads((source / "config.json").read_text())
     ids = {f"t{i}": i for i in range(config["vocab_size"])}
     end, pad = f"t{config['eos_token_id']}", f"t{config['pad_token_id']}"
+    if pad == end:  # Unsloth wants two; no prompt has the last token
+        pad = f"t{config['vocab_size'] - 1}"
     words = Tokenizer(models.WordLevel(ids, unk_token=pad))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token=end, pad_token=pad, unk_token=pad)
