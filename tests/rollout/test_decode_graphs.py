@@ -134,6 +134,7 @@ class Runner:
             prefill_len=Turning(np.zeros(ROWS, np.int32)),
             num_computed_tokens=SimpleNamespace(gpu=ints(ROWS)),
             last_sampled_tokens=torch.zeros(ROWS, 1, dtype=torch.int64),
+            total_len=ints(ROWS),
             draft_tokens=ints(ROWS, 0),
         )
         self.input_buffers = SimpleNamespace(
@@ -150,20 +151,19 @@ class Runner:
         self.lora_state = SimpleNamespace(
             lora_ids=np.full(ROWS, 3), get_activate_loras=lambda ids: {"adapter"}
         )
-        self.told: list[tuple[int, ...]] = []
+        self.told = 0  # tokens that the adapter's kernels know of; 0: nobody has told them
         self.cudagraph_manager = self
         self.pool = None
         self.hidden_states = torch.zeros(ROWS, dtype=torch.int64)
         self.lengths = ints(ROWS)  # the attention's schedule
         self.cache = torch.zeros(BLOCKS * BLOCK, dtype=torch.int64)
         self.main_stream, self.output_copy_stream = SimpleNamespace(wait_event=lambda event: None), None
-        self.steps = 0
         self.free = list(range(ROWS))
 
     def _set_active_loras(self, prompts: tuple[int, ...], tokens: tuple[int, ...], adapters: Any) -> None:
         assert prompts == tokens
         assert adapters == {"adapter"}
-        self.told.append(prompts)
+        self.told = len(tokens)
 
     def _attend(self, batch: Any) -> None:
         self.lengths[: batch.num_reqs].copy_(batch.seq_lens)
@@ -182,8 +182,8 @@ class Runner:
 
     def run_fullgraph(self, model: Any) -> None:
         """Every token is written to its slot; its request reads all of its own and not one more."""
-        self.steps += 1
         size, buffers = model.num_tokens, self.input_buffers
+        assert self.told in (0, size)
         for t in range(size):
             slot = int(self.block_tables.slots[0, t])
             if slot >= 0:
@@ -218,6 +218,7 @@ class Runner:
         alone = torch.where(num_sampled > 0, rows, ROWS).long()
         wide = torch.cat([last, last.new_zeros(1, 1)]).scatter(0, alone[:, None], kept)
         last.copy_(wide[:ROWS])
+        states.total_len.index_add_(0, rows, num_sampled)
         states.num_computed_tokens.gpu.index_add_(0, rows, (starts[1 : n + 1] - starts[:n]))
 
 
@@ -381,6 +382,7 @@ class Side:
         return (
             states.num_computed_tokens.gpu.tolist(),
             states.last_sampled_tokens.tolist(),
+            states.total_len.tolist(),
             self.runner.cache.tolist(),
         )
 
