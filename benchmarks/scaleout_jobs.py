@@ -19,6 +19,12 @@ from record import ROOT
 from scaleout_cases import Case, ranks_of
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 class Job:
     """The processes of a job; only rank 0 tells results."""
 
@@ -26,9 +32,7 @@ class Job:
         self.name, self.log, self.ready, self.failed = name, log, False, ""
         self._told: queue.Queue[str | None] = queue.Queue()
         world = ranks_of(name)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         command = [sys.executable, str(Path(__file__).parent / "scaleout_ranks.py"), name]
         command += ["--scratch", str(scratch), "--steps", str(args.steps), "--engine", args.engine]
         command += [f"--{name}" for name in ("tiny", "uncompiled") if getattr(args, name)]

@@ -45,6 +45,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -53,6 +54,7 @@ from typing import Any
 
 import torch
 from record import describe, store
+from scaleout_jobs import free_port
 from step_workload import WORKLOADS, Work, floor, model_flops, of_equal_lengths, prepare, rates
 
 PHASES = ("rollout", "verify", "forward", "update", "sync")
@@ -91,7 +93,7 @@ class Worker:
         command = [sys.executable, script, "--worker", name, "--folder", str(folder)]
         command += ["--steps", str(args.steps), "--warmup", str(args.warmup), "--threads", str(args.threads)]
         command += ["--until", str(args.until)]
-        environment = dict(os.environ)
+        environment = os.environ | {"MASTER_PORT": str(free_port())}  # TRL's own choice is everybody's
         site = {"ours": "", UNSLOTH: args.unsloth_site or args.peer_site}.get(name, args.peer_site)
         if site:
             environment["PYTHONPATH"] = os.pathsep.join([site, environment.get("PYTHONPATH", "")])
@@ -118,8 +120,9 @@ class Worker:
         """
         assert self.process.stdin is not None
         if self.process.poll() is None:
-            self.process.stdin.write("go\n")
-            self.process.stdin.flush()
+            with suppress(BrokenPipeError):  # it has ended since
+                self.process.stdin.write("go\n")
+                self.process.stdin.flush()
             while self._read(until="RESULT"):
                 keep(self.found)
         if self.process.wait():
@@ -219,6 +222,9 @@ def main() -> None:
     )
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--replicas", type=int, default=-1, help="of our vLLM engine; -1: the case's")
+    parser.add_argument(
+        "--uncompiled", action="store_true", help="ours without torch.compile: starts a minute or two sooner"
+    )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch (--cpu)")
     parser.add_argument("--wait-for", type=Path, help="begin to measure when this file is there")
     parser.add_argument("--peer-site", default="")
@@ -235,6 +241,8 @@ def main() -> None:
     workload = WORKLOADS[case]
     if args.equal_first:
         workload = replace(workload, equal_first=args.equal_first)
+    if args.uncompiled:
+        workload = replace(workload, compiled=False)
     if args.replicas >= 0:
         workload = replace(workload, replicas=args.replicas)
     os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")  # the same sampler for all

@@ -3,7 +3,7 @@
 Unsloth patches torch, transformers, peft and TRL when it is imported, and wants to be the first: so nothing
 of ours is, and the work is read from its files. Tuned: 16 bits, no gradient checkpointing, fast inference
 with the sampler's log-probabilities as the old ones. It gets the same weights, adapter, lengths, token ids;
-the ids by way of a vocabulary of its own, in which ``t17`` is token 17, as its trainer takes text alone.
+the ids by way of a vocabulary of its own, in which ``t000017`` is token 17, as its trainer takes text alone.
 
 Started by step_time.py, or by itself on a prepared folder:
 
@@ -67,8 +67,13 @@ def emit(arm: str, result: dict[str, Any]) -> None:
     print("RESULT " + json.dumps({"arm": arm, **result}), flush=True)
 
 
+def word(token: int) -> str:
+    """All as long, for a tokenizer looks for its special tokens within words too."""
+    return f"t{token:06d}"
+
+
 def own_folder(work: dict[str, Any], folder: Path) -> Path:
-    """The same model beside a tokenizer that makes ``t17`` token 17."""
+    """The same model beside a tokenizer that makes ``t000017`` token 17."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -79,10 +84,10 @@ def own_folder(work: dict[str, Any], folder: Path) -> Path:
             (target / file.name).unlink(missing_ok=True)
             (target / file.name).symlink_to(file)
     config = json.loads((source / "config.json").read_text())
-    ids = {f"t{i}": i for i in range(config["vocab_size"])}
-    end, pad = f"t{config['eos_token_id']}", f"t{config['pad_token_id']}"
+    ids = {word(i): i for i in range(config["vocab_size"])}
+    end, pad = word(config["eos_token_id"]), word(config["pad_token_id"])
     if pad == end:  # Unsloth wants two; no prompt has the last token
-        pad = f"t{config['vocab_size'] - 1}"
+        pad = word(config["vocab_size"] - 1)
     words = Tokenizer(models.WordLevel(ids, unk_token=pad))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token=end, pad_token=pad, unk_token=pad)
@@ -96,12 +101,18 @@ def make_trainer(work: dict[str, Any], folder: Path, steps: int) -> Any:
     from datasets import Dataset
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
+    from transformers import PreTrainedTokenizerFast
     from trl import GRPOConfig, GRPOTrainer
     from vllm import SamplingParams
 
     length, sequences = work["completion"], work["problems"] * work["group"]
-    model, tokenizer = FastLanguageModel.from_pretrained(
-        str(own_folder(work, folder)),
+    source = own_folder(work, folder)
+    # of a Qwen2 model transformers takes every tokenizer for Qwen2's, whatever stands in its folder
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(source)
+    prompts = [" ".join(map(word, ids)) for ids in work["prompts"]]
+    assert tokenizer(prompts)["input_ids"] == work["prompts"]
+    model, _ = FastLanguageModel.from_pretrained(
+        str(source),
         max_seq_length=work["prompt"] + length + 64,
         load_in_4bit=False,
         dtype=torch.bfloat16,
@@ -121,7 +132,6 @@ def make_trainer(work: dict[str, Any], folder: Path, steps: int) -> Any:
     )
     unknown = set_peft_model_state_dict(model, load_file(folder / "adapter" / "adapter_model.safetensors"))
     assert not unknown.unexpected_keys, unknown.unexpected_keys[:3]
-    prompts = [" ".join(f"t{i}" for i in ids) for ids in work["prompts"]]
     batch = work["peer_batch"]
     config = GRPOConfig(
         output_dir=str(folder / "unsloth-out"),
@@ -152,7 +162,7 @@ def make_trainer(work: dict[str, Any], folder: Path, steps: int) -> Any:
         """As step_workload.reward: half of all completions earn 1."""
         if completion_ids is not None:
             return [float(sum(ids) % 2) for ids in completion_ids]
-        return [float(sum(int(word[1:]) for word in text.split()) % 2) for text in completions]
+        return [float(sum(int(each[1:]) for each in text.split()) % 2) for text in completions]
 
     return GRPOTrainer(
         model=model,

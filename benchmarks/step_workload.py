@@ -43,6 +43,7 @@ class Workload:
     replicas: int = 1  # of our engine; 0: as the plan chooses
     engine: str = "auto"  # ours
     overlap: str = "off"  # train.overlap, ours
+    compiled: bool = True  # ours, where there is a GPU: layers and engine by torch.compile
     equal_first: int = 0  # arms in turn are first measured with all completions so long, by the same engine
 
     @property
@@ -153,6 +154,7 @@ class Work:
                     "max_sync_gap": 1.0,
                     "num_replicas": w.replicas,
                     "engine": w.engine,
+                    "compile_engine": w.compiled,
                 },
                 "train": {"overlap": w.overlap},
                 "reward": {"num_workers": 8 if w.device == "cuda" else 2},
@@ -160,7 +162,7 @@ class Work:
                 "update": {
                     "learning_rate": w.learning_rate,
                     "micro_batch_tokens": w.micro_batch_tokens,
-                    "compile": w.device == "cuda",
+                    "compile": w.compiled and w.device == "cuda",
                     **update,
                 },
             }
