@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mathrl.rollout import decode_graphs
 from mathrl.rollout.decode_graphs import DecodeGraphs
 
 ROWS, LENGTH, BLOCK, BLOCKS, VOCABULARY = 12, 48, 4, 200, 997
@@ -416,3 +418,128 @@ def test_tokens_and_states_are_those_of_steps_launched_one_by_one(seed: int) -> 
     assert graphs is not None
     assert len(graphs._graphs) >= 2  # most steps were replays
     assert not graphs.gave_up
+
+
+def test_without_a_graph_of_it_the_step_is_launched_and_the_others_are_vllms() -> None:
+    def refuse(run: Any, pool: Any) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    plain, side = Side(graphs=False), Side(graphs=True)
+    graphs = side.graphs
+    assert graphs is not None
+    graphs._record = refuse
+    for each in (plain, side):
+        each.add("a", 5, 7)
+    for _ in range(2):
+        assert side.step(["a"], set()).tokens == plain.step(["a"], set()).tokens
+    assert graphs.gave_up
+    before = side.state()
+    assert not graphs.execute(side.scheduled(["a"], set()))
+    assert graphs.sample() is None
+    assert side.state() == before == plain.state()
+
+
+CHANGES: dict[str, Any] = {
+    "vLLM schedules others": lambda s, r: s.steady.others.update(b=3),
+    "a new request": lambda s, r: s.scheduled_new_reqs.append("b"),
+    "more tokens": lambda s, r: setattr(s, "total_num_scheduled_tokens", 2),
+    "given back": lambda s, r: setattr(s, "preempted_req_ids", {"b"}),
+    "structured": lambda s, r: setattr(s, "has_structured_output_requests", True),
+    "resumed": lambda s, r: s.scheduled_cached_reqs.resumed_req_ids.add("a"),
+    "unknown": lambda s, r: r.req_states.req_id_to_index.clear(),
+    "top-k": lambda s, r: r.sampler.sampling_states.top_k.np.fill(5),
+    "top-p": lambda s, r: r.sampler.sampling_states.top_p.np.fill(0.9),
+    "min-p": lambda s, r: r.sampler.sampling_states.min_p.np.fill(0.1),
+    "penalties": lambda s, r: r.sampler.penalties_state.use_penalty.fill(1),
+    "given tokens": lambda s, r: r.sampler.logprob_token_ids_state.num_token_ids.np.fill(1),
+    "several log-probabilities": lambda s, r: r.sampler.sampling_states.num_logprobs.fill(2),
+    "no graph": lambda s, r: setattr(
+        r, "dispatch", lambda *a, **k: SimpleNamespace(cg_mode=SimpleNamespace(name="NONE"))
+    ),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_step_of_another_kind_is_left_to_vllm(what: str) -> None:
+    side = Side(graphs=True)
+    assert side.graphs is not None
+    side.add("a", 5, 7)
+    scheduled = side.scheduled(["a"], set())
+    CHANGES[what](scheduled, side.runner)
+    before = side.state()
+    assert not side.graphs.execute(scheduled)
+    assert side.graphs.sample() is None
+    assert side.state() == before
+
+
+def test_requests_of_two_adapters_are_left_to_vllm() -> None:
+    side = Side(graphs=True)
+    assert side.graphs is not None
+    side.add("a", 5, 7)
+    side.add("b", 5, 8)
+    side.runner.lora_state.lora_ids[side.runner.req_states.req_id_to_index["b"]] = 4
+    assert not side.graphs.execute(side.scheduled(["a", "b"], set()))
+    assert side.graphs.execute(side.scheduled(["a"], set()))
+
+
+class VllmsRunner:
+    """What is changed: vLLM's own steps say so."""
+
+    def execute_model(
+        self, scheduler_output: Any, intermediate_tensors: Any = None, dummy_run: bool = False
+    ) -> str:
+        return "vLLM's"
+
+    def sample_tokens(self, grammar_output: Any) -> str:
+        return "vLLM's tokens"
+
+
+@pytest.fixture
+def vllm(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A process of a vLLM of a version that has been tried."""
+    kind = type("GPUModelRunner", (VllmsRunner,), {})
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(__version__="0.26.0"))
+    monkeypatch.setitem(sys.modules, "vllm.v1.worker.gpu.model_runner", SimpleNamespace(GPUModelRunner=kind))
+    return kind
+
+
+def test_vllms_runner_is_asked_where_graphs_have_not_made_the_step(
+    vllm: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode_graphs.use_decode_graphs()
+    runner, forgotten = vllm(), []
+    graphs = SimpleNamespace(
+        execute=lambda scheduled: scheduled.steady == "known",
+        sample=lambda: "tokens of a graph",
+        forget=lambda: forgotten.append(1),
+    )
+    monkeypatch.setattr(decode_graphs, "_graphs_for", lambda runner: graphs)
+    assert runner.sample_tokens(None) == "vLLM's tokens"  # nothing has been begun here
+    assert runner.execute_model(SimpleNamespace(), dummy_run=True) == "vLLM's"
+    runner.decode_graphs = graphs
+    assert runner.execute_model(SimpleNamespace(steady="known"), None) is None
+    assert runner.sample_tokens(None) == "tokens of a graph"
+    assert not forgotten
+    assert runner.execute_model(SimpleNamespace(steady="unknown"), None) == "vLLM's"
+    assert runner.execute_model(SimpleNamespace(), None) == "vLLM's"
+    assert runner.execute_model(SimpleNamespace(steady="known"), dummy_run=True) == "vLLM's"
+    assert len(forgotten) == 3
+    graphs.sample = lambda: None
+    assert runner.sample_tokens(None) == "vLLM's tokens"
+
+
+@pytest.mark.parametrize("what", ["another version", "switched off", "another runner"])
+def test_what_has_not_been_tried_stays_vllms(vllm: Any, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if what == "another version":
+        monkeypatch.setattr(sys.modules["vllm"], "__version__", "0.31.2")
+    if what == "switched off":
+        monkeypatch.setenv(decode_graphs.SWITCH, "0")
+    decode_graphs.use_decode_graphs()
+    runner = vllm()
+    assert (
+        runner.execute_model(SimpleNamespace(steady=SimpleNamespace(ids=["a"], others={})), None) == "vLLM's"
+    )
+    if what == "another runner":  # it has nothing of what is looked for
+        assert runner.decode_graphs is None
+    else:
+        assert vllm.execute_model is VllmsRunner.execute_model

@@ -1,5 +1,6 @@
 """One adapter as two products: what vLLM's slices would add, from vLLM's own tensors."""
 
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -102,3 +103,29 @@ def test_compiled_code_takes_it_as_it_is(kind):
         flag[0] = without
         assert torch.allclose(compiled(y), share(y), atol=1e-5)
     assert not torch.equal(share(y), y * 2 + 1)
+
+
+@pytest.mark.parametrize("version", ["0.26.0", "0.31.0"])
+def test_vllms_layers_are_changed_where_that_has_been_tried(monkeypatch, version):
+    layer = type("BaseLinearLayerWithLoRA", (Layer,), {})
+    merged = type("MergedColumnParallelLinearWithLoRA", (layer,), {"create_lora_weights": create_merged})
+    state = type("LoraState", (), {})
+    modules = {
+        "vllm": SimpleNamespace(__version__=version),
+        "vllm.lora.layers.base_linear": SimpleNamespace(BaseLinearLayerWithLoRA=layer),
+        "vllm.lora.layers.column_parallel_linear": SimpleNamespace(MergedColumnParallelLinearWithLoRA=merged),
+        "vllm.v1.worker.gpu.lora_utils": SimpleNamespace(LoraState=state),
+    }
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(dense_adapter, "_on_a_gpu", lambda parts: True)
+    dense_adapter.use_dense_adapter()
+    tried = version in {f"{known}.0" for known in dense_adapter.TRIED}
+    for kind in (layer, merged):
+        made = filled(kind(OUTS), OUTS)
+        assert (getattr(made, "dense", None) is not None) == tried
+    assert getattr(state, "one_for_all", False) == tried  # a step of several adapters is refused then
+
+
+def create_merged(self, max_loras):
+    Layer.create_lora_weights(self, max_loras)
