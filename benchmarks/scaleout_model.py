@@ -159,7 +159,7 @@ def earlier_one() -> OneGpu:
 
 
 def _arm(name: str) -> dict[str, Any]:
-    return json.loads((RESULTS / f"{name}.json").read_text())["arms"]["ours: shared prompts"]
+    return json.loads((RESULTS / f"{name}.json").read_text())["arms"]["ours: in turn"]
 
 
 def longest_of(n: float) -> float:
