@@ -6,7 +6,9 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,6 +18,7 @@ from mathrl.run.files import json_default
 from mathrl.types import Adapter
 
 RAM_DISK = Path("/dev/shm")
+_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # of safetensors
 _PREFIX = "mathrl-weights-"
 
 
@@ -45,6 +48,48 @@ def write_adapter(adapter: Adapter, folder: Path, dtype: torch.dtype) -> None:
     (folder / "adapter_config.json").write_text(
         json.dumps(dict(adapter.config), default=json_default), encoding="utf-8"
     )
+
+
+def write_served(adapter: Adapter, folder: Path, dtype: torch.dtype) -> None:
+    """The same for an engine, which then has little left to do: alpha/r is in ``B``, as the trainer has it.
+
+    ``B`` is scaled before it is rounded, and the file says alpha = r. vLLM would scale what has been rounded,
+    tensor by tensor, for as long as it takes to load all of them. An adapter that is no plain LoRA keeps its
+    own scaling.
+    """
+    config = dict(adapter.config)
+    plain = not any(config.get(name) for name in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern"))
+    scale = float(config["lora_alpha"]) / int(config["r"]) if plain else 1.0
+    if plain:
+        config["lora_alpha"] = config["r"]
+    ends = ("lora_B.weight", "lora_embedding_B")
+    names = sorted(adapter.tensors, key=lambda name: name.endswith(ends))  # B at the end
+    shapes = {name: adapter.tensors[name].shape for name in names}
+    scaled = sum(shape.numel() for name, shape in shapes.items() if name.endswith(ends))
+    whole = torch.cat([adapter.tensors[name].detach().reshape(-1) for name in names])  # one copy, as above
+    whole[len(whole) - scaled :] *= scale
+    folder.mkdir(parents=True)
+    _write_safetensors(folder / "adapter_model.safetensors", shapes, whole.to(dtype).cpu())
+    (folder / "adapter_config.json").write_text(json.dumps(config, default=json_default), encoding="utf-8")
+
+
+def _write_safetensors(file: Path, shapes: Mapping[str, torch.Size], whole: torch.Tensor) -> None:
+    """Tensors that lie one behind the other, as they are, without the interpreter's lock being held.
+
+    The format: https://github.com/huggingface/safetensors#format. Its own ``save_file`` walks the tensors one
+    by one, in the way of a thread that trains.
+    """
+    head: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    begin = 0
+    for name, shape in shapes.items():
+        end = begin + shape.numel() * whole.itemsize
+        head[name] = {"dtype": _NAMES[whole.dtype], "shape": list(shape), "data_offsets": [begin, end]}
+        begin = end
+    words = json.dumps(head).encode()
+    words += b" " * (-len(words) % 8)
+    with file.open("wb") as out:
+        out.write(len(words).to_bytes(8, "little") + words)
+        out.write(whole.view(torch.uint8).numpy().data)
 
 
 def write_merged(adapter: Adapter | None, model: Path, folder: Path, dtype: torch.dtype) -> dict[str, float]:

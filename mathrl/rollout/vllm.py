@@ -14,7 +14,7 @@ import torch
 
 from mathrl.errors import LostPartError, UserError
 from mathrl.memory.plan import Limits
-from mathrl.rollout.adapter_files import weights_folder, write_adapter, write_merged
+from mathrl.rollout.adapter_files import weights_folder, write_merged, write_served
 from mathrl.rollout.base import OnCompletion, OnTokens, PromptEncoder, Scores, check_lengths
 from mathrl.rollout.vllm_client import (
     AdapterRefused,
@@ -187,7 +187,7 @@ class VllmEngine:
             shutil.rmtree(left, ignore_errors=True)
         self._num_written += 1
         folder = self._folder / str(self._num_written)
-        write_adapter(adapter, folder, self._dtype)
+        write_served(adapter, folder, self._dtype)
         return folder
 
     def load(self, adapter: Adapter | None, version: int, *, written: Path | None = None) -> None:
