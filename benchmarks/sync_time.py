@@ -1,4 +1,4 @@
-"""Seconds until vLLM's core holds an adapter, written as peft writes it and as engines are given it, in turns.
+"""Seconds until vLLM's core holds an adapter, written as peft writes it or as engines are given it, in turns.
 
     python benchmarks/sync_time.py [--model 0.5b] [--rounds 10]
 
