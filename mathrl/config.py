@@ -465,6 +465,11 @@ class RewardConfig(Section):
             raise ValueError("reward.model_weight is the weight of a model: name it with reward.model_path")
         return self
 
+    @property
+    def learned(self) -> str:
+        """The reward model that counts; empty: none is named, or it weighs nothing."""
+        return self.model_path if self.model_weight else ""
+
     @field_validator("functions", mode="before")
     @classmethod
     def _functions(cls, given: Any) -> Any:

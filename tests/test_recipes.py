@@ -6,6 +6,7 @@ from mathrl.cli import main
 from mathrl.config import Config
 from mathrl.errors import UserError
 from mathrl.recipes import (
+    all_fields,
     check_named,
     config_of,
     differences,
@@ -16,6 +17,7 @@ from mathrl.recipes import (
     recipe_names,
     values_by_name,
 )
+from mathrl.recipes.kinds_of_run import KINDS_OF_RUN
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -79,13 +81,17 @@ def test_overrides_win_over_the_file(tmp_path):
         ([("model.instruction", "{question}\n{option}")], ["{option} stands for nothing: write {options}"]),
         (
             [("data.path", "a.csv"), ("sft.max_steps", "2")],
-            ["of generated problems, and those of a.csv", "sft.max_train_steps"],
+            ["for generated problems, and those of a.csv are taken", "sft.max_train_steps"],
         ),
         (
             [("data.mix", "a.csv=1"), ("data.num_train_problems", "9")],
             ["num_train_problems", "those of the mix"],
         ),
         ([("data.source", "gsm8k"), ("data.max_operand", "9")], ["max_operand", "those of gsm8k"]),
+        (
+            [("sft.path", "b.csv"), ("sft.num_problems", "9")],
+            ["sft.num_problems = 9 is for generated problems, and those of b.csv are taken: leave it out"],
+        ),
         ([("data.min_steps", "3"), ("data.max_steps", "2")], ["min_steps 3 must be <= max_steps 2"]),
     ],
 )
@@ -190,7 +196,7 @@ def test_the_default_recipe_is_for_pretrained_models():
         ),
         ("wordproblems_gpu", {"model.path": "m", "sft.skip": "true"}, ""),
         ("default", {"model.path": "m", "model.num_layers": "2", "sft.skip": "true"}, "model.num_layers = 2"),
-        ("default", {"model.path": "m", "model.num_layers": "3"}, ""),  # what it is anyway
+        ("default", {"model.path": "m", "model.num_layers": "3"}, "model.num_layers = 3"),  # the usual, said
         ("quickstart", {"model.num_layers": "2"}, ""),
     ],
 )
@@ -202,6 +208,23 @@ def test_what_only_a_model_from_nothing_has_is_refused_beside_a_model(recipe, fi
         assert "model.path names m" in str(error.value)
     else:
         assert load_recipe(recipe, list(fields.items())).recipe == recipe
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"sft.path": "b.csv", "data.max_operand": "9"},  # the problems of reinforcement are generated
+        {"data.path": "a.csv", "sft.epochs": "2"},
+    ],
+)
+def test_what_counts_beside_problems_of_ones_own_is_taken(fields):
+    assert load_recipe("quickstart", list(fields.items())).recipe == "quickstart"
+
+
+def test_every_field_of_one_kind_of_run_is_a_field_and_stands_in_one_kind():
+    names = [name for kind in KINDS_OF_RUN for name in kind.fields]
+    assert set(names) <= {name for name, _ in all_fields()}
+    assert len(set(names)) == len(names) == 18
 
 
 def test_a_saved_run_loads_whatever_its_recipe_said(tmp_path):

@@ -237,8 +237,8 @@ def _training_questions(
     questions += training_questions(options.rank_by) if options.rank_by else []
     if source.run is not None:
         config = load_config(source.run / "config.toml")
-        if config.reward.model_path and config.reward.model_weight:
-            questions += training_questions(config.reward.model_path)
+        if config.reward.learned:
+            questions += training_questions(config.reward.learned)
         try:
             found = [load_problems(config.data, "train", config.run.seed)]
             if not config.sft.skip:

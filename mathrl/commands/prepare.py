@@ -84,9 +84,9 @@ def prepare(
     called, additions = additions is not None, additions or Additions()
     _check_callback(additions.after_step)
     functions = checked([*load_functions(config.reward), *additions.reward_functions])
-    if config.reward.model_path and config.reward.model_weight:
-        check_reward_model_is_there(config.reward.model_path, "reward.model_path")
-    check_reward_model(config.reward)
+    if config.reward.learned:
+        check_reward_model_is_there(config.reward.learned, "reward.model_path")
+        check_reward_model(config.reward.learned, "reward.model_path")
     check_trackers(config.tracking)
     if config.data.answer_type:
         check_answer_type(config.data.answer_type)

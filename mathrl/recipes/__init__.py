@@ -28,37 +28,13 @@ from mathrl.recipes.fields import (
     value_of,
     values_by_name,
 )
+from mathrl.recipes.kinds_of_run import refuse_of_other_kinds
 from mathrl.recipes.writing import dump
-
-GENERATED_ONLY = (
-    "data.num_train_problems",
-    "data.min_steps",
-    "data.max_steps",
-    "data.max_operand",
-    "sft.num_problems",
-    "sft.min_steps",
-    "sft.max_steps",
-    "sft.longer_fraction",
-    "sft.drill_fraction",
-)
-SCRATCH_ONLY = (
-    "model.hidden_size",
-    "model.num_layers",
-    "model.num_heads",
-    "model.num_kv_heads",
-    "model.intermediate_size",
-    "model.vocab_size",
-    "model.context_length",
-    "sft.direct_answer_fraction",
-    "sft.direct_answer_steps",
-)
-"""Fields that say what a model built from nothing is, or plant in it what reinforcement is to unlearn."""
 
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 """What is wanted, by the first word of pydantic's kind of error: int_parsing, int_from_float, bool_type …"""
 
 __all__ = [
-    "SCRATCH_ONLY",
     "all_fields",
     "check_named",
     "config_of",
@@ -98,9 +74,7 @@ def load_recipe(recipe: str, overrides: Sequence[tuple[str, Any]] = ()) -> Confi
     """
     where, table = f"recipe {recipe!r}", _read(recipe)
     config = config_of(table, where, overrides)
-    given = {name for name, _ in overrides}
-    _refuse_scratch(config, table, where, given)
-    _refuse_generated(config, where, given)
+    refuse_of_other_kinds(config, table, where, {name for name, _ in overrides})
     return config
 
 
@@ -219,40 +193,6 @@ def _refuse_unknown(table: Mapping[str, Any], model: type[BaseModel], prefix: st
             if not isinstance(value, Mapping):
                 raise UserError(f"{where}: {key!r} is a section and must be a table, not {value!r}")
             _refuse_unknown(value, section, prefix=f"{prefix}{key}.", where=where)
-
-
-def _refuse_scratch(config: Config, table: Mapping[str, Any], where: str, given: set[str]) -> None:
-    """Refuse what only a model built from nothing has, where one is named.
-
-    A recipe's own sizes stand beside a model that is its own reference (sft.skip); what is said on the
-    command line is meant.
-    """
-    if not config.model.path:
-        return
-    usual = Config()
-    for name in SCRATCH_ONLY:
-        section, key = name.split(".")
-        value = getattr(getattr(config, section), key)
-        said = name in given or (key in table.get(section, {}) and not config.sft.skip)
-        if said and value != getattr(getattr(usual, section), key):
-            raise UserError(
-                f"{where}: {name} = {value!r} is for a model built from nothing, and model.path names "
-                f"{config.model.path}: leave one of them out (without a recipe's name, the recipe default "
-                "is taken, which is made for pretrained models)"
-            )
-
-
-def _refuse_generated(config: Config, where: str, given: set[str]) -> None:
-    """Refuse what is said of generated problems beside problems of one's own: it would do nothing."""
-    data = config.data
-    own = "the mix" if data.mix else data.path or (data.source if data.source != Config().data.source else "")
-    for name in GENERATED_ONLY:
-        if own and name in given:
-            instead = " (the optimiser's steps are sft.max_train_steps)" if name == "sft.max_steps" else ""
-            raise UserError(
-                f"{where}: {name} is of generated problems, and those of {own} are taken: "
-                f"leave it out{instead}"
-            )
 
 
 def _sentence(error: Any) -> str:

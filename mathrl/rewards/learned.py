@@ -160,21 +160,17 @@ def make_reward_model(config: RewardConfig) -> RewardModelScorer | None:
     Raises:
         UserError: the folder or name holds no sequence-classification model with a tokenizer.
     """
-    if not config.model_path or config.model_weight == 0:
-        return None
-    return load_reward_model(config.model_path, "reward.model_path")
+    return load_reward_model(config.learned, "reward.model_path") if config.learned else None
 
 
-def check_reward_model(config: RewardConfig) -> None:
-    """Refuse what ``make_reward_model`` would, as far as it is seen without the weights: before long work.
+def check_reward_model(path: str, option: str) -> None:
+    """Refuse what ``load_reward_model`` would, as far as it is seen without the weights: before long work.
 
     Raises:
         UserError: as ``make_reward_model``.
     """
-    if not config.model_path or config.model_weight == 0:
-        return
-    path = checkpoint_of(config.model_path)
-    with _told(path, "reward.model_path"):
+    path = checkpoint_of(path)
+    with _told(path, option):
         AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         if Path(path, _ADAPTER).is_file():
             _base_of(path)

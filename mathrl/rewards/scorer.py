@@ -225,7 +225,7 @@ class RewardScorer:
         ]
 
     def _model_terms(self, groups: Sequence[Group]) -> Terms:
-        if self.reward_model is None or not self.config.model_weight:
+        if self.reward_model is None or not self.config.learned:
             return "model", []
         problems = [g.problem for g in groups for _ in g.completions]
         flat = iter(self.reward_model(problems, [c for g in groups for c in g.completions]))

@@ -134,6 +134,7 @@ def test_a_reward_model_and_its_weight_are_named_together():
         RewardConfig(model_path="some-model")
     with pytest.raises(ValueError, match="name it with reward.model_path"):
         RewardConfig(model_weight=0.2)
+    assert [RewardConfig(model_path="m", model_weight=w).learned for w in (0.2, -1.0, 0.0)] == ["m", "m", ""]
 
 
 def classifier(kind: str, tokenizer, **settings):
