@@ -7,9 +7,10 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from noisy_model import encode
 from planted_rollout import OddRewards, PlantedEngine
 from test_policy_gpu import VOCABULARY, make_policy
-from test_vllm_gpu import PROBLEMS, config, encode  # noqa: F401  a fixture
+from test_vllm_gpu import PROBLEMS, config  # noqa: F401  a fixture
 
 from mathrl.algorithms.table import resolve_algorithm
 from mathrl.config import Config

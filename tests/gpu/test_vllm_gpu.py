@@ -6,15 +6,14 @@ from importlib.util import find_spec
 import psutil
 import pytest
 import torch
+from noisy_model import encode, gaps, ids, move, problem, write_model
 
 from mathrl.config import Config, ModelConfig
 from mathrl.memory.plan import Limits
 from mathrl.policy.model import Policy
-from mathrl.policy.scratch import build_base
 from mathrl.rollout.engine_choice import make_engine
-from mathrl.training.batch import collate
 from mathrl.training.sentinel import Sentinel, SyncError
-from mathrl.types import Adapter, Group, Problem, Sampling, Score
+from mathrl.types import Adapter, Group, Sampling
 
 pytestmark = [
     pytest.mark.gpu,
@@ -24,18 +23,6 @@ pytestmark = [
 
 LIMIT = 48
 GROUP = 8
-
-
-def encode(problem: Problem) -> list[int]:
-    return [int(token) for token in problem.question.split()]
-
-
-def problem(name: str, length: int) -> Problem:
-    generator = torch.Generator().manual_seed(sum(map(ord, name)))
-    tokens = torch.randint(10, 300, (length,), generator=generator).tolist()
-    return Problem(name, " ".join(map(str, tokens)), "1")
-
-
 PROBLEMS = [problem(f"problem {i}", 20 + 5 * i) for i in range(16)]
 
 
@@ -45,14 +32,7 @@ def config(tmp_path_factory) -> Config:
     sizes = ModelConfig(
         hidden_size=256, num_layers=4, num_heads=4, num_kv_heads=2, intermediate_size=512, context_length=512
     )
-    model, tokenizer = build_base(sizes, 0)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(0.0, 0.08, generator=generator)
-    model.to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    path = write_model(folder, sizes, 0.08, torch.bfloat16)
     rollout = {
         "engine": "auto",
         "problems_per_step": len(PROBLEMS),
@@ -61,7 +41,7 @@ def config(tmp_path_factory) -> Config:
         "max_completion_tokens": LIMIT,
     }
     return Config.model_validate(
-        {"model": {"path": str(folder)}, "lora": {"rank": 16, "alpha": 32.0}, "rollout": rollout}
+        {"model": {"path": path}, "lora": {"rank": 16, "alpha": 32.0}, "rollout": rollout}
     )
 
 
@@ -69,14 +49,6 @@ def make_policy(config: Config, seed: int = 1) -> Policy:
     policy = Policy.from_pretrained(config.model.path, config)
     move(policy, seed, 0.05)
     return policy
-
-
-def move(policy: Policy, seed: int, scale: float) -> None:
-    generator = torch.Generator(device="cuda").manual_seed(seed)
-    with torch.no_grad():
-        for parameter in policy.trainable_parameters():
-            parameter.add_(scale * torch.randn(parameter.shape, generator=generator, device="cuda"))
-    policy.version += 1
 
 
 @pytest.fixture(scope="module")
@@ -104,18 +76,8 @@ def synced(engine, policy):
     return engine
 
 
-def ids(groups: list[Group]) -> list[tuple[int, ...]]:
-    return [completion.token_ids for group in groups for completion in group.completions]
-
-
 def mean_gap(policy: Policy, groups: list[Group], **how) -> float:
-    scored = [replace(g, scores=tuple(Score(0.0, "wrong") for _ in g.completions)) for g in groups]
-    batch = collate(scored, policy.pad_id).to("cuda")
-    with torch.no_grad():
-        logprobs = policy.logprobs(batch, **how).logprobs
-    assert batch.sampling_logprobs is not None
-    gaps = (logprobs - batch.sampling_logprobs).abs()
-    return float(gaps[batch.loss_mask].mean())
+    return float(gaps(policy, groups, **how).mean())
 
 
 def test_sampling_logprobs_are_the_trainers_up_to_rounding(synced, policy):

@@ -4,15 +4,17 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+import noisy_model
 import psutil
 import pytest
 import torch
+from noisy_model import encode, ids, move, problem
 
 from mathrl.config import Config, ModelConfig
 from mathrl.policy.model import Policy
-from mathrl.policy.scratch import build_base
-from mathrl.training.batch import collate
-from mathrl.types import Problem, Sampling, Score
+from mathrl.types import Sampling
+
+__all__ = ["encode", "ids", "move", "problem"]
 
 ON_CPU = [
     pytest.mark.vllm,
@@ -23,17 +25,6 @@ ON_CPU = [
 LIMIT = 12  # completion tokens
 BLOCK = 32  # tokens of a prefix-cache block on the CPU
 
-
-def encode(problem: Problem) -> list[int]:
-    return [int(token) for token in problem.question.split()]
-
-
-def problem(name: str, length: int) -> Problem:
-    generator = torch.Generator().manual_seed(sum(map(ord, name)))
-    tokens = torch.randint(10, 300, (length,), generator=generator).tolist()
-    return Problem(name, " ".join(map(str, tokens)), "1")
-
-
 PROBLEMS = [problem("short", 5), problem("block", BLOCK), problem("long", 2 * BLOCK + 7)]
 
 
@@ -41,15 +32,7 @@ def write_model(folder: Path) -> str:
     sizes = ModelConfig(
         hidden_size=64, num_layers=2, num_heads=2, num_kv_heads=1, intermediate_size=128, context_length=256
     )
-    model, tokenizer = build_base(sizes, 0)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:  # far from uniform, so that a wrong weight or position shows
-                parameter.normal_(0.0, 0.15, generator=generator)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+    return noisy_model.write_model(folder, sizes, 0.15, torch.float32)
 
 
 def make_policy(folder: str, seed: int = 1, scale: float = 0.1) -> Policy:
@@ -57,14 +40,6 @@ def make_policy(folder: str, seed: int = 1, scale: float = 0.1) -> Policy:
     policy = Policy.from_pretrained(folder, config)
     move(policy, seed, scale)
     return policy
-
-
-def move(policy: Policy, seed: int, scale: float) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in policy.trainable_parameters():
-            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
-    policy.version += 1
 
 
 def start_engine(model_folder, policy, *, public: bool = False):
@@ -99,10 +74,6 @@ def kill(engine) -> None:
         process.kill()
 
 
-def ids(groups):
-    return [completion.token_ids for group in groups for completion in group.completions]
-
-
 def assert_same_groups(found, expected):
     """Tokens and reasons are equal, log-probabilities to rounding."""
     for group, other in zip(found, expected, strict=True):
@@ -119,9 +90,4 @@ def assert_close_rows(found, expected):
 
 
 def largest_gap(policy, groups, **how) -> float:
-    scored = [replace(g, scores=tuple(Score(0.0, "wrong") for _ in g.completions)) for g in groups]
-    batch = collate(scored, policy.pad_id)
-    with torch.no_grad():
-        logprobs = policy.logprobs(batch, **how).logprobs
-    assert batch.sampling_logprobs is not None
-    return float(((logprobs - batch.sampling_logprobs).abs() * batch.loss_mask).max())
+    return float(noisy_model.gaps(policy, groups, **how).max())
