@@ -110,7 +110,7 @@ def prepare(
         name: _fitting(config, template, problems, most=config.evaluate.num_problems)
         for name, problems in held_out.items()
     }
-    check_enough(config.rollout.problems_per_step, len(train), train.name)
+    check_enough(config.rollout.problems_per_step, train)
     return PreparedRun(
         config,
         asked,
@@ -171,6 +171,9 @@ def _fitting(
     """
     limit, completion = config.rollout.max_prompt_tokens, config.rollout.max_completion_tokens
     context = context_of(config.model)
+    called = f"prompt over rollout.max_prompt_tokens {limit}"
+    if context - completion < limit:
+        called = f"prompt over the {context - completion} tokens that rollout.max_completion_tokens leaves"
 
     def against(length: int) -> str:
         if length > limit:
@@ -183,6 +186,4 @@ def _fitting(
         return ""
 
     reasons = (against(len(ids)) for ids in template.encode_all(found.problems))
-    return keep_fitting(
-        found, reasons, called="prompt too long", skip=config.data.skip_long_prompts, most=most
-    )
+    return keep_fitting(found, reasons, called=called, skip=config.data.skip_long_prompts, most=most)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from mathrl.config import Config, DataConfig
-from mathrl.data.problem_set import ProblemSet, question_key, without
+from mathrl.data.problem_set import ProblemSet, kept_of, question_key, without
 from mathrl.data.problems import extract_rule, load_problems
 from mathrl.data.prompts import PromptTemplate, make_template
 from mathrl.errors import UserError
@@ -57,9 +57,10 @@ def draw_examples(data: DataConfig, train: ProblemSet, seed: int) -> tuple[tuple
         )
     solved = [problem for problem in source.problems if problem.solution]
     if len(solved) < data.shots:
+        worked = kept_of(source, solved, "without a worked solution")
         raise UserError(
-            f"data.shots asks for {data.shots} worked examples and {source.name} has {len(solved)}: lower "
-            "it, or give others with --data.shots_path"
+            f"data.shots asks for {data.shots} worked examples and {source.name} has {len(solved)}, "
+            f"{worked.account()}: lower it, or give others with --data.shots_path"
         )
     chosen = random.Random(derive_seed(seed, "shots")).sample(solved, data.shots)
     return tuple(chosen), without(train, {question_key(p) for p in chosen}, "shown as an example")

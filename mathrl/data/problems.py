@@ -7,7 +7,7 @@ is asked twice or is held out) is kept as a SkippedRow, to be counted and shown,
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Literal, overload
@@ -18,7 +18,10 @@ from mathrl.data.fields import UnusableRow, field_text
 from mathrl.data.problem_set import (
     ASKED_BEFORE,
     ProblemSet,
+    SetAside,
     SkippedRow,
+    kept_of,
+    labelled,
     mixed,
     part_by_question,
     question_key,
@@ -81,12 +84,12 @@ def load_problems(data: DataConfig, role: Role, seed: int) -> ProblemSet | None:
     if role == "held_out":
         problems = list(held_out.problems)
         random.Random(0).shuffle(problems)
-        return _not_empty(replace(held_out, problems=tuple(problems)), data)
+        return _not_empty(replace(held_out, problems=tuple(problems)), "evaluate on")
     train = without_share(train, data.sft_fraction)
-    problems = list(train.problems)
-    if data.max_problems and len(problems) > data.max_problems:
-        problems = random.Random(derive_seed(seed, "max_problems")).sample(problems, data.max_problems)
-    return _not_empty(replace(train, problems=tuple(problems)), data)
+    if data.max_problems and len(train) > data.max_problems:
+        rng = random.Random(derive_seed(seed, "max_problems"))
+        train = kept_of(train, rng.sample(train.problems, data.max_problems), _over(data))
+    return _not_empty(train, "train on")
 
 
 def load_demonstrations(config: Config) -> tuple[ProblemSet, ProblemSet]:
@@ -107,12 +110,13 @@ def load_demonstrations(config: Config) -> tuple[ProblemSet, ProblemSet]:
     if sft.path and not _is_generated(data):
         train = without(train, question_keys(_split(data)[1]), _HELD_OUT_TOO)
     elif data.sft_fraction and not sft.path:
-        train = part_by_question(train, "sft", data.sft_fraction, inside=True)
+        others = f"left to reinforcement by data.sft_fraction {data.sft_fraction:g}"
+        train = part_by_question(train, "sft", data.sft_fraction, inside=True, others=others)
     train, held_out = (_solved(found, seed) for found in (train, held_out))
     if not train.problems:
         raise NoSolutions(
-            f"no problem of {train.name} has a worked solution to train on: give solutions with --sft.path, "
-            "or start from a trained model with --sft.skip --model.path"
+            f"no problem with a worked solution is left of {train.name}, {train.account()}: give "
+            "solutions with --sft.path, or start from a trained model with --sft.skip --model.path"
         )
     return train, held_out
 
@@ -121,7 +125,7 @@ def _solved(found: ProblemSet, seed: int) -> ProblemSet:
     """Its problems with a worked solution, in an order drawn by the seed."""
     solved = [p for p in found.problems if p.solution]
     random.Random(derive_seed(seed, "demonstrations")).shuffle(solved)
-    return replace(found, problems=tuple(solved))
+    return kept_of(found, solved, "without a worked solution")
 
 
 def _is_generated(data: DataConfig) -> bool:
@@ -138,20 +142,13 @@ def _split(data: DataConfig) -> tuple[ProblemSet, ProblemSet]:
         train, held_out = (
             (_read(part, row, part.path, row.split), None) if data.eval_path else _split_one(part, row)
         )
-        trains.append(_labelled(train, name))
-        held_outs += [_labelled(held_out, name)] if held_out else []
+        trains.append(labelled(train, name))
+        held_outs += [labelled(held_out, name)] if held_out else []
         shares[name] = weight
     if data.eval_path:
         held_outs = [_read(data, dataset_row(data), data.eval_path, "")]
     held_out = mixed("mix held out", held_outs, {})
     return without(mixed("mix", trains, shares), question_keys(held_out), _HELD_OUT_TOO), held_out
-
-
-def _labelled(found: ProblemSet, part: str) -> ProblemSet:
-    """The problems with their part's name among what is known of them, and ids of their own."""
-    ids = {p.id: f"{part}/{p.id.rsplit('/', 1)[1]}" for p in found.problems}
-    problems = tuple(replace(p, id=ids[p.id], meta={**p.meta, "part": part}) for p in found.problems)
-    return replace(found, problems=problems, words=frozenset(ids[i] for i in found.words))
 
 
 def _split_one(data: DataConfig, row: DatasetRow) -> tuple[ProblemSet, ProblemSet]:
@@ -164,8 +161,10 @@ def _split_one(data: DataConfig, row: DatasetRow) -> tuple[ProblemSet, ProblemSe
     if data.eval_path or (eval_split and not data.path):
         held_out = _read(data, row, data.eval_path, eval_split)
     else:
-        held_out = part_by_question(pool, "held out", data.eval_fraction, inside=True)
-        pool = part_by_question(pool, "held out", data.eval_fraction, inside=False)
+        share = partial(part_by_question, pool, "held out", data.eval_fraction)
+        by = f"by data.eval_fraction {data.eval_fraction:g}"
+        held_out = share(inside=True, others=f"to train on {by}")
+        pool = share(inside=False, others=f"held out {by}")
     return without(pool, question_keys(held_out), _HELD_OUT_TOO), held_out
 
 
@@ -182,7 +181,8 @@ def _read(data: DataConfig, row: DatasetRow, path: str, split: str) -> ProblemSe
     seen: set[str] = set()
     words: set[str] = set()
     unread: list[SkippedRow] = []
-    for number, fields in _where(data.where, raw, name):
+    chosen = _where(data.where, raw, name)
+    for number, fields in chosen:
         try:
             problem = make_problem(
                 row, fields, f"{path or name}, row {number},", f"{row.name}/{name}/{number}"
@@ -211,13 +211,15 @@ def _read(data: DataConfig, row: DatasetRow, path: str, split: str) -> ProblemSe
             f"{row.answer_type!r}): set --data.question_field, --data.answer_field or --data.answer_type"
         )
     skipped = sorted([*skipped, *unread], key=lambda s: s.row)
-    return ProblemSet(name, tuple(problems), tuple(skipped), words=frozenset(words))
+    others = len(raw) - len(chosen)
+    aside = (SetAside(f"outside data.where {data.where}", others),) if others else ()
+    return ProblemSet(name, tuple(problems), tuple(skipped), words=frozenset(words), aside=aside)
 
 
-def _where(condition: str, rows: Sequence[Row], name: str) -> Iterable[tuple[int, Row]]:
+def _where(condition: str, rows: Sequence[Row], name: str) -> list[tuple[int, Row]]:
     """Rows, numbered from 1, that meet ``field=value``."""
     if not condition:
-        return enumerate(rows, 1)
+        return list(enumerate(rows, 1))
     key, sign, value = (part.strip() for part in condition.partition("="))
     if not sign or not key:
         raise UserError(f"data.where = {condition!r} must have the form field=value")
@@ -232,13 +234,15 @@ def _generated(data: DataConfig, role: Role, seed: int) -> ProblemSet:
     generate = partial(
         generate_problems, min_steps=data.min_steps, max_steps=data.max_steps, max_operand=data.max_operand
     )
+    over = 0
     if role == "train":
         num = min(data.num_train_problems, data.max_problems or data.num_train_problems)
-        problems = generate(num, seed)
+        problems, over = generate(num, seed), data.num_train_problems - num
     else:
         # One fixed set whatever the run's seed: runs are compared on the same problems.
         problems = generate(_NUM_HELD_OUT, 0, side="held_out", unseen_templates=role == "held_out_templates")
-    return ProblemSet(f"{GENERATED} {role}", tuple(problems), demonstration=True)
+    aside = (SetAside(_over(data), over),) if over else ()
+    return ProblemSet(f"{GENERATED} {role}", tuple(problems), demonstration=True, aside=aside)
 
 
 def _generated_demonstrations(config: Config, side: Side) -> ProblemSet:
@@ -257,8 +261,14 @@ def _generated_demonstrations(config: Config, side: Side) -> ProblemSet:
     return ProblemSet(f"{GENERATED} demonstrations", tuple(problems), demonstration=True)
 
 
-def _not_empty(found: ProblemSet, data: DataConfig) -> ProblemSet:
+def _over(data: DataConfig) -> str:
+    return f"over data.max_problems {data.max_problems}"
+
+
+def _not_empty(found: ProblemSet, purpose: str) -> ProblemSet:
     if not found.problems:
-        cause = f"data.where = {data.where!r} fits no row" if data.where else "all are skipped or held out"
-        raise UserError(f"no problem is left of {found.describe()}: {cause}")
+        account = found.account()
+        where = f", {account}" if account else ""
+        such = f": such as {found.skipped[0]}" if found.skipped else ""
+        raise UserError(f"no problem is left of {found.name} to {purpose}{where}{such}")
     return found

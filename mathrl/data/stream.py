@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mathrl.data.history import History
-from mathrl.data.problem_set import ProblemSet, check_enough, part_of
-from mathrl.errors import UserError
+from mathrl.data.problem_set import ProblemSet, part_of, refuse_small_part, refuse_too_few
 from mathrl.types import Group, Problem, derive_seed
 
 
@@ -33,7 +32,7 @@ class ProblemStream:
         Raises:
             UserError: there are fewer than ``n`` problems.
         """
-        check_enough(n, len(self.problems))
+        refuse_too_few(n, len(self.problems))
         if self.history is not None:
             return self._take_by_history(n, self.history)
         if self.position + n > len(self.problems):
@@ -101,8 +100,7 @@ class MixedStream(ProblemStream):
         self._parts = {}
         for name in shares:
             own = [p for p in self.problems if part_of(p) == name]
-            if not own:
-                raise UserError(f"no problem is left of {name!r} in data.mix: take it out of the mix")
+            refuse_small_part(name, 0, 0, len(own))
             self._parts[name] = ProblemStream(own, derive_seed(seed, "part", name), history)
 
     def take(self, n: int) -> list[Problem]:
@@ -117,11 +115,7 @@ class MixedStream(ProblemStream):
         counts = self._counts(n)
         for name, count in counts.items():
             self._owed[name] -= count
-            if count > len(self._parts[name].problems):
-                raise UserError(
-                    f"{name!r} gives {count} of a step's {n} problems and has "
-                    f"{len(self._parts[name].problems)}: lower its weight or rollout.problems_per_step"
-                )
+            refuse_small_part(name, count, n, len(self._parts[name].problems))
             taken += self._parts[name].take(count)
         return taken
 

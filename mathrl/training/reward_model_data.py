@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,15 +112,26 @@ def load_pairs(config: Config, tokenizer: Any, context: int) -> PairSets:
             (held_out if out else train).append(pair)
     skip = config.data.skip_long_prompts
     encoded = [encode_pairs(tokenizer, part, context, skip=skip) for part in (train, held_out)]
-    for name, part in zip(("to train on", "held out"), encoded, strict=True):
-        if not part:
-            file = own.eval_pairs if name == "held out" and own.eval_pairs else own.pairs
-            raise UserError(
-                f"no pair of {file} is left {name}: it needs pairs of more questions, or another "
-                "--reward_model.eval_fraction"
-            )
-    num_long = len(train) + len(held_out) - sum(map(len, encoded))
-    return PairSets(tuple(encoded[0]), tuple(encoded[1]), num_long, asked_twice)
+    num_long = [len(part) - len(fitting) for part, fitting in zip((train, held_out), encoded, strict=True)]
+    split = not own.eval_pairs  # of one file
+    other = f"by reward_model.eval_fraction {own.eval_fraction:g}"
+    long = f"longer than the model's context of {context} tokens"
+    gone = {f"held out {other}": len(held_out) * split, "with a question that is held out": asked_twice}
+    _refuse_empty(encoded[0], f"{own.pairs} is left to train on", gone | {long: num_long[0]}, split)
+    gone = {f"to train on {other}": len(train) * split, long: num_long[1]}
+    _refuse_empty(encoded[1], f"{own.eval_pairs or own.pairs} is left held out", gone, split)
+    return PairSets(tuple(encoded[0]), tuple(encoded[1]), sum(num_long), asked_twice)
+
+
+def _refuse_empty(left: Sequence[EncodedPair], what: str, gone: Mapping[str, int], split: bool) -> None:
+    """Refuse a side without pairs; ``gone``: where they went, and how many."""
+    if left:
+        return
+    told = "; ".join(f"{num:,} {where}" for where, num in gone.items() if num)
+    raise UserError(
+        f"no pair of {what}, of {sum(gone.values()):,} ({told}): it needs pairs of more questions"
+        + ", or another --reward_model.eval_fraction" * split
+    )
 
 
 def read_pairs(path: str | Path, *, margins: bool = False) -> list[Pair]:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 
 import pandas
 import pytest
@@ -115,8 +116,22 @@ def test_without_pairs_or_with_one_question_there_is_nothing_to_train(tmp_path):
     with pytest.raises(UserError, match=r"--reward_model\.pairs"):
         load_pairs(config_of(), make_tokenizer(), 128)
     config = config_of(reward_model={"pairs": write(tmp_path / "pairs.jsonl", ROWS[:2])})
-    with pytest.raises(UserError, match="no pair of .* is left"):
+    by = r"by reward_model.eval_fraction 0.1"
+    with pytest.raises(UserError, match=rf"is left held out, of 2 \(2 to train on {by}\): it needs pairs"):
         load_pairs(config, make_tokenizer(), 128)
+
+
+def test_where_the_pairs_went_is_told_where_none_is_left(tmp_path):
+    file = write(tmp_path / "pairs.jsonl", ROWS)
+    same = config_of(reward_model={"pairs": file, "eval_pairs": file})
+    with pytest.raises(UserError) as told:
+        load_pairs(same, make_tokenizer(), 128)
+    assert "left to train on, of 96 (96 with a question that is held out): it" in str(told.value)
+    assert "eval_fraction" not in str(told.value)
+    short = config_of(reward_model={"pairs": file}, data={"skip_long_prompts": True})
+    with pytest.raises(UserError, match=r"of 96 \((\d+) held out by .*; (\d+) longer than .* of 3 t") as told:
+        load_pairs(short, make_tokenizer(), 3)
+    assert sum(map(int, re.findall(r"(\d+) (?:held|longer)", str(told.value)))) == 96
 
 
 def test_batches_have_the_same_mixture_of_lengths():
