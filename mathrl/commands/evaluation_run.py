@@ -134,7 +134,15 @@ def _task(found: BenchmarkProblems, subject: Subject, request: EvaluationRequest
     template = subject.template(benchmark.extract, request.examples[benchmark.name])
     longest, problem = subject.longest(template, found.problems)
     limit = options.max_completion_tokens or benchmark.max_completion_tokens
-    if subject.context is not None:
+    if subject.context is not None and not longest and limit >= subject.context:  # prompts are not measured
+        whose = "--max-completion-tokens" if options.max_completion_tokens else f"usual for {benchmark.name}"
+        raise UserError(
+            f"completions of {limit} tokens ({whose}) leave no room for a prompt in the context of "
+            f"{subject.context} tokens that the server gives the model: set --max-completion-tokens lower "
+            "by more than a prompt is long, or give the model's tokenizer with --tokenizer, so that prompts "
+            "are measured here"
+        )
+    if subject.context is not None and longest:
         room = subject.context - longest
         needed = options.max_completion_tokens or _LEAST_TOKENS
         if room < needed:
