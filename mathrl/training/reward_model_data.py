@@ -28,6 +28,7 @@ class Pair:
     rejected: tuple[Message, ...]
     margin: float = 0.0  # by which the chosen score should be larger
     where: str = ""  # file and row
+    unasked_margin: bool = False  # its row has a margin that is not asked for
 
     @property
     def key(self) -> str:
@@ -69,6 +70,7 @@ class PairSets:
     held_out: tuple[EncodedPair, ...]
     num_long: int = 0  # left out, longer than the model's context
     num_asked_twice: int = 0  # training pairs left out, their question being held out in a file
+    num_margins: int = 0  # rows with a margin that is not asked for
 
     def describe(self) -> str:
         """One line."""
@@ -81,6 +83,11 @@ class PairSets:
             told += f"; {self.num_long:,} longer than the model's context left out"
         if self.num_asked_twice:
             told += f"; {self.num_asked_twice:,} left out, for their question is held out"
+        if self.num_margins:
+            told += (
+                f"; the field margin of {self.num_margins:,} is not used (--reward_model.margins true asks "
+                "for it: the chosen score must then be larger by it)"
+            )
         return told
 
 
@@ -120,7 +127,8 @@ def load_pairs(config: Config, tokenizer: Any, context: int) -> PairSets:
     _refuse_empty(encoded[0], f"{own.pairs} is left to train on", gone | {long: num_long[0]}, split)
     gone = {f"to train on {other}": len(train) * split, long: num_long[1]}
     _refuse_empty(encoded[1], f"{own.eval_pairs or own.pairs} is left held out", gone, split)
-    return PairSets(tuple(encoded[0]), tuple(encoded[1]), sum(num_long), asked_twice)
+    unasked = sum(pair.unasked_margin for pair in (*train, *held_out))
+    return PairSets(tuple(encoded[0]), tuple(encoded[1]), sum(num_long), asked_twice, unasked)
 
 
 def _refuse_empty(left: Sequence[EncodedPair], what: str, gone: Mapping[str, int], split: bool) -> None:
@@ -139,7 +147,7 @@ def read_pairs(path: str | Path, *, margins: bool = False) -> list[Pair]:
 
     A row has ``question`` (or ``prompt``), ``chosen`` and ``rejected``, each a text or a list of messages
     with ``role`` and ``content``; a side may begin with the messages of the question. ``margin`` is a number
-    >= 0.
+    >= 0, read where ``margins`` asks for it and else only noted.
 
     Raises:
         UserError: the first row that is no such pair, and why.
@@ -176,7 +184,7 @@ def _pair(row: Row, where: str, margins: bool) -> Pair:
             margin = math.nan
         if not 0 <= margin < math.inf:
             raise UserError(f"{where}: margin must be a number >= 0, got {given!r}")
-    return Pair(question, chosen, rejected, margin, where)
+    return Pair(question, chosen, rejected, margin, where, "margin" in row and not margins)
 
 
 def _messages(value: Any, role: str, what: str, where: str) -> tuple[Message, ...]:

@@ -103,6 +103,22 @@ def test_a_file_of_held_out_pairs_takes_its_questions_out_of_training(tmp_path):
     assert "6 left out, for their question is held out" in sets.describe()
 
 
+def test_margins_that_are_not_asked_for_are_told_once(tmp_path):
+    file = write(tmp_path / "pairs.jsonl", [*(row | {"margin": 2.0} for row in ROWS[:90]), *ROWS[90:]])
+    sets = load_pairs(config_of(reward_model={"pairs": file}), make_tokenizer(), 128)
+    assert sets.num_margins == 90
+    assert {p.pair.margin for p in sets.train} == {0.0}
+    assert sets.describe().endswith(
+        "; the field margin of 90 is not used (--reward_model.margins true asks for it: the chosen score "
+        "must then be larger by it)"
+    )
+    whole = write(tmp_path / "whole.jsonl", [row | {"margin": 2.0} for row in ROWS])
+    asked = config_of(reward_model={"pairs": whole, "margins": True})
+    sets = load_pairs(asked, make_tokenizer(), 128)
+    assert {p.pair.margin for p in sets.train} == {2.0}
+    assert "margin" not in sets.describe()
+
+
 def test_long_pairs_are_refused_or_left_out_and_counted(tmp_path):
     long = {"question": "What is 1 + 1?", "chosen": " 2" * 200, "rejected": " 3"}
     file = write(tmp_path / "pairs.jsonl", [*ROWS, long])
