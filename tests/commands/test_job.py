@@ -450,7 +450,7 @@ def test_real_problems_go_from_a_file_to_an_adapter(data_dir, recipe, whole, tmp
     arguments += ["--data.eval_path", str(data_dir / "gsm8k/test.jsonl"), "--evaluate.num_problems", "5"]
     assert main([*arguments, "--data.skip_long_prompts"]) == 0
     said = capsys.readouterr().out
-    assert "train.jsonl: 30 problems" in said or "prompt too long" in said
+    assert "train.jsonl: 30 problems" in said or "prompt over rollout.max_prompt_tokens" in said
     run = RunFolder(tmp_path / "tiny")
     summary = run.read_summary()
     assert summary is not None
