@@ -216,6 +216,27 @@ def test_a_sentence_in_the_words_of_a_call(sentence, told):
     assert in_python(sentence, {"resume": False, "data": None}, {"shots": 0, "top_p": 1.0}) == told
 
 
+def test_what_both_doors_say_names_no_command_and_logs_name_no_option():
+    """Errors are told anew for a call, by their options; a log is not, and no word of a command is."""
+    package = Path(mathrl.__file__).parent
+    files = [
+        f for f in package.rglob("*.py") if f.relative_to(package).parts[0] not in ("commands", "cli.py")
+    ]
+    assert len(files) > 100
+    logged = 0
+    for file in files:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        lone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in lone:
+                assert not re.search(r"(same|this|repeat the) command\b", node.value), (file, node.value)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                if node.func.attr in ("debug", "info", "warning", "error"):
+                    logged += 1
+                    assert not re.search(r"--[a-z]", ast.unparse(node)), (file, ast.unparse(node))
+    assert logged >= 2
+
+
 def test_fields_that_sentences_name_are_there():
     named = {
         name

@@ -142,7 +142,7 @@ def broken_off(kind: str, name: str, error: Exception) -> UserError:
     """What to do about a download that did not end."""
     reason = " ".join(str(error).split())[:160] or type(error).__name__
     return UserError(
-        f"the download of {kind} {name!r} from the hub broke off ({reason}): the same command goes on from "
+        f"the download of {kind} {name!r} from the hub broke off ({reason}): begun again, it goes on from "
         "what is there"
     )
 

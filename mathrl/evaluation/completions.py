@@ -106,7 +106,8 @@ class CompletionLog:
             self._file.flush()
         except OSError as error:
             raise UserError(
-                f"{self.path} cannot be written: {cannot_write(error)}; make room, then repeat the command"
+                f"{self.path} cannot be written: {cannot_write(error)}; make room, and the same evaluation "
+                "goes on from what is kept"
             ) from error
 
     def close(self) -> None:

@@ -183,7 +183,7 @@ class EndpointEngine:
                 raise UserError(f"{self.server.url} refuses the request for problem {problem.id} ({why})")
         raise UserError(
             f"{self.server.url} did not answer {ATTEMPTS} times ({why}): what is finished is kept, and the "
-            "same command goes on"
+            "same evaluation goes on from there"
         )
 
 

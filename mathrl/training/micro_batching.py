@@ -80,7 +80,7 @@ class MicroBatches:
             )
         self.max_tokens = max(_SMALLEST, self.max_tokens // 2)
         log.warning(
-            "out of memory in a micro-batch: going on with --update.micro_batch_tokens %d", self.max_tokens
+            "out of memory in a micro-batch: going on with update.micro_batch_tokens %d", self.max_tokens
         )
 
 

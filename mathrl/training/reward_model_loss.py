@@ -89,7 +89,7 @@ class RankingLoss:
             )
         self.max_tokens = min(self.max_tokens, sum(sizes)) // 2
         log.warning(
-            "out of memory in a micro-batch: going on with --update.micro_batch_tokens %d", self.max_tokens
+            "out of memory in a micro-batch: going on with update.micro_batch_tokens %d", self.max_tokens
         )
 
     def losses(self, pairs: Sequence[EncodedPair], scores: Tensor) -> Tensor:

@@ -118,7 +118,7 @@ def test_a_busy_server_is_asked_again_and_a_refusal_is_told(server, monkeypatch)
     assert group.completions[0].text == "It is #### 2"
     assert waits == [1.0, 2.0]
     server.plan = [(503, {"error": "busy"})] * 3
-    with pytest.raises(UserError, match=r"did not answer 3 times \(503: busy\).*the same command goes on"):
+    with pytest.raises(UserError, match=r"did not answer 3 times \(503: busy\).*the same evaluation goes on"):
         engine_of(server, concurrency=1).sample(PROBLEMS[:1], 1, greedy)
     server.plan = [(400, {"error": {"message": "max_tokens is\n too large"}})]
     with pytest.raises(UserError, match=r"problem sums/0 \(400: max_tokens is too large\)"):
