@@ -230,10 +230,10 @@ def test_what_both_doors_say_names_no_command_and_logs_name_no_option():
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in lone:
                 assert not re.search(r"(same|this|repeat the) command\b", node.value), (file, node.value)
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-                if node.func.attr in ("debug", "info", "warning", "error"):
-                    logged += 1
-                    assert not re.search(r"--[a-z]", ast.unparse(node)), (file, ast.unparse(node))
+            called = node.func if isinstance(node, ast.Call) else None
+            if isinstance(called, ast.Attribute) and called.attr in ("debug", "info", "warning", "error"):
+                logged += 1
+                assert not re.search(r"--[a-z]", ast.unparse(node)), (file, ast.unparse(node))
     assert logged >= 2
 
 

@@ -4,40 +4,49 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
+from math import ceil
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
 from mathrl.commands.recipe_fields import Overrides, takes_fields
-from mathrl.config import Config
+from mathrl.config import Config, DataConfig
 from mathrl.data.datasets import DATASETS
-from mathrl.data.problem_set import ProblemSet, SkippedRow
-from mathrl.data.problems import dataset_row, extract_rule, load_problems
+from mathrl.data.problem_set import ProblemSet, SkippedRow, of_part
+from mathrl.data.problems import dataset_row, extract_rule, load_problems, parts_of
 from mathrl.data.prompts import PromptTemplate, asked_text, make_template, usual_instruction
 from mathrl.errors import UserError, did_you_mean
 from mathrl.evaluation.benchmark_sets import find_benchmarks, load_benchmark
 from mathrl.evaluation.contamination import EXACT, NORMALISED, TEMPLATE, find_contamination
-from mathrl.recipes import config_of
+from mathrl.recipes import config_of, load_recipe
 from mathrl.rewards.scorer import kind_of_reference
 from mathrl.run.progress import make_console
 from mathrl.types import Problem
 
 _EPILOGUE = """\
-Without NAME: the data sets that are known. Fields of a recipe say where its columns are.
+Without NAME: the data sets that are known, or a mix. Fields of a recipe say where its columns are.
 
 Examples:
   mathrl data train.jsonl --data.answer_field label --benchmark gsm8k=test.jsonl
   mathrl data gsm8k --model.path DIR
+  mathrl data --data.mix gsm8k=2,mine.jsonl=1
+  mathrl data recipe.toml
 """
 _REASONS_SHOWN = 6
 
 
-@takes_fields("data.question_field", "data.answer_field", "data.answer_type", "data.where", "model.path")
+@takes_fields(
+    "data.question_field", "data.answer_field", "data.answer_type", "data.where", "data.mix", "model.path"
+)
 def _data(
     name: Annotated[
-        str, Parameter(name="NAME", help="a known data set, a hub name or a file", show_default=False)
+        str,
+        Parameter(
+            name="NAME", help="a known data set, a hub name, a file or a recipe.toml", show_default=False
+        ),
     ] = "",
     /,
     *,
@@ -45,26 +54,28 @@ def _data(
         tuple[str, ...],
         Parameter(help="look for its questions among these: NAME, or NAME=FILE", show_default=False),
     ] = (),
-    show: Annotated[int, Parameter(help="problems shown as they will be asked")] = 10,
+    show: Annotated[
+        int, Parameter(help="problems shown as they will be asked, of all parts of a mix alike")
+    ] = 10,
     overrides: Overrides,
 ) -> int:
     """Print what is there, what is skipped, how references are read, and some problems as they are asked."""
     console = make_console()
     if show < 0:
         raise UserError(f"--show must be 0 or more, not {show}")
-    if not name and (overrides or benchmark):
-        raise UserError("name the set to look at, mathrl data FILE; of a mix, one of its sets at a time")
-    if not name:
+    if not (name or overrides or benchmark):
         for line in known_sets():
             console.print(line, soft_wrap=True, markup=False)
         return 0
-    config = config_of({"recipe": "data", "data": origin(name)}, f"data set {name!r}", overrides)
+    config = _config(name, overrides)
     train, held_out = (load_problems(config.data, role, config.run.seed) for role in ("train", "held_out"))
     assert train is not None
     assert held_out is not None
     template = _template(config)
+    parts = _parts(config, train, held_out)
     lines = chain(
-        describe(config, train, held_out, template),
+        _of_mix(train, held_out),
+        *(describe(part.data, part.train, part.held_out, template, part.share) for part in parts),
         overlaps(benchmark, (*train.problems, *held_out.problems)),
         [""],
     )
@@ -73,11 +84,61 @@ def _data(
     if template is None:
         instruction = config.model.instruction or usual_instruction("chat", extract_rule(config.data))
         console.print("as asked; with --model.path in its chat template, with all of its tokens:")
-    for number, problem in enumerate(train.problems[: max(0, show)], 1):
+    each = ceil(show / max(1, len(train.shares)))
+    for number, problem in enumerate((p for part in parts for p in part.train.problems[:each]), 1):
         asked = template.text(problem) if template else asked_text(problem, instruction)
         for line in (f"--- {number}. {problem.id}", asked, f"→ {problem.answer}"):
             console.print(line, soft_wrap=True, markup=False)
     return 0
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One set of what is looked at: of a mix a part, else all of it."""
+
+    data: DataConfig
+    train: ProblemSet
+    held_out: ProblemSet
+    share: str = ""  # of a mix: weight and share of a step
+
+
+def _parts(config: Config, train: ProblemSet, held_out: ProblemSet) -> list[_Part]:
+    if not config.data.mix:
+        return [_Part(config.data, train, held_out)]
+    total = sum(train.shares.values())
+    parts = [
+        _Part(
+            data,
+            of_part(train, name),
+            of_part(held_out, name),
+            f", weight {weight:g} ({weight / total:.0%} of a step)",
+        )
+        for name, data, weight in parts_of(config.data)
+    ]
+    if config.data.eval_path:  # held out of all parts alike
+        trained, asked = (replace(of_part(f, ""), name=config.data.eval_path) for f in (train, held_out))
+        alone = config.data.model_copy(update={"path": config.data.eval_path, "mix": ()})
+        parts.append(_Part(alone, trained, asked))
+    return parts
+
+
+def _of_mix(train: ProblemSet, held_out: ProblemSet) -> Iterator[str]:
+    if train.shares:
+        yield f"a mix of {len(train.shares)}: {len(train)} problems to train on, {len(held_out)} held out"
+
+
+def _config(name: str, overrides: Overrides) -> Config:
+    """The recipe of what is looked at: a set, a recipe's own, or what the fields name."""
+    given = {field for field, _ in overrides}
+    if name and "data.mix" in given and not name.endswith(".toml"):
+        raise UserError(f"{name} and --data.mix name two things to look at: leave one out")
+    if name.endswith(".toml"):
+        return load_recipe(name, overrides)
+    if name:
+        return config_of({"recipe": "data", "data": origin(name)}, f"data set {name!r}", overrides)
+    if not given & {"data.mix", "data.path", "data.source"}:
+        raise UserError("name the set to look at: mathrl data FILE, or a mix with --data.mix FILE=2,FILE=1")
+    return config_of({"recipe": "data"}, "what is looked at", overrides)
 
 
 command = App(name="data", help_epilogue=_EPILOGUE, default_command=_data)
@@ -107,12 +168,12 @@ def known_sets() -> Iterator[str]:
 
 
 def describe(
-    config: Config, train: ProblemSet, held_out: ProblemSet, template: PromptTemplate | None
+    data: DataConfig, train: ProblemSet, held_out: ProblemSet, template: PromptTemplate | None, share: str
 ) -> Iterator[str]:
     """The set in lines: counts, skipped rows with reasons, references, lengths."""
-    row = dataset_row(config.data)
+    row = dataset_row(data)
     problems = (*train.problems, *held_out.problems)
-    yield f"{train.name}: {len(train)} problems to train on, {len(held_out)} held out"
+    yield f"{train.name}: {len(train)} problems to train on, {len(held_out)} held out{share}"
     yield f"  licence       {row.licence or 'unknown'}"
     yield f"  fields        question {' + '.join(row.question)}, answer {row.answer}" + (
         f" after {row.rule!r}" if row.rule else ""
@@ -120,6 +181,8 @@ def describe(
     skipped = tuple(dict.fromkeys((*train.skipped, *held_out.skipped)))
     yield f"  skipped       {len(skipped)} of {len(problems) + len(skipped)} rows"
     yield from _reasons(skipped)
+    if not problems:  # of a part: of a whole set that is refused
+        return
     yield from _references(problems, skipped)
     solved = sum(p.solution is not None for p in problems)
     yield f"  solutions     {solved} of {len(problems)} problems have one"

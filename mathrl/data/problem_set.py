@@ -122,8 +122,20 @@ def labelled(found: ProblemSet, part: str) -> ProblemSet:
         found,
         problems=tuple(replace(p, id=ids[p.id], meta={**p.meta, "part": part}) for p in found.problems),
         skipped=tuple(replace(row, part=part) for row in found.skipped),
-        words=frozenset(ids[i] for i in found.words),
+        words=frozenset(ids[i] for i in found.words if i in ids),  # the rest is on the other side
         aside=tuple(replace(other, part=part) for other in found.aside),
+    )
+
+
+def of_part(found: ProblemSet, part: str) -> ProblemSet:
+    """What a mix has of one part."""
+    return replace(
+        found,
+        name=part,
+        problems=tuple(p for p in found.problems if part_of(p) == part),
+        skipped=tuple(row for row in found.skipped if row.part == part),
+        aside=tuple(other for other in found.aside if other.part == part),
+        shares={},
     )
 
 

@@ -301,6 +301,15 @@ def test_a_part_of_a_mix_that_cannot_give_its_share_is_refused_with_where_its_ro
         check_enough(3, found)
 
 
+def test_references_that_are_only_words_are_counted_in_a_mix_on_either_side(tmp_path):
+    days = [{"question": f"On which day is {n}?", "answer": "Tuesday evening"} for n in range(12)]
+    path = write(tmp_path / "days.jsonl", ROWS + days)
+    mix = DataConfig(mix=[{"path": path}], eval_fraction=0.5)
+    found = [load_problems(mix, role, 0) for role in ("train", "held_out")]
+    assert sum(len(side.words) for side in found) == 12
+    assert all(side.words and side.words <= {p.id for p in side.problems} for side in found)
+
+
 @pytest.mark.parametrize(
     ("content", "name", "words"),
     [
