@@ -290,8 +290,9 @@ def test_a_part_of_a_mix_that_cannot_give_its_share_is_refused_with_where_its_ro
     check_enough(3 * there, found)
     with pytest.raises(UserError) as error:
         check_enough(3 * there + 1, found)
-    assert f"'small' gives {there + 1 / 3:.3g} of a step's {3 * there + 1} problems and has {there}, " in str(
-        error.value
+    assert (
+        f"'small' gives {round(there + 1 / 3, 1):g} of a step's {3 * there + 1} problems and has {there}, "
+        in str(error.value)
     )
     gone = f"of 7 rows ({6 - there} held out by data.eval_fraction 0.3; 1 skipped, question asked before)"
     assert gone in str(error.value)
