@@ -270,8 +270,8 @@ def refuse_small_part(name: str, share: float, needed: int, there: int, account:
         )
     if there < math.ceil(share - 1e-9):
         raise UserError(
-            f"{name!r} gives {round(share, 1):g} of a step's {needed} problems and has {there}{_comma(account)}: "
-            "lower its weight in data.mix or rollout.problems_per_step"
+            f"{name!r} gives {round(share, 1):g} of a step's {needed} problems and has "
+            f"{there}{_comma(account)}: lower its weight in data.mix or rollout.problems_per_step"
         )
 
 
