@@ -10,4 +10,9 @@ use_decode_graphs()
 
 
 class WorkerExtension:
-    """What vLLM mixes into its workers: nothing."""
+    """What vLLM mixes into its workers."""
+
+    def num_decode_graphs(self) -> int:
+        """Kinds of decoding steps that are replayed as graphs (decode_graphs.py); 0: none is."""
+        graphs = getattr(getattr(self, "model_runner", None), "decode_graphs", None)
+        return 0 if graphs is None else graphs.num_kinds

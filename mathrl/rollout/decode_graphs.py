@@ -90,9 +90,8 @@ class DecodeGraphs:
         self.gave_up = False
         device, size = runner.device, runner.max_num_reqs
         whole: dict[str, Any] = {"dtype": torch.int32, "device": device}
-        self._places = torch.zeros(
-            2 * size, **whole
-        )  # (size,) rows of the runner's states, (size,) who lives
+        # (size,) rows of the runner's states; (size,) 1 for a request, 0 for what fills the batch up
+        self._places = torch.zeros(2 * size, **whole)
         self._starts = torch.arange(size + 1, **whole)
         self._zeros = torch.zeros(size, **whole)
         self._logit_rows = torch.zeros(size, dtype=torch.int64, device=device)
@@ -108,6 +107,11 @@ class DecodeGraphs:
         self._adapter: tuple[int, int] | None = None  # that vLLM's kernels have been told of; for how many
         self._under_way: tuple[_Graphs, set[str]] | None = None
         self._copied: Any = None  # when the tokens of the step before have left their buffer
+
+    @property
+    def num_kinds(self) -> int:
+        """Kinds of steps that there are graphs of by now."""
+        return len(self._graphs)
 
     def forget(self) -> None:
         """vLLM makes a step of its own: the buffers that it shares with these steps hold another batch."""
