@@ -1,6 +1,7 @@
 """The vLLM engine on CUDA: bfloat16, captured graphs, prepared-ahead steps, per-completion seeds."""
 
 from dataclasses import replace
+from importlib import metadata
 from importlib.util import find_spec
 
 import psutil
@@ -11,6 +12,7 @@ from noisy_model import encode, gaps, ids, move, problem, write_model
 from mathrl.config import Config, ModelConfig
 from mathrl.memory.plan import Limits
 from mathrl.policy.model import Policy
+from mathrl.rollout import decode_graphs
 from mathrl.rollout.engine_choice import make_engine
 from mathrl.training.sentinel import Sentinel, SyncError
 from mathrl.types import Adapter, Group, Sampling
@@ -20,6 +22,14 @@ pytestmark = [
     pytest.mark.vllm,
     pytest.mark.skipif(find_spec("vllm") is None, reason="vllm is not installed"),
 ]
+
+
+def is_tried() -> bool:
+    try:
+        return metadata.version("vllm").startswith(decode_graphs.TRIED)
+    except metadata.PackageNotFoundError:
+        return False
+
 
 LIMIT = 48
 GROUP = 8
@@ -112,6 +122,13 @@ def test_the_frequencies_of_first_tokens_are_the_policys(synced, policy):
     expected = torch.tensor([*probs[top].tolist(), 1 - float(probs[top].sum())], dtype=torch.float64) * 2048
     chi_square = float(((observed - expected) ** 2 / expected).sum())
     assert chi_square < 35  # 10 degrees of freedom: 1 in 8,000 by chance
+
+
+@pytest.mark.skipif(not is_tried(), reason="this version of vLLM decodes its own way")
+def test_decoding_steps_are_replayed_as_graphs(synced):
+    synced.sample(PROBLEMS, GROUP, seed=3)
+    (kinds,) = synced.client._core.collective_rpc("num_decode_graphs", None, (), {})
+    assert kinds > 0
 
 
 def test_logprobs_only_where_asked_for(synced):
