@@ -3,25 +3,47 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: test processes stand side by side, a core each
 
 
-# what takes a minute and more begins first, so that no process is left with it at the end
+# what takes long begins first, so that no process is left with it at the end
 _LONG = (
-    "distributed/", "test_vllm", "test_stop_with_vllm", "test_hub_end_to_end", "test_algorithm_",
-    "test_smollm2", "test_job", "test_learning", "test_compiled", "test_dry_run",
+    "test_launch", "rollout/test_vllm", "test_job", "test_failures", "test_stop_with_vllm", "test_equality",
+    "test_hub_end_to_end", "test_learning", "test_algorithm_", "test_smollm2", "test_sharded",
+    "test_isolation", "test_statistics", "test_conformance", "test_compiled", "test_dry_run",
 )  # fmt: skip
+# one process runs them in turn: vLLM is loaded once, and its engine is shared
+_TOGETHER = ("test_vllm.py", "test_vllm_public.py", "test_steady_decoding.py")
+
+
+def _long(path: str) -> int:
+    """Place in ``_LONG``; what runs together is as long as its first file."""
+    path = "rollout/test_vllm.py" if path.endswith(_TOGETHER) else path
+    return next((place for place, name in enumerate(_LONG) if name in path), len(_LONG))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files in ``_LONG``'s order, then all others as they stand; one file stays in one piece."""
-    place = {name: i for i, name in enumerate(_LONG)}
-    items.sort(
-        key=lambda item: min((place[n] for n in _LONG if n in item.path.as_posix()), default=len(_LONG))
-    )
+    items.sort(key=lambda item: _long(item.path.as_posix()))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With ``--dist loadfile``: a file to a process, and ``_TOGETHER`` to one."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return _TOGETHER[0] if file.endswith(_TOGETHER) else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
 """A run in a process of its own that gets a signal at a chosen spot, without waiting for the clock.
 
 A spot is ``rename NAME`` (just before a file or folder takes its place under this name) or
-``call module:Class.method N`` (just before the N-th call). The processes are forked from one that has torch
-loaded already and has computed nothing.
+``call module:Class.method N`` (just before the N-th call). The processes are forked from one that has loaded
+``warm`` and has computed nothing.
 """
 
 import importlib
@@ -11,19 +11,30 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["mathrl.commands.train"])
+_FORKS.set_forkserver_preload(["warm"])
+
+
+def fork(work: Callable[..., None], *args: Any) -> BaseProcess:
+    """``work`` with these arguments in a process forked from the one that is warm."""
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
+    process = _FORKS.Process(target=work, args=args)
+    with mock.patch.dict(os.environ, PYTHONPATH=path):  # the first one starts the server, which finds warm
+        process.start()
+    return process
 
 
 def run_with_signal(
     arguments: Sequence[str], spot: str, signum: signal.Signals, log: Path, timeout_s: float = 120.0
 ) -> int:
     """Run ``mathrl`` with these arguments; the exit code, negative where a signal ended it."""
-    process = _FORKS.Process(target=_work, args=(list(arguments), spot, int(signum), str(log)))
-    process.start()
+    process = fork(_work, list(arguments), spot, int(signum), str(log))
     process.join(timeout_s)
     if process.exitcode is None:
         process.kill()

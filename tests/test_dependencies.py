@@ -1,6 +1,7 @@
 """What is imported is declared, and what is declared is imported and pinned."""
 
 import ast
+import functools
 import re
 import sys
 import tomllib
@@ -28,6 +29,7 @@ def distribution(text: str) -> str:
     return re.sub(r"[-_.]+", "-", found[0]).lower()
 
 
+@functools.cache
 def imported() -> dict[str, set[str]]:
     """Distribution -> rooms that import it, of both packages."""
     by_module = {m: {distribution(d) for d in found} for m, found in packages_distributions().items()}

@@ -6,11 +6,12 @@ is asked twice or is held out) is kept as a SkippedRow, to be counted and shown,
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 from mathrl.config import Config, DataConfig
 from mathrl.data.datasets import DATASETS, GENERATED, DatasetRow
@@ -231,18 +232,27 @@ def _where(condition: str, rows: Sequence[Row], name: str) -> list[tuple[int, Ro
 
 
 def _generated(data: DataConfig, role: Role, seed: int) -> ProblemSet:
-    generate = partial(
-        generate_problems, min_steps=data.min_steps, max_steps=data.max_steps, max_operand=data.max_operand
-    )
+    limits = data.min_steps, data.max_steps, data.max_operand
     over = 0
     if role == "train":
         num = min(data.num_train_problems, data.max_problems or data.num_train_problems)
-        problems, over = generate(num, seed), data.num_train_problems - num
+        problems, over = _within(limits, num, seed), data.num_train_problems - num
     else:
-        # One fixed set whatever the run's seed: runs are compared on the same problems.
-        problems = generate(_NUM_HELD_OUT, 0, side="held_out", unseen_templates=role == "held_out_templates")
+        problems = _fixed(limits, role == "held_out_templates")
     aside = (SetAside(_over(data), over),) if over else ()
-    return ProblemSet(f"{GENERATED} {role}", tuple(problems), demonstration=True, aside=aside)
+    return ProblemSet(f"{GENERATED} {role}", problems, demonstration=True, aside=aside)
+
+
+def _within(limits: tuple[int, int, int], num: int, seed: int, **which: Any) -> tuple[Problem, ...]:
+    least, most, operand = limits
+    problems = generate_problems(num, seed, min_steps=least, max_steps=most, max_operand=operand, **which)
+    return tuple(problems)
+
+
+@functools.cache
+def _fixed(limits: tuple[int, int, int], unseen_templates: bool) -> tuple[Problem, ...]:
+    """One set whatever the run's seed: runs are compared on the same problems."""
+    return _within(limits, _NUM_HELD_OUT, 0, side="held_out", unseen_templates=unseen_templates)
 
 
 def _generated_demonstrations(config: Config, side: Side) -> ProblemSet:

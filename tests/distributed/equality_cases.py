@@ -74,7 +74,7 @@ def critic_step() -> dict[str, Any]:
     return {"metrics": metrics, "weights": flat(model.parameters)}
 
 
-# --- runs of three steps with the quickstart's model -----------------------------------------------------
+# --- runs of three steps with a model that samples ---------------------------------------------------------
 
 RUNS: dict[str, dict[str, Any]] = {
     "grpo": {"algorithm": {"kl_coef": 0.02}},  # 5 problems: uneven shares
@@ -94,14 +94,15 @@ OVERLAPPED = ("grpo", "two problems", "dapo")
 """Runs that are made once more with every group trained by itself, while others are sampled."""
 RUNS |= {
     f"{name}, overlapped": RUNS[name]
-    | {"train": {"overlap": "on"}, "update": {"micro_batch_tokens": 40}, "reward": {"num_workers": 1}}
+    | {"train": {"overlap": "on"}, "update": {"micro_batch_tokens": 40}}
     for name in OVERLAPPED
 }
 
 
 def write_model(folder: Path) -> None:
-    """The quickstart's model with random weights."""
-    model, tokenizer = build_base(ModelConfig(), seed=0)
+    """A small model with random weights."""
+    sizes = ModelConfig(hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=1, intermediate_size=64)
+    model, tokenizer = build_base(sizes, seed=0)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -136,7 +137,7 @@ class Parity(RewardScorer):
         ]
 
 
-def make_trainer(folder: Path, config: Config, *, double: bool) -> Trainer:
+def make_trainer(folder: Path, config: Config, rewards: Parity, *, double: bool) -> Trainer:
     policy = Policy.from_pretrained(str(folder), config)
     if double:
         widen(policy.model)
@@ -162,7 +163,7 @@ def make_trainer(folder: Path, config: Config, *, double: bool) -> Trainer:
         algorithm,
         ProblemStream(generate_problems(40, 0), 0),
         engine,
-        Parity(config.reward, "gsm8k"),
+        rewards,
         policy,
         update,
     )
@@ -180,9 +181,9 @@ def tensors_in(value: Any, name: str) -> dict[str, torch.Tensor]:
     return {path: t for key, item in items for path, t in tensors_in(item, f"{name}.{key}").items()}
 
 
-def trained(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def trained(folder: Path, settings: dict[str, Any], rewards: Parity) -> dict[str, Any]:
     """Three steps: metrics and samples of each, and the state after them."""
-    trainer = make_trainer(folder, recipe(folder, settings), double=True)
+    trainer = make_trainer(folder, recipe(folder, settings), rewards, double=True)
     metrics, samples = [], []
     for index in range(3):
         found, groups = trainer.step(index)
@@ -201,19 +202,17 @@ def trained(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
             ]
         )
     agree_on_adapter(trainer.policy.adapter(), "the end")
-    trainer.rewards.close()
     return {"metrics": metrics, "samples": samples, "state": tensors_in(trainer.state(), "state")}
 
 
-def gradient(folder: Path, *, double: bool) -> dict[str, Any]:
+def gradient(folder: Path, rewards: Parity, *, double: bool) -> dict[str, Any]:
     """Loss and gradient of a step, in the type that a recipe trains in or in float64."""
     config = recipe(folder, RUNS["grpo"])
-    trainer = make_trainer(folder, config, double=double)
+    trainer = make_trainer(folder, config, rewards, double=double)
     batches: list[Batch] = []
     trainer.hooks = replace(trainer.hooks, on_batch=lambda index, batch: batches.append(batch))
     trainer.step(0)
-    trainer.rewards.close()
-    policy = make_trainer(folder, config, double=double).policy  # as it was before the step
+    policy = make_trainer(folder, config, rewards, double=double).policy  # as it was before the step
     batch = batches[0]
     assert batch.sampling_logprobs is not None
     batch = batch.add(old_logprobs=batch.sampling_logprobs + 0.3 * torch.sin(batch.completion_ids))
@@ -228,11 +227,15 @@ def run(folder: Path) -> dict[str, dict[str, Any]]:
     """Every case by name, as this rank sees it."""
     found = {name: step(name) for name in NAMES} | {"ppo critic": critic_step()}
     found["minibatches"] = step("grpo", update__num_minibatches=4, update__num_epochs=2)
-    return {
-        "steps": found,
-        "runs": {name: trained(folder, settings) for name, settings in RUNS.items()},
-        "gradients": {str(double): gradient(folder, double=double) for double in (True, False)},
-    }
+    rewards = Parity(recipe(folder, {"reward": {"num_workers": 1}}).reward, "gsm8k")
+    try:
+        return {
+            "steps": found,
+            "runs": {name: trained(folder, settings, rewards) for name, settings in RUNS.items()},
+            "gradients": {str(double): gradient(folder, rewards, double=double) for double in (True, False)},
+        }
+    finally:
+        rewards.close()
 
 
 def run_as_rank(folder: Path, found: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from killed_run import _FORKS
+from killed_run import fork
 from launched import MARK, free_port
 
 from mathrl.training.sentinel import SyncError
@@ -66,11 +66,7 @@ def place_of(rank: int, world: int, port: int) -> dict[str, Any]:
 def run_ranks(world: int, work: Callable[..., None], *args: Any, timeout_s: float = 240.0) -> None:
     """``work`` with these arguments on every rank, until all have ended well."""
     port, deadline = free_port(), time.monotonic() + timeout_s
-    processes = [
-        _FORKS.Process(target=_run, args=(place_of(rank, world, port), work, args)) for rank in range(world)
-    ]
-    for process in processes:
-        process.start()
+    processes = [fork(_run, place_of(rank, world, port), work, args) for rank in range(world)]
     for process in processes:
         process.join(max(0.1, deadline - time.monotonic()))
     codes = [process.exitcode for process in processes]
@@ -100,11 +96,7 @@ class ForkedRanks:
             folder.mkdir(exist_ok=True)
             place = place_of(rank, world, port)
             own = [plant for plant in plants if plant.everywhere or plant.rank == rank]
-            process = _FORKS.Process(
-                target=_work, args=(list(arguments), own, place, folder, self.logs[rank])
-            )
-            process.start()
-            self.processes.append(process)
+            self.processes.append(fork(_work, list(arguments), own, place, folder, self.logs[rank]))
 
     def wait(self, timeout_s: float = 180.0) -> list[int]:
         """Exit codes by rank; whoever has not ended by then is killed, and it is a failure."""

@@ -404,39 +404,42 @@ class TestSentinelOnARealEngine:
         engine.load(None, 0)
 
 
-def test_replicas_sample_what_one_engine_does_and_are_proved_each(synced, model_folder, policy):
+@pytest.fixture(scope="module")
+def replicas(model_folder, policy):
+    """Two engines that start at the same time."""
     replicas = Replicas(lambda _: start_engine(model_folder, policy), 2)
-    processes = [psutil.Process(p.pid) for engine in replicas.engines for p in engine.client.processes]
-    try:
-        assert len({process.pid for process in processes}) == 2
-        trainer = make_policy(model_folder)
-        replicas.load(trainer.adapter(), trainer.version)
-        told: list[tuple[int, int]] = []
-        groups = replicas.sample(PROBLEMS, 4, seed=1, on_completion=lambda p, i, _: told.append((p, i)))
-        assert ids(groups) == ids(synced.sample(PROBLEMS, 4, seed=1))
-        assert sorted(told) == [(p, i) for p in range(3) for i in range(4)]
-        assert all(group.policy_version == trainer.version for group in groups)
-
-        sentinel = Sentinel(replicas, trainer, PROBLEMS, max_gap=0.25)
-        sentinel.begin()
-        replicas.sample(PROBLEMS, 4, seed=1)
-        assert all(engine._owed is None for engine in replicas.engines)  # both have been scored from
-        assert sentinel.finish()["sync/sentinel_gap"] < 1e-4
-        move(trainer, 4, 0.0005)
-        sentinel.begin(
-            lambda: replicas.engines[0].load(trainer.adapter(), trainer.version)
-        )  # one is not told
-        replicas.sample(PROBLEMS[:1], 4, seed=1)
-        for _ in range(2):  # and it stays so
-            with pytest.raises(SyncError, match="older weights"):
-                sentinel.finish()
-    finally:
-        replicas.close()
-    assert not any(process.is_running() for process in processes)
+    yield replicas
+    replicas.close()
 
 
-def test_a_killed_core_is_told_of_at_once_and_never_waited_for(model_folder, policy):
-    engine = start_engine(model_folder, policy)
+def test_replicas_sample_what_one_engine_does_and_are_proved_each(synced, replicas, model_folder):
+    assert len({process.pid for engine in replicas.engines for process in engine.client.processes}) == 2
+    trainer = make_policy(model_folder)
+    replicas.load(trainer.adapter(), trainer.version)
+    told: list[tuple[int, int]] = []
+    groups = replicas.sample(PROBLEMS, 4, seed=1, on_completion=lambda p, i, _: told.append((p, i)))
+    assert ids(groups) == ids(synced.sample(PROBLEMS, 4, seed=1))
+    assert sorted(told) == [(p, i) for p in range(3) for i in range(4)]
+    assert all(group.policy_version == trainer.version for group in groups)
+
+    sentinel = Sentinel(replicas, trainer, PROBLEMS, max_gap=0.25)
+    sentinel.begin()
+    replicas.sample(PROBLEMS, 4, seed=1)
+    assert all(engine._owed is None for engine in replicas.engines)  # both have been scored from
+    assert sentinel.finish()["sync/sentinel_gap"] < 1e-4
+    move(trainer, 4, 0.0005)
+    sentinel.begin(lambda: replicas.engines[0].load(trainer.adapter(), trainer.version))  # one is not told
+    replicas.sample(PROBLEMS[:1], 4, seed=1)
+    for _ in range(2):  # and it stays so
+        with pytest.raises(SyncError, match="older weights"):
+            sentinel.finish()
+
+
+def test_a_killed_core_is_told_of_at_once_and_never_waited_for(replicas, policy):
+    """Closing the replicas, of which one is dead, leaves nothing of either."""
+    engines, engine = replicas.engines, replicas.engines[1]
+    processes = [psutil.Process(p.pid) for e in engines for p in e.client.processes]
+    assert all(process.is_running() for process in processes)
     try:
         engine.load(policy.adapter(), 1)
         prompts = [problem(f"x{i}", 20) for i in range(64)]
@@ -452,8 +455,9 @@ def test_a_killed_core_is_told_of_at_once_and_never_waited_for(model_folder, pol
         with pytest.raises(UserError, match="ended while"):
             engine.score([[5, 6]], [[7]])
     finally:
-        engine.close()
-    assert not engine._folder.exists()
+        replicas.close()
+    assert not any(process.is_running() for process in processes)
+    assert not any(e._folder.exists() for e in engines)
 
 
 # --- training meanwhile -------------------------------------------------------------------------------------
