@@ -4,7 +4,9 @@ The modules that a run imports when it begins, the verifiers' hash, the held-out
 Nothing of torch is computed, and no thread is started.
 """
 
+import atexit
 import gc
+import os
 
 import scipy.stats  # noqa: F401
 import torch.utils.tensorboard  # noqa: F401
@@ -22,5 +24,6 @@ from mathrl.evaluation.source_hash import verifiers_hash
 verifiers_hash()
 for role in ("held_out", "held_out_templates"):
     load_problems(DataConfig(num_train_problems=1, max_steps=1), role, 0)
+atexit.register(os._exit, 0)  # without the libraries' account of what lives at the end
 gc.collect()
 gc.freeze()  # the collector of a forked process would otherwise copy what it walks

@@ -93,8 +93,7 @@ RUNS: dict[str, dict[str, Any]] = {
 OVERLAPPED = ("grpo", "two problems", "dapo")
 """Runs that are made once more with every group trained by itself, while others are sampled."""
 RUNS |= {
-    f"{name}, overlapped": RUNS[name]
-    | {"train": {"overlap": "on"}, "update": {"micro_batch_tokens": 40}}
+    f"{name}, overlapped": RUNS[name] | {"train": {"overlap": "on"}, "update": {"micro_batch_tokens": 40}}
     for name in OVERLAPPED
 }
 

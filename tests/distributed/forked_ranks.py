@@ -82,10 +82,19 @@ def _run(place: dict[str, Any], work: Callable[..., None], args: tuple[Any, ...]
 
 
 class ForkedRanks:
-    """``mathrl`` with these arguments on every rank, in the folder ``at``; what each says goes to a file."""
+    """``mathrl`` with these arguments on every rank, in the folder ``at``; what each says goes to a file.
+
+    ``more`` goes to the ranks' environment.
+    """
 
     def __init__(
-        self, arguments: Sequence[str], at: Path, *plants: Plant, world: int = 2, own_folders: bool = False
+        self,
+        arguments: Sequence[str],
+        at: Path,
+        *plants: Plant,
+        world: int = 2,
+        own_folders: bool = False,
+        **more: str,
     ) -> None:
         self.logs = [at / f"rank{rank}.log" for rank in range(world)]
         port = free_port()
@@ -94,9 +103,13 @@ class ForkedRanks:
         for rank in range(world):
             folder = at / f"home{rank if own_folders else 0}"
             folder.mkdir(exist_ok=True)
-            place = place_of(rank, world, port)
+            place = place_of(rank, world, port) | more
             own = [plant for plant in plants if plant.everywhere or plant.rank == rank]
             self.processes.append(fork(_work, list(arguments), own, place, folder, self.logs[rank]))
+
+    @property
+    def at_work(self) -> bool:
+        return all(process.exitcode is None for process in self.processes)
 
     def wait(self, timeout_s: float = 180.0) -> list[int]:
         """Exit codes by rank; whoever has not ended by then is killed, and it is a failure."""

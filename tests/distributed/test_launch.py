@@ -1,4 +1,4 @@
-"""``--ranks N`` and the template of several hosts as a user has them: restarts, signals, a lost host."""
+"""``--ranks N`` and the template of several hosts as a user has them; a host, a rank or a core is lost."""
 
 import os
 import signal
@@ -9,10 +9,12 @@ import uuid
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
+from forked_ranks import TAG, ForkedRanks
 from launched import MARK, RECIPE, environment, free_port, left_behind, marked
-from test_failures import assert_same_run, go_on, rows
+from test_failures import assert_same_run, go_on, rows, run_of
 
 import mathrl
 from mathrl.run.checkpoint import CheckpointStore, read_checkpoint
@@ -30,7 +32,7 @@ class Started:
                 cwd=at,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=environment(PLANT=plant, VLLM_CPU_KVCACHE_SPACE="1", **{MARK: self.tag}, **more),
+                env=environment(PLANT=plant, **{MARK: self.tag}, **more),
             )
 
     @property
@@ -47,13 +49,21 @@ class Started:
         left_behind(self.tag)
         return code
 
+    @property
+    def at_work(self) -> bool:
+        return self.process.poll() is None
+
     def wait_for_steps(self, steps: int) -> None:
-        deadline = time.monotonic() + 240
-        metrics = self.at / "runs" / "tiny" / "metrics.jsonl"
-        while not metrics.is_file() or metrics.read_text().count("\n") < steps:
-            assert self.process.poll() is None, self.told
-            assert time.monotonic() < deadline, self.told
-            time.sleep(0.05)
+        wait_for_steps(self.at / "runs" / "tiny", steps, self)
+
+
+def wait_for_steps(run: Path, steps: int, started: Started | ForkedRanks) -> None:
+    deadline = time.monotonic() + 240
+    metrics = run / "metrics.jsonl"
+    while not metrics.is_file() or metrics.read_text().count("\n") < steps:
+        assert started.at_work, started.told
+        assert time.monotonic() < deadline, started.told
+        time.sleep(0.05)
 
 
 def test_a_lost_rank_is_started_again_and_an_interrupted_run_is_not(arguments, whole, tmp_path, monkeypatch):
@@ -139,21 +149,21 @@ def test_a_killed_vllm_core(tmp_path):
     ]
     words += ["--sft.max_train_steps", "5", "--train.num_steps", "500", "--checkpoint.every_steps", "0"]
     words += ["--evaluate.num_problems", "2", "--evaluate.num_samples", "0", "--evaluate.every_steps", "0"]
-    started = Started(["-m", "mathrl", *words, "--ranks", "2"], tmp_path)
-    started.wait_for_steps(2)
-    ranks = [p for p in marked(started.tag) if p.environ().get("RANK") == "1"]
+    ranks = ForkedRanks(words, tmp_path, VLLM_CPU_KVCACHE_SPACE="1")
+    run = run_of(tmp_path)
+    wait_for_steps(run, 2, ranks)
     (core,) = [
         child
-        for child in ranks[0].children(recursive=True)
+        for child in psutil.Process(ranks.processes[1].pid).children(recursive=True)
         if "EngineCore" in child.name() or "EngineCore" in " ".join(child.cmdline())
     ]
     core.kill()
     killed = time.monotonic()
-    assert started.wait() == 1, started.told
+    assert ranks.wait() == [1, 1], ranks.told
     assert time.monotonic() - killed < 60
-    (sentence,) = [line for line in started.told.splitlines() if line.startswith("mathrl: ")]
-    assert sentence.startswith("mathrl: rank 1: vLLM's process ended while ")
-    run = tmp_path / "runs" / "tiny"
+    (sentence,) = ranks.sentences
+    assert sentence.startswith("rank 1: vLLM's process ended while ")
+    left_behind(TAG)
     (saved,) = CheckpointStore(run / "checkpoints", 1).steps()
     state = read_checkpoint(run / "checkpoints" / f"step-{saved:08d}")["state"]
     told = rows(run)[-1]["step"]
