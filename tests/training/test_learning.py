@@ -41,7 +41,7 @@ CONFIG = Config.model_validate(
         "lora": {"rank": 4, "alpha": 8.0},
         "rollout": {"problems_per_step": 8, "group_size": 8, "max_completion_tokens": 6},
         "update": {"learning_rate": 5e-3},
-        "train": {"num_steps": 30},
+        "train": {"num_steps": 24},
     }
 )
 
