@@ -5,6 +5,7 @@ A spot is ``rename NAME`` (just before a file or folder takes its place under th
 ``warm`` and has computed nothing.
 """
 
+import fcntl
 import importlib
 import itertools
 import multiprocessing
@@ -39,11 +40,14 @@ def run_with_signal(
     if process.exitcode is None:
         process.kill()
         raise TimeoutError(f"{spot} was not reached or not left: {log.read_text()}")
+    with log.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # a worker that it was starting holds its locks until it has begun
     return process.exitcode
 
 
 def _work(arguments: list[str], spot: str, signum: int, log: str) -> None:
     with open(log, "wb") as file:
+        fcntl.flock(os.open(log, os.O_RDONLY), fcntl.LOCK_EX)
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     from mathrl.cli import main

@@ -165,7 +165,8 @@ def stopped(tmp_path_factory) -> Path:
 def test_killed_at_any_stage_or_between_a_run_ends_bit_for_bit_as_the_whole_one(spot, killed, whole, recipe):
     arguments = ["train", str(recipe), "--run.output_dir", str(killed), "--resume"]
     if spot:
-        assert run_with_signal(arguments, spot, signal.SIGKILL, killed / "log") == -signal.SIGKILL
+        status = run_with_signal(arguments, spot, signal.SIGKILL, killed / "log")
+        assert status == -signal.SIGKILL, (killed / "log").read_text()
         assert json.loads((killed / "tiny" / "lock").read_text())["pid"] != os.getpid()
         return
     assert main(arguments) == 0
