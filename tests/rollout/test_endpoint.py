@@ -22,7 +22,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.keys.append(self.headers.get("Authorization"))
         if self.server.key and self.headers.get("Authorization") != f"Bearer {self.server.key}":
             return self._send(401, {"error": {"message": "no such key"}})
-        models = [{"id": name, "max_model_len": 512} for name in self.server.models]
+        models = [{"id": name, "max_model_len": 1024} for name in self.server.models]
         return self._send(200, {"data": models})
 
     def do_POST(self):
@@ -139,7 +139,7 @@ def test_a_server_that_cannot_be_asked_is_told_in_a_sentence(server, monkeypatch
     with pytest.raises(UserError, match="refuses the key.*OPENAI_API_KEY"):
         Server(server.url, "adder")
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    assert Server(f"{server.url}/v1/", "adder").context == 512
+    assert Server(f"{server.url}/v1/", "adder").context == 1024
     with pytest.raises(UserError, match="takes no adapter"):
         engine = EndpointEngine(Server(server.url, "adder"), TEMPLATE.messages, Sampling())
         engine.load(object(), 1)

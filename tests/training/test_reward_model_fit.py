@@ -117,7 +117,7 @@ def test_a_step_that_does_not_fit_in_memory_is_done_in_smaller_parts(base, monke
     monkeypatch.setattr(PairScores, "__call__", in_little_memory)
     run(fit, until=1)
     assert fit.loss.max_tokens <= room
-    assert f"--update.micro_batch_tokens {fit.loss.max_tokens}" in caplog.text
+    assert f"going on with update.micro_batch_tokens {fit.loss.max_tokens}" in caplog.text
     for name, tensor in whole.model.state().items():
         assert torch.allclose(tensor, fit.model.state()[name], rtol=1e-4, atol=1e-5), name
     room = 4
