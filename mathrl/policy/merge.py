@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,6 +12,13 @@ from mathrl.policy.adapter_folder import check_fits, target_of
 from mathrl.types import Adapter
 
 
+def scaling_of(config: Mapping[str, Any]) -> float | None:
+    """alpha/r, by which B·A is multiplied; None where the adapter is no plain LoRA."""
+    if any(config.get(name) for name in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern")):
+        return None
+    return float(config["lora_alpha"]) / int(config["r"])
+
+
 def deltas(adapter: Adapter) -> dict[str, Tensor]:
     """(alpha/r)·B·A in float32 by the name of the weight that it is added to, in that weight's shape.
 
@@ -18,9 +26,9 @@ def deltas(adapter: Adapter) -> dict[str, Tensor]:
         ValueError: the adapter is no plain LoRA.
     """
     config = adapter.config
-    if any(config.get(name) for name in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern")):
+    scale = scaling_of(config)
+    if scale is None:
         raise ValueError("only plain LoRA can be merged: no rsLoRA, DoRA, rank_pattern or alpha_pattern")
-    scale = float(config["lora_alpha"]) / int(config["r"])
     found = {}
     for name, a in adapter.tensors.items():
         if name.endswith("lora_A.weight"):

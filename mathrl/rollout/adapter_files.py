@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from mathrl.policy.merge import Merger, deltas
+from mathrl.policy.merge import Merger, deltas, scaling_of
 from mathrl.run.files import json_default
 from mathrl.types import Adapter
 
@@ -58,16 +58,15 @@ def write_served(adapter: Adapter, folder: Path, dtype: torch.dtype) -> None:
     own scaling.
     """
     config = dict(adapter.config)
-    plain = not any(config.get(name) for name in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern"))
-    scale = float(config["lora_alpha"]) / int(config["r"]) if plain else 1.0
-    if plain:
+    scale = scaling_of(config)
+    if scale is not None:
         config["lora_alpha"] = config["r"]
     ends = ("lora_B.weight", "lora_embedding_B")
     names = sorted(adapter.tensors, key=lambda name: name.endswith(ends))  # B at the end
     shapes = {name: adapter.tensors[name].shape for name in names}
     scaled = sum(shape.numel() for name, shape in shapes.items() if name.endswith(ends))
     whole = torch.cat([adapter.tensors[name].detach().reshape(-1) for name in names])  # one copy, as above
-    whole[len(whole) - scaled :] *= scale
+    whole[len(whole) - scaled :] *= 1.0 if scale is None else scale
     folder.mkdir(parents=True)
     _write_safetensors(folder / "adapter_model.safetensors", shapes, whole.to(dtype).cpu())
     (folder / "adapter_config.json").write_text(json.dumps(config, default=json_default), encoding="utf-8")

@@ -1,8 +1,8 @@
 """Imported by vLLM in its core's process, before it makes the model, and nowhere else."""
 
 from mathrl.rollout.core_process import belong_to_trainer
-from mathrl.rollout.decode_graphs import use_decode_graphs
 from mathrl.rollout.dense_adapter import use_dense_adapter
+from mathrl.rollout.graphs_in_core import use_decode_graphs
 
 belong_to_trainer()
 use_dense_adapter()

@@ -12,7 +12,7 @@ from noisy_model import encode, gaps, ids, move, problem, write_model
 from mathrl.config import Config, ModelConfig
 from mathrl.memory.plan import Limits
 from mathrl.policy.model import Policy
-from mathrl.rollout import decode_graphs
+from mathrl.rollout import graphs_in_core
 from mathrl.rollout.engine_choice import make_engine
 from mathrl.training.sentinel import Sentinel, SyncError
 from mathrl.types import Adapter, Group, Sampling
@@ -26,7 +26,7 @@ pytestmark = [
 
 def is_tried() -> bool:
     try:
-        return metadata.version("vllm").startswith(decode_graphs.TRIED)
+        return metadata.version("vllm").startswith(graphs_in_core.TRIED)
     except metadata.PackageNotFoundError:
         return False
 
