@@ -3,10 +3,12 @@
 from mathrl.rollout.core_process import belong_to_trainer
 from mathrl.rollout.dense_adapter import use_dense_adapter
 from mathrl.rollout.graphs_in_core import use_decode_graphs
+from mathrl.rollout.short_start import use_short_start
 
 belong_to_trainer()
 use_dense_adapter()
 use_decode_graphs()
+use_short_start()
 
 
 class WorkerExtension:
@@ -16,3 +18,8 @@ class WorkerExtension:
         """Kinds of decoding steps that are replayed as graphs (decode_graphs.py); 0: none is."""
         graphs = getattr(getattr(self, "model_runner", None), "decode_graphs", None)
         return 0 if graphs is None else graphs.num_kinds
+
+    def num_model_graphs(self) -> int:
+        """Sizes of a decoding step that vLLM has captured the model for, times the kinds it has of each."""
+        manager = getattr(getattr(self, "model_runner", None), "cudagraph_manager", None)
+        return len(getattr(manager, "graphs", ()))

@@ -14,6 +14,7 @@ from mathrl.memory.plan import Limits
 from mathrl.policy.model import Policy
 from mathrl.rollout import graphs_in_core
 from mathrl.rollout.engine_choice import make_engine
+from mathrl.rollout.vllm_settings import graph_sizes
 from mathrl.training.sentinel import Sentinel, SyncError
 from mathrl.types import Adapter, Group, Sampling
 
@@ -144,8 +145,17 @@ def test_an_adapter_change_takes_effect(engine, config, policy):
     second = engine.sample(PROBLEMS, 2, seed=1)
     assert mean_gap(policy, first) < 0.05 < 0.3 < mean_gap(other, first)
     assert mean_gap(other, second) < 0.05 < 0.3 < mean_gap(policy, second)
-    engine.load(None, 0)
-    assert mean_gap(policy, engine.sample(PROBLEMS, 2, seed=1), reference=True) < 0.05
+    engine.load(None, 0)  # the graphs are those with an adapter: its slot must hold zeros by now
+    bare = engine.sample(PROBLEMS, 2, seed=1)
+    assert mean_gap(policy, bare, reference=True) < 0.05 < 0.3 < mean_gap(other, bare)
+    engine.load(policy.adapter(), 7)
+    assert mean_gap(policy, engine.sample(PROBLEMS, 2, seed=1)) < 0.05
+
+
+@pytest.mark.skipif(not is_tried(), reason="this version of vLLM captures its own way")
+def test_each_size_is_captured_once(synced):
+    (graphs,) = synced.client._core.collective_rpc("num_model_graphs", None, (), {})
+    assert graphs == len(graph_sizes(synced.limits.max_num_seqs))
 
 
 def test_score_agrees_with_sampling(synced):

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from mathrl.rollout.vllm_settings import engine_environment
+from mathrl.rollout.vllm_settings import engine_environment, graph_sizes
 
 BAR = "from tqdm.auto import tqdm; from tqdm import tqdm as plain; list(tqdm([1])); list(plain([1]))"
 
@@ -35,3 +35,12 @@ def test_a_core_knows_nothing_of_the_ranks_and_compiles_into_a_cache_of_its_own(
         assert os.environ["VLLM_CACHE_ROOT"].endswith("rank-1")
     assert told.items() <= os.environ.items()
     assert "VLLM_CACHE_ROOT" not in os.environ
+
+
+@pytest.mark.parametrize("most", [1, 7, 8, 33, 500, 512, 1024])
+def test_graphs_are_few_and_pad_little(most):
+    sizes = graph_sizes(most)
+    assert len(sizes) <= 26
+    assert sizes[-1] == most
+    filled = {n: next(size for size in sizes if size >= n) for n in range(1, most + 1)}
+    assert all(size - n < max(32, n / 8) for n, size in filled.items())
