@@ -97,26 +97,45 @@ def without_truncated(batch: Batch) -> Batch:
 def micro_batches(batch: Batch, max_tokens: int) -> Iterator[Tensor]:
     """Row indices of micro-batches of at most ``max_tokens`` tokens; a prompt counts once a group.
 
-    Rows of a group stay together as far as they fit, so that they can share their prompt; one row that is
-    longer than ``max_tokens`` is a micro-batch by itself.
+    There are as few as that allows, and they are as even as the order allows: a small one at the end would
+    take a device's launches for as much work as a share of the others. Rows of a group stay together as far
+    as they fit, so that they can share their prompt; one row that is longer than ``max_tokens`` is a
+    micro-batch by itself.
     """
     order = torch.argsort(batch.group_ids, stable=True)
     places = torch.arange(1, batch.loss_mask.shape[1] + 1, device=batch.loss_mask.device)
     lengths = (batch.loss_mask * places).amax(dim=1).tolist()  # up to the last token that trains
     groups = batch.group_ids.tolist()
-    chosen: list[int] = []
-    used, group = 0, -1
-    for row in order.tolist():
-        own_group, cost = groups[row], lengths[row]
-        prompt = len(batch.prompts[own_group])
-        if chosen and used + cost + (prompt if own_group != group else 0) > max_tokens:
-            yield torch.tensor(chosen)
-            chosen, used, group = [], 0, -1
-        used += cost + (prompt if own_group != group else 0)
+    prompts = [len(prompt) for prompt in batch.prompts]
+    rows = [(row, groups[row], lengths[row], prompts[groups[row]]) for row in order.tolist()]
+    fewest = _parts(rows, max_tokens)
+    even = _parts(rows, max_tokens, len(fewest))
+    yield from map(torch.tensor, even if len(even) <= len(fewest) else fewest)
+
+
+def _parts(rows: Sequence[tuple[int, int, int, int]], most: int, number: int = 0) -> list[list[int]]:
+    """Runs of rows (index, group, own tokens, prompt's tokens) of at most ``most`` tokens, one row at least.
+
+    ``number`` is how many there should be, if they can: a run ends once it has its share of what is left.
+    """
+    found: list[list[int]] = []
+    left = sum(length for _, _, length, _ in rows) + sum(
+        {group: prompt for _, group, _, prompt in rows}.values()
+    )
+    used = share = 0.0
+    group = -1
+    for row, own_group, length, prompt in rows:
+        cost = length + (prompt if own_group != group else 0)
+        if found and used + cost <= most and (not number or used < share):
+            found[-1].append(row)
+        else:
+            left -= used
+            share = left / max(number - len(found), 1)
+            found.append([row])
+            used, cost = 0.0, length + prompt
+        used += cost
         group = own_group
-        chosen.append(row)
-    if chosen:
-        yield torch.tensor(chosen)
+    return found
 
 
 def minibatches(batch: Batch, num: int, generator: torch.Generator) -> Iterator[Tensor]:

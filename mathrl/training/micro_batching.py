@@ -60,7 +60,7 @@ class MicroBatches:
         left = batch if len(rest) == batch.num_completions else batch.rows(rest)
         for part in micro_batches(left, self.max_tokens):
             rows = rest[part]
-            before = [None if p.grad is None else p.grad.clone() for p in parameters]
+            before = _copies([p.grad for p in parameters])
             if fits(lambda rows=rows: work(rows, batch.rows(rows))):  # type: ignore[misc]
                 done.append(rows)
                 continue
@@ -82,6 +82,15 @@ class MicroBatches:
         log.warning(
             "out of memory in a micro-batch: going on with update.micro_batch_tokens %d", self.max_tokens
         )
+
+
+def _copies(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The same tensors, copied by a few launches instead of one each."""
+    copies = [None if tensor is None else torch.empty_like(tensor) for tensor in tensors]
+    pairs = [(copy, t) for copy, t in zip(copies, tensors, strict=True) if copy is not None and t is not None]
+    if pairs:
+        torch._foreach_copy_([copy for copy, _ in pairs], [tensor for _, tensor in pairs])
+    return copies
 
 
 def fits(work: Callable[[], object]) -> bool:

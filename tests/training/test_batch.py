@@ -55,6 +55,22 @@ def test_micro_batches_hold_every_row_once_within_the_budget(batch):
     assert len(list(micro_batches(batch, 26))) == 1  # 2 + 5 prompt tokens, counted once a group, and 19
 
 
+@pytest.mark.parametrize(
+    ("lengths", "budget", "expected"),
+    [
+        ([10] * 10, 48, [4, 3, 3]),  # not 4, 4 and 2
+        ([10] * 64, 180, [13, 13, 13, 13, 12]),  # not 15, 15, 15, 15 and 4
+        ([30, 1, 1, 1, 1, 1, 30], 47, [4, 3]),
+        ([28, 8, 38, 8], 40, [2, 1, 1]),  # by even shares there would be one more
+    ],
+)
+def test_micro_batches_are_as_few_as_fit_and_even(lengths, budget, expected):
+    groups = [make_group(f"p{i}", [1, 2], [length]) for i, length in enumerate(lengths)]
+    parts = [part.tolist() for part in micro_batches(collate(groups, 99), budget)]
+    assert [len(part) for part in parts] == expected
+    assert sum(parts, []) == list(range(len(lengths)))
+
+
 def test_masks_with_holes(batch):
     """Tokens that do not train (of a tool, say) take their place in the forward, and end no completion."""
     mask = batch.loss_mask.clone()
