@@ -1,19 +1,23 @@
-"""The one adapter of all requests as two plain matrix products a layer (CUDA).
+"""The one adapter of all requests as a part of each layer's own product (CUDA).
 
 vLLM serves many adapters at once: for each linear layer a kernel looks up every token's adapter, shrinks it
 to the rank, and a second one expands it again; at a decoding step's sizes the two take a third of the GPU's
 time and more. A trainer serves one adapter to everybody. Its ``A`` of all slices of a layer (queries, keys,
-values) stand in one matrix here, its ``B`` as blocks of another, and a layer's share is ``y += (x Aᵀ) Bᵀ``:
-two products of cuBLAS, whichever tokens there are. Weights arrive as before: vLLM's own tensors are views.
+values) stand in one matrix here, below the layer's own weights, and its ``B`` as blocks of another: one
+product x [W; A]ᵀ of cuBLAS, and one kernel that adds the right columns times Bᵀ to the left ones. Where a
+layer's weights are not plain it is ``y += (x Aᵀ) Bᵀ`` instead. Weights arrive as before: vLLM's own tensors
+are views.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from mathrl.rollout.core_process import runs_vllm
 
@@ -38,19 +42,65 @@ def add_adapter(
         y.addmm_(x @ a.t(), b.t())
 
 
+def with_adapter(
+    x: torch.Tensor, whole: torch.Tensor, bias: torch.Tensor | None, b: torch.Tensor, none: torch.Tensor
+) -> torch.Tensor:
+    """x Wᵀ + bias + (x Aᵀ) Bᵀ.
+
+    Args:
+        x: (tokens, in).
+        whole: (out + slices · rank, in), W above A.
+        bias: (out,).
+        b: (out, slices · rank); of a slice's outputs only that slice's columns are not 0.
+        none: (1,) bool on the CPU: nobody in this step has an adapter.
+
+    Returns:
+        (tokens, out).
+    """
+    width = len(b)
+    if none.item():
+        return F.linear(x, whole[:width], bias)
+    joint = x @ whole.t()
+    if x.is_cuda:
+        from mathrl.rollout.decode_kernels import expand
+
+        return expand(joint, b, bias)
+    out = joint[:, :width] + joint[:, width:] @ b.t()
+    return out if bias is None else out + bias
+
+
+# the same for compiled code, which takes it as it is
+_opaque = torch.library.custom_op("mathrl::with_adapter", with_adapter, mutates_args=())
+
+
+@_opaque.register_fake
+def _(
+    x: torch.Tensor, whole: torch.Tensor, bias: torch.Tensor | None, b: torch.Tensor, none: torch.Tensor
+) -> torch.Tensor:
+    return x.new_empty(x.shape[0], b.shape[0])
+
+
+def below(weight: torch.Tensor, rows: int) -> torch.Tensor:
+    """(out + rows, in): the weight's numbers, which lie there from now on, above zeros."""
+    whole = weight.new_zeros(len(weight) + rows, weight.shape[1])
+    whole[: len(weight)].copy_(weight.data)
+    weight.data = whole[: len(weight)]
+    return whole
+
+
 def joined(
-    a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]
+    a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], whole_a: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
     """One matrix each for the slices' ``A`` and ``B``, and the slices again, as views of them.
 
     Args:
         a: a slice's (1, 1, rank, in).
         b: a slice's (1, 1, out, rank).
+        whole_a: (slices · rank, in), to be filled.
 
     Returns:
-        (slices · rank, in); (sum of out, slices · rank); the views, shaped as they came.
+        ``whole_a``; (sum of out, slices · rank); the views, shaped as they came.
     """
-    whole_a = a[0].new_zeros(sum(part.shape[2] for part in a), a[0].shape[3])
     whole_b = b[0].new_zeros(sum(part.shape[2] for part in b), len(whole_a))
     views_a, views_b, row, out = [], [], 0, 0
     for part_a, part_b in zip(a, b, strict=True):
@@ -70,32 +120,63 @@ def serve_densely(layer: Any, kinds: Sequence[Any]) -> None:
         layer: the class whose ``_apply_lora_to_output`` the others inherit.
         kinds: the classes with a ``create_lora_weights`` of their own.
     """
-    apply = layer._apply_lora_to_output
+    apply, whole_layer = layer._apply_lora_to_output, layer._apply_sync
 
     def apply_lora_to_output(self: Any, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         if self.dense is None:
             found: torch.Tensor = apply(self, x, output)
             return found
-        flag = self.punica_wrapper.token_mapping_meta.no_lora_flag_cpu
         rows = output.view(-1, output.shape[-1])
-        torch.ops.mathrl.add_adapter(rows, x.reshape(-1, x.shape[-1]), *self.dense, flag)
+        torch.ops.mathrl.add_adapter(rows, x.reshape(-1, x.shape[-1]), *self.dense, _nobody(self))
         return output
+
+    def apply_sync(self: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        if self.whole is None:
+            found: torch.Tensor = whole_layer(self, x, bias)
+            return found
+        compute = _opaque if torch.compiler.is_compiling() else with_adapter
+        out = compute(x.reshape(-1, x.shape[-1]), self.whole, bias, self.dense[1], _nobody(self))
+        return out.unflatten(0, x.shape[:-1])
 
     def created(create: Any) -> Any:
         def create_lora_weights(self: Any, *args: Any, **kwargs: Any) -> None:
             create(self, *args, **kwargs)
             if self.dense is None and _alone(self):
-                *whole, self.lora_a_stacked, self.lora_b_stacked = joined(
-                    self.lora_a_stacked, self.lora_b_stacked
-                )
-                self.dense = tuple(whole)
+                a, b = self.lora_a_stacked, self.lora_b_stacked
+                rows = sum(part.shape[2] for part in a)
+                if _plain(self.base_layer, a[0]):
+                    self.whole = below(self.base_layer.weight, rows)
+                    inner = self.whole[-rows:]
+                else:
+                    inner = a[0].new_zeros(rows, a[0].shape[3])
+                *dense, self.lora_a_stacked, self.lora_b_stacked = joined(a, b, inner)
+                self.dense = tuple(dense)
 
         return create_lora_weights
 
-    layer.dense = None
-    layer._apply_lora_to_output = apply_lora_to_output
+    layer.dense = layer.whole = None
+    layer._apply_lora_to_output, layer._apply_sync = apply_lora_to_output, apply_sync
     for kind in kinds:
         kind.create_lora_weights = created(kind.create_lora_weights)
+
+
+def _nobody(layer: Any) -> torch.Tensor:
+    flag: torch.Tensor = layer.punica_wrapper.token_mapping_meta.no_lora_flag_cpu
+    return flag
+
+
+def _plain(base: Any, a: torch.Tensor) -> bool:
+    """Whether the layer is x Wᵀ + bias with weights of the adapter's type, and nothing else."""
+    weight = getattr(base, "weight", None)
+    return bool(
+        type(getattr(base, "quant_method", None)).__name__ == "UnquantizedLinearMethod"
+        and isinstance(weight, torch.nn.Parameter)
+        and weight.dtype == a.dtype
+        and weight.dim() == 2
+        and weight.shape[1] == a.shape[3]
+        and weight.is_contiguous()
+        and not os.environ.get("VLLM_BATCH_INVARIANT", "0").strip("0")
+    )
 
 
 def _alone(layer: Any) -> bool:

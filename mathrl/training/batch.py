@@ -119,7 +119,7 @@ def _parts(rows: Sequence[tuple[int, int, int, int]], most: int, number: int = 0
     ``number`` is how many there should be, if they can: a run ends once it has its share of what is left.
     """
     found: list[list[int]] = []
-    left = sum(length for _, _, length, _ in rows) + sum(
+    left: float = sum(length for _, _, length, _ in rows) + sum(
         {group: prompt for _, group, _, prompt in rows}.values()
     )
     used = share = 0.0

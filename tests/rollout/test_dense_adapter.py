@@ -1,10 +1,11 @@
-"""One adapter as two products: what vLLM's slices would add, from vLLM's own tensors."""
+"""One adapter in a layer's own product: what vLLM's slices would add, from vLLM's own tensors."""
 
 import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from mathrl.rollout import dense_adapter
 
@@ -16,8 +17,8 @@ class Layer:
 
     tp_size = 1
 
-    def __init__(self, outs):
-        self.outs = outs
+    def __init__(self, outs, base=None):
+        self.outs, self.base_layer = outs, base
         flag = torch.tensor([False])
         self.punica_wrapper = SimpleNamespace(token_mapping_meta=SimpleNamespace(no_lora_flag_cpu=flag))
 
@@ -30,6 +31,9 @@ class Layer:
             slot[0, 0, :rank].copy_(part)
         for slot, part in zip(self.lora_b_stacked, b, strict=True):
             slot[0, 0, :, :rank].copy_(part)
+
+    def _apply_sync(self, x, bias=None):
+        return self._apply_lora_to_output(x, F.linear(x, self.base_layer.weight, bias))
 
     def _apply_lora_to_output(self, x, output):
         for out, a, b in zip(
@@ -53,6 +57,56 @@ def filled(layer, outs, rank=RANK, max_loras=1):
     a = [torch.randn(rank, WIDTH, generator=generator) for _ in outs]
     layer.set_lora(a, [torch.randn(out, rank, generator=generator) for out in outs], rank)
     return layer
+
+
+class UnquantizedLinearMethod:
+    """By its name, as vLLM's."""
+
+
+def base(outs, quantized=False):
+    method = SimpleNamespace() if quantized else UnquantizedLinearMethod()
+    return SimpleNamespace(
+        weight=torch.nn.Parameter(torch.randn(sum(outs), WIDTH), requires_grad=False), quant_method=method
+    )
+
+
+@pytest.mark.parametrize("outs", [OUTS, (7,)])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_the_adapter_is_a_part_of_the_layers_own_product(kind, outs, with_bias):
+    plain = base(outs)
+    weight, x = plain.weight.detach().clone(), torch.randn(5, WIDTH)
+    bias = torch.randn(sum(outs)) if with_bias else None
+    own = Layer(outs, base(outs))
+    own.base_layer.weight.data = weight
+    layer, want = filled(kind(outs, plain), outs), filled(own, outs)._apply_sync(x, bias)
+    assert layer.whole.shape == (sum(outs) + RANK * len(outs), WIDTH)
+    assert torch.equal(plain.weight, weight)
+    assert plain.weight.data_ptr() == layer.whole.data_ptr()  # read and reloaded where it lies
+    assert torch.allclose(layer._apply_sync(x, bias), want, atol=1e-5)
+    assert torch.allclose(layer._apply_sync(x[None], bias), want[None], atol=1e-5)
+    assert not torch.allclose(want, F.linear(x, weight, bias), atol=1e-2)
+    layer.punica_wrapper.token_mapping_meta.no_lora_flag_cpu[0] = True
+    assert torch.equal(layer._apply_sync(x, bias), F.linear(x, weight, bias))
+    layer.punica_wrapper.token_mapping_meta.no_lora_flag_cpu[0] = False
+    for slot in (*layer.lora_a_stacked, *layer.lora_b_stacked):  # as vLLM takes an adapter away
+        slot[0] = 0
+    assert torch.allclose(layer._apply_sync(x, bias), F.linear(x, weight, bias), atol=1e-6)
+
+
+@pytest.mark.parametrize("why", ["quantized", "other type", "other shape"])
+def test_weights_that_are_not_plain_keep_their_own_product(kind, why):
+    odd = base(OUTS, quantized=why == "quantized")
+    if why == "other type":
+        odd.weight.data = odd.weight.data.double()
+    if why == "other shape":
+        odd.weight.data = torch.randn(sum(OUTS), 2 * WIDTH)
+    layer = filled(kind(OUTS, odd), OUTS)
+    assert layer.whole is None
+    assert layer.dense is not None
+    if why == "quantized":
+        x = torch.randn(5, WIDTH)
+        own = Layer(OUTS, odd)
+        assert torch.allclose(layer._apply_sync(x), filled(own, OUTS)._apply_sync(x), atol=1e-5)
 
 
 @pytest.mark.parametrize("outs", [OUTS, (7,)])
@@ -86,6 +140,16 @@ def test_what_is_not_one_whole_adapter_is_left_to_vllm(kind, what):
     assert layer.dense is None
     want = filled(Layer(OUTS), OUTS)._apply_lora_to_output(x, y.clone())
     assert torch.equal(layer._apply_lora_to_output(x, y.clone()), want)
+
+
+def test_compiled_code_takes_the_whole_layer_as_it_is(kind):
+    x = torch.randn(5, WIDTH)
+    layer = filled(kind(OUTS, base(OUTS)), OUTS)
+    flag = layer.punica_wrapper.token_mapping_meta.no_lora_flag_cpu
+    compiled = torch.compile(lambda x: layer._apply_sync(x * 2) + 1, backend="aot_eager", fullgraph=True)
+    for without in (False, True, False):
+        flag[0] = without
+        assert torch.allclose(compiled(x), layer._apply_sync(x * 2) + 1, atol=1e-5)
 
 
 def test_compiled_code_takes_it_as_it_is(kind):
