@@ -3,11 +3,13 @@
 from mathrl.rollout.core_process import belong_to_trainer
 from mathrl.rollout.dense_adapter import use_dense_adapter
 from mathrl.rollout.graphs_in_core import use_decode_graphs
+from mathrl.rollout.kernels_in_core import use_decode_kernels
 from mathrl.rollout.short_start import use_short_start
 
 belong_to_trainer()
 use_dense_adapter()
 use_decode_graphs()
+use_decode_kernels()
 use_short_start()
 
 

@@ -56,3 +56,154 @@ def expand(joint: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None) -> t
         HAS_BIAS=bias is not None, ROWS=tall, COLUMNS=broad, INNER=deep,
     )  # fmt: skip
     return out
+
+
+@triton.jit
+def _attend_kernel(
+    query, key, value, out, table, lengths, scale,
+    query_stride, out_stride, page_stride, token_stride, head_stride, table_stride,
+    DIM: tl.constexpr, SHARED: tl.constexpr, PAGE: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr,
+):  # fmt: skip
+    sequence = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1)
+    length = tl.load(lengths + sequence)
+    row, dim = tl.arange(0, ROWS), tl.arange(0, DIM)
+    places = (head * SHARED + row[:, None]) * DIM + dim[None, :]
+    asked = tl.load(query + sequence * query_stride + places, mask=row[:, None] < SHARED, other=0.0)
+    most = tl.full((ROWS,), float("-inf"), tl.float32)
+    weight = tl.zeros((ROWS,), tl.float32)
+    total = tl.zeros((ROWS, DIM), tl.float32)
+    for begin in range(0, length, TOKENS):
+        token = begin + tl.arange(0, TOKENS)
+        there = token < length
+        page = tl.load(table + sequence * table_stride + token // PAGE, mask=there, other=0).to(tl.int64)
+        where = page * page_stride + (token % PAGE) * token_stride + head * head_stride
+        keys = tl.load(key + where[None, :] + dim[:, None], mask=there[None, :], other=0.0)
+        values = tl.load(value + where[:, None] + dim[None, :], mask=there[:, None], other=0.0)
+        scores = tl.where(there[None, :], tl.dot(asked, keys) * scale, float("-inf"))
+        higher = tl.maximum(most, tl.max(scores, 1))
+        share = tl.exp2(scores - higher[:, None])
+        fade = tl.exp2(most - higher)
+        weight = weight * fade + tl.sum(share, 1)
+        total = tl.dot(share.to(values.dtype), values, total * fade[:, None])
+        most = higher
+    total = total / tl.where(weight > 0, weight, 1.0)[:, None]  # nothing to attend to: 0
+    tl.store(out + sequence * out_stride + places, total.to(out.dtype.element_ty), mask=row[:, None] < SHARED)
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    out: torch.Tensor,
+    table: torch.Tensor,
+    lengths: torch.Tensor,
+    scale: float,
+) -> None:
+    """Attention of one token a sequence to all that its cache holds, one program a sequence and key head.
+
+    The softmax is made block by block as in FlashAttention (arXiv:2205.14135, algorithm 1), the heads that
+    share a key head together.
+
+    Args:
+        query: (sequences, heads, dim), rows contiguous.
+        key: (pages, tokens a page, key heads, dim), the last contiguous; ``value`` has the same strides.
+        out: (sequences, heads, dim), rows contiguous, written.
+        table: (sequences or more, pages of the longest) int32, pages of a sequence in order.
+        lengths: (sequences,) int32; 0 gives zeros.
+        scale: of the scores, before the softmax.
+    """
+    sequences, heads, dim = query.shape
+    _, page, key_heads, _ = key.shape
+    tokens, warps = (64, 2) if dim <= 64 else (32, 1)
+    _attend_kernel[(sequences, key_heads)](
+        query, key, value, out, table, lengths, scale * 1.4426950408889634,  # of powers of 2
+        query.stride(0), out.stride(0), key.stride(0), key.stride(1), key.stride(2), table.stride(0),
+        DIM=dim, SHARED=heads // key_heads, PAGE=page, ROWS=16, TOKENS=tokens, num_warps=warps, num_stages=3,
+    )  # fmt: skip
+
+
+@triton.jit
+def _blocks_kernel(logits, most, mass, first, stride, size, blocks, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    block = tl.program_id(1)
+    token = block * BLOCK + tl.arange(0, BLOCK)
+    score = tl.load(logits + row * stride + token, mask=token < size, other=float("-inf")).to(tl.float32)
+    highest, index = tl.max(score, 0, return_indices=True)
+    level = tl.where(highest == float("-inf"), 0.0, highest)
+    tl.store(most + row * blocks + block, highest)
+    tl.store(mass + row * blocks + block, tl.sum(tl.exp(score - level), 0))
+    tl.store(first + row * blocks + block, block * BLOCK + index)
+
+
+@triton.jit
+def _draw_kernel(
+    logits, most, mass, first, temperature, seeds, positions, places, tokens, logprobs,
+    stride, size, blocks, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    place = tl.load(places + row)
+    heat = tl.load(temperature + place, mask=place >= 0, other=1.0).to(tl.float32)
+    seed = tl.load(seeds + place, mask=place >= 0, other=0)
+    pair = tl.arange(0, 2)
+    drawn = tl.rand(tl.randint(seed, tl.load(positions + row)), pair)
+    block = tl.arange(0, BLOCKS)
+    top = tl.load(most + row * blocks + block, mask=block < blocks, other=float("-inf"))
+    sums = tl.load(mass + row * blocks + block, mask=block < blocks, other=0.0)
+    level = tl.max(top, 0)
+    sums = sums * tl.exp(top - level)
+    whole = tl.sum(sums, 0)
+    # a block by its share of all, a token by its share of the block: one number of 24 bits would be coarse
+    goal = tl.sum(tl.where(pair == 0, drawn, 0.0), 0) * whole
+    chosen = tl.min(tl.where((tl.cumsum(sums, 0) > goal) & (sums > 0), block, BLOCKS), 0)
+    chosen = tl.where(chosen < BLOCKS, chosen, tl.max(tl.where(sums > 0, block, 0), 0))
+    chosen = tl.where(heat == 0.0, tl.argmax(top, 0), chosen)
+    place_in = tl.arange(0, BLOCK)
+    token = chosen * BLOCK + place_in
+    score = tl.load(logits + row * stride + token, mask=token < size, other=float("-inf")).to(tl.float32)
+    share = tl.exp(score - level)
+    goal = tl.sum(tl.where(pair == 1, drawn, 0.0), 0) * tl.sum(share, 0)
+    index = tl.min(tl.where((tl.cumsum(share, 0) > goal) & (share > 0), place_in, BLOCK), 0)
+    index = tl.where(index < BLOCK, index, tl.max(tl.where(share > 0, place_in, 0), 0))
+    index = tl.where(heat == 0.0, tl.load(first + row * blocks + chosen) - chosen * BLOCK, index)
+    tl.store(tokens + row, (chosen * BLOCK + index).to(tl.int64))
+    own = tl.sum(tl.where(place_in == index, score, 0.0), 0)
+    tl.store(logprobs + row, own - level - tl.log(whole))
+
+
+def draw(
+    logits: torch.Tensor,
+    places: torch.Tensor,
+    temperature: torch.Tensor,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A token a row from softmax(logits), and its log-probability; the highest where the temperature is 0.
+
+    The same seed and position draw the same token from the same logits, in whatever batch. One pass over
+    the logits sums blocks of them, and one over a single block finds the token: the inverse of the
+    cumulative distribution in two steps, where Gumbel noise would take a random number for each logit.
+
+    Args:
+        logits: (rows, vocabulary), divided by the temperature already; −inf is never drawn.
+        places: (rows,) a row's index in ``temperature`` and ``seeds``; negative: temperature 1, seed 0.
+        temperature: (states,).
+        seeds: (states,) int64.
+        positions: (rows,) int64.
+
+    Returns:
+        (rows,) int64 tokens; (rows,) float32 log-probabilities.
+    """
+    rows, size = logits.shape
+    block = 4096
+    blocks = triton.cdiv(size, block)
+    most = torch.empty(rows, blocks, device=logits.device)
+    mass, first = torch.empty_like(most), torch.empty_like(most, dtype=torch.int32)
+    tokens = torch.empty(rows, dtype=torch.int64, device=logits.device)
+    logprobs = torch.empty(rows, device=logits.device)
+    _blocks_kernel[(rows, blocks)](logits, most, mass, first, logits.stride(0), size, blocks, BLOCK=block)
+    _draw_kernel[(rows,)](
+        logits, most, mass, first, temperature, seeds, positions, places, tokens, logprobs,
+        logits.stride(0), size, blocks, BLOCK=block, BLOCKS=triton.next_power_of_2(blocks),
+    )  # fmt: skip
+    return tokens, logprobs
