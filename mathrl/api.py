@@ -130,6 +130,7 @@ def train(
     from mathrl.commands.going_on import refuse_early
     from mathrl.data.in_memory import write_rows
     from mathrl.recipes import check_named, find_recipe
+    from mathrl.rollout.core_server import begin_early
     from mathrl.run.folder import RunFolder
     from mathrl.types import Problem
 
@@ -150,6 +151,7 @@ def train(
     config = find_recipe(recipe, list(fields.items()))
     check_named(config)
     refuse_early(config, resume=resume, overwrite=overwrite)
+    begin_early(config)
 
     from mathrl.commands.prepare import Additions  # torch takes seconds
     from mathrl.commands.train import train as run_job

@@ -29,7 +29,7 @@ def given(monkeypatch):
             return 0
 
     monkeypatch.setattr("mathrl.commands.entries.find_recipe", load)
-    for check in ("check_named", "refuse_early"):
+    for check in ("check_named", "refuse_early", "begin_early"):
         monkeypatch.setattr(f"mathrl.commands.entries.{check}", lambda config, **_: None)
     monkeypatch.setitem(sys.modules, "mathrl.commands.train", Job)
     return seen

@@ -35,6 +35,7 @@ from mathrl.recipes import load_config
 from mathrl.report.evaluation_page import Result, print_results, write_results
 from mathrl.report.summary import versions
 from mathrl.rewards.reward_model_folder import training_questions
+from mathrl.rollout.core_server import begin_early
 from mathrl.run.progress import make_console
 from mathrl.run.stop import StopSignals
 from mathrl.types import Problem
@@ -137,6 +138,8 @@ def evaluate_model(
     if shots_files and not options.shots:
         raise UserError("--shots-data gives examples and --shots says how many; --shots is missing")
     source = _source(model, options, overrides)
+    if isinstance(source, ModelSource):
+        begin_early(source.config)
     before = (
         {b.name: read_evaluation(options.against / b.name) for b in benchmarks} if options.against else {}
     )

@@ -15,6 +15,7 @@ from mathrl.errors import UserError
 from mathrl.memory.plan import asked_at_once, engine_limits, of_one_rank, replicas_of
 from mathrl.memory.shapes import Shape
 from mathrl.rollout.base import Engine, PromptEncoder, eos_ids
+from mathrl.rollout.core_server import begin
 from mathrl.rollout.vllm_client import Client
 from mathrl.rollout.vllm_settings import CPU_HEAD_SIZES, FAST, FITTING, engine_environment, is_fast
 from mathrl.types import Sampling
@@ -41,6 +42,8 @@ def make_engine(
         return _embedded(
             config, policy, encode
         ), "embedded engine: vLLM pays off on a CUDA device, and there is none"
+    if is_fast(_installed(cuda) or "0"):
+        begin("cuda" if cuda else "cpu")
     problem = why_not_vllm(cuda)
     if not problem:
         engine = _vllm(config, policy, encode, completions)

@@ -36,6 +36,7 @@ from vllm.v1.outputs import LogprobsLists
 
 from mathrl.rollout.base import OnTokens
 from mathrl.rollout.core_process import ask_to_end
+from mathrl.rollout.core_server import fork_cores
 from mathrl.rollout.finished_only import UNDER_WAY, FinishedOnly
 from mathrl.rollout.given_tokens import GivenTokens
 from mathrl.rollout.steady_decoding import SteadyDecoding
@@ -77,6 +78,7 @@ class CoreClient:
     streams = True
 
     def __init__(self, arguments: Mapping[str, Any], device: str) -> None:
+        fork_cores(device)
         self._llm = LLMEngine.from_engine_args(EngineArgs(**arguments, **_classes(device)))
         self._core: Any = self._llm.engine_core
         self._lora: LoRARequest | None = None

@@ -6,15 +6,18 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from mathrl.distributed.environment import hidden_from_children, place
 from mathrl.errors import UserError
-from mathrl.memory.plan import Limits
+
+if TYPE_CHECKING:  # a command begins vLLM's process before it loads torch, which takes seconds
+    import torch
+
+    from mathrl.memory.plan import Limits
 
 FAST = ">=0.24,<0.33"  # whose core vllm_core.py knows; any other goes by vllm_public.py
 FITTING = {  # torch -> what pip should install beside it

@@ -25,6 +25,7 @@ def installed(monkeypatch):
             return versions[name.replace("-", "_")]
 
         monkeypatch.setattr(engine_choice, "version", version)
+        monkeypatch.setattr(engine_choice, "begin", lambda device: None)
         for name, client in (("vllm_core", "CoreClient"), ("vllm_public", "PublicClient")):
             module = SimpleNamespace(**{client: client})
             monkeypatch.setitem(sys.modules, f"mathrl.rollout.{name}", module)

@@ -41,16 +41,25 @@ pytestmark = ON_CPU
 
 
 def test_signals_to_the_whole_job_do_not_end_the_rollout_under_way(synced):
+    """Neither the core nor the process that it was forked from."""
     synced.sample(PROBLEMS[:1], 1, seed=1)
+    cores = [process.pid for process in synced.client.processes]
+    (server,) = {psutil.Process(core).ppid() for core in cores}
+    assert psutil.Process(server).ppid() == os.getpid()
+    assert [psutil.Process(pid).cmdline()[0] for pid in (server, *cores)] == [
+        "mathrl::core_server",
+        "VLLM::EngineCore",
+    ]
     sent = []
 
     def interrupt(*_):
         if not sent:  # while others are still being sampled
-            for process in synced.client.processes:
-                sent.extend(os.kill(process.pid, signum) for signum in (signal.SIGINT, signal.SIGTERM))
+            for pid in (*cores, server):
+                sent.extend(os.kill(pid, signum) for signum in (signal.SIGINT, signal.SIGTERM))
 
     groups = synced.sample(PROBLEMS, 4, seed=1, on_completion=interrupt)
     assert sent
+    assert psutil.Process(server).status() != psutil.STATUS_ZOMBIE
     assert all(len(group.completions) == 4 for group in groups)
     assert ids(synced.sample(PROBLEMS, 4, seed=1)) == ids(groups)
 
