@@ -3,8 +3,9 @@
     python benchmarks/core_time.py [--model 0.5b] [--sequences 512 64] [--tokens 192] [--compiled] [--out DIR]
 
 Random weights of a published shape, a LoRA adapter of rank 32, prompts of 128 tokens, completions of equal
-length. First what the engine's start takes, by part. Then for each number of sequences: milliseconds a step
-by part, a profile of Python's calls and one of the GPU's kernels over 60 steps of decoding.
+length. First what the engine's start takes, by part: a core that is forked begins when it is forked, with all
+that it needs loaded (MATHRL_FORKED_CORE=0: it is spawned, and loads it). Then for each number of sequences:
+milliseconds a step by part, a profile of Python's calls and one of the GPU's kernels over 60 steps.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from random_model import SHAPES, random_model
 from record import describe
 from vllm_rollout import PROMPT, moved_policy, recipe, start_engine
 
+from mathrl.rollout.core_server import begin_early
 from mathrl.types import Problem, Sampling
 
 
@@ -47,10 +49,6 @@ def main() -> None:
 
 
 def measure(args: argparse.Namespace, clock: Path, folder: Path) -> dict[str, Any]:
-    from core_clock import SCHEDULERS
-
-    from mathrl.rollout import vllm_core
-
     config, largest = recipe(folder), max(args.sequences)
     sizes = {
         "problems_per_step": max(1, largest // config.rollout.group_size),
@@ -58,7 +56,13 @@ def measure(args: argparse.Namespace, clock: Path, folder: Path) -> dict[str, An
         "num_replicas": 1,
     }
     config = config.model_copy(update={"rollout": config.rollout.model_copy(update=sizes)})
+    begun = time.time()
+    begin_early(config)  # as a command does
     policy = moved_policy(folder, config)
+    from core_clock import SCHEDULERS  # with vLLM
+
+    from mathrl.rollout import vllm_core
+
     before = vllm_core._classes
     clocks = {"worker_extension_cls": "core_start.StartClock"}
     vllm_core._classes = lambda device: before(device) | clocks | {"scheduler_cls": SCHEDULERS[device]}
@@ -67,7 +71,8 @@ def measure(args: argparse.Namespace, clock: Path, folder: Path) -> dict[str, An
     start = time.time()
     engine, _ = start_engine(policy, config, ids, compiled=args.compiled)
     result["start_s"] = parts_of_start(clock.with_suffix(".start.json"), start)
-    print("engine:", json.dumps(result["start_s"]), flush=True)
+    result["before_start_s"] = round(start - begun, 2)  # policy and vLLM loaded here, the core's beside them
+    print("engine:", json.dumps(result["start_s"]), "after", result["before_start_s"], "s", flush=True)
     group = config.rollout.group_size
 
     def sample(sequences: int, seed: int = 0) -> float:

@@ -1,5 +1,6 @@
 """The vLLM engine on CUDA: bfloat16, captured graphs, prepared-ahead steps, per-completion seeds."""
 
+import os
 from dataclasses import replace
 from importlib import metadata
 from importlib.util import find_spec
@@ -89,6 +90,13 @@ def synced(engine, policy):
 
 def mean_gap(policy: Policy, groups: list[Group], **how) -> float:
     return float(gaps(policy, groups, **how).mean())
+
+
+def test_the_core_is_forked_from_a_process_that_has_not_started_cuda(engine):
+    (core,) = engine.client.processes
+    server = psutil.Process(core.pid).parent()
+    assert server.pid != os.getpid()  # where the core was spawned, and a sentence has said why
+    assert server.ppid() == os.getpid()
 
 
 def test_sampling_logprobs_are_the_trainers_up_to_rounding(synced, policy):
