@@ -45,6 +45,7 @@ _READ_ONCE = (  # when something is loaded: a server that has read another value
     "VLLM_LOGGING_LEVEL",
     "XDG_CACHE_HOME",
 )
+_SLOWER = "vLLM's core is started anew, which takes longer:"
 _ONE_AT_A_TIME = threading.RLock()
 log = logging.getLogger(__name__)
 
@@ -194,7 +195,11 @@ def begin(device: str) -> None:
             return
         server = CoreServer()
         with engine_environment(device), _environment({DEVICE: device}):
-            server.begin()
+            try:
+                server.begin()
+            except OSError as error:
+                log.warning("%s no process to fork it from can be begun: %s", _SLOWER, error)
+                return
         _servers[device] = server
 
 
@@ -259,8 +264,8 @@ def _usable(device: str) -> Any:
     server = _servers.get(device)
     problem = server.problem() if server is not None else ""
     if problem:
-        log.warning("vLLM's core is started anew, which takes longer: %s", problem)
-        del _servers[device]
+        log.warning("%s %s", _SLOWER, problem)
+        _servers.pop(device, None)
     return None if server is None or problem else server.context
 
 

@@ -226,6 +226,18 @@ def test_a_switch_forbids_it(monkeypatch):
     assert core_server._servers == {}
 
 
+def test_where_it_cannot_be_begun_a_command_goes_on(monkeypatch, caplog):
+    def refused(self):
+        raise BlockingIOError("too many processes")
+
+    monkeypatch.setattr(CoreServer, "begin", refused)
+    monkeypatch.setattr(core_server, "_servers", {})
+    with caplog.at_level(logging.WARNING):
+        core_server.begin("cpu")
+    assert core_server._servers == {}
+    assert caplog.records[0].getMessage().endswith("can be begun: too many processes")
+
+
 @pytest.mark.parametrize(
     ("opened", "started"),
     [(["/dev/null", "/dev/nvidiactl", "/dev/nvidia0"], False), (["/dev/nvidiactl", "/dev/nvidia-uvm"], True)],

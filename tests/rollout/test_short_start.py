@@ -46,7 +46,7 @@ class Module:
     def __init__(self):
         a = tuple(torch.zeros(1, 1, RANK, WIDTH) for _ in OUTS)
         b = tuple(torch.zeros(1, 1, out, RANK) for out in OUTS)
-        *self.whole, self.a, self.b = joined(a, b)
+        *self.whole, self.a, self.b = joined(a, b, torch.zeros(RANK * len(OUTS), WIDTH))
         self.cleared = 0
 
     def set_lora(self, index, value):
