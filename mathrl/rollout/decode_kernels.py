@@ -7,15 +7,11 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["rows"])
-def _expand_kernel(
-    joint, b, bias, out, rows, width, inner, stride,
-    HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    wide = row[:, None].to(tl.int64)
-    inside = (row[:, None] < rows) & (column[None, :] < width)
+@triton.jit
+def _share(joint, b, wide, row, column, rows, last, width, inner, stride, ROWS: tl.constexpr,
+           COLUMNS: tl.constexpr, INNER: tl.constexpr):  # fmt: skip
+    """Of some columns, up to ``last``: what stands there and the adapter's share, in float32."""
+    inside = (row[:, None] < rows) & (column[None, :] < last)
     total = tl.load(joint + wide * stride + column[None, :], mask=inside, other=0.0).to(tl.float32)
     for begin in range(0, inner, INNER):
         k = begin + tl.arange(0, INNER)
@@ -26,12 +22,25 @@ def _expand_kernel(
         )
         right = tl.load(
             b + column[None, :] * inner + k[:, None],
-            mask=(column[None, :] < width) & (k[:, None] < inner),
+            mask=(column[None, :] < last) & (k[:, None] < inner),
             other=0.0,
         )
         total = tl.dot(left, right, acc=total)
+    return total
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _expand_kernel(
+    joint, b, bias, out, rows, width, inner, stride,
+    HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    wide = row[:, None].to(tl.int64)
+    total = _share(joint, b, wide, row, column, rows, width, width, inner, stride, ROWS, COLUMNS, INNER)
     if HAS_BIAS:
         total += tl.load(bias + column, mask=column < width, other=0.0).to(tl.float32)[None, :]
+    inside = (row[:, None] < rows) & (column[None, :] < width)
     tl.store(out + wide * width + column[None, :], total.to(out.dtype.element_ty), mask=inside)
 
 
@@ -54,6 +63,41 @@ def expand(joint: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None) -> t
     _expand_kernel[(triton.cdiv(rows, tall), triton.cdiv(width, broad))](
         joint, b, b if bias is None else bias, out, rows, width, inner, joint.stride(0),
         HAS_BIAS=bias is not None, ROWS=tall, COLUMNS=broad, INNER=deep,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _gate_kernel(
+    joint, b, bias, out, rows, half, inner, stride,
+    HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    wide = row[:, None].to(tl.int64)
+    width = 2 * half
+    gate = _share(joint, b, wide, row, column, rows, half, width, inner, stride, ROWS, COLUMNS, INNER)
+    up = _share(joint, b, wide, row, column + half, rows, width, width, inner, stride, ROWS, COLUMNS, INNER)
+    if HAS_BIAS:
+        gate += tl.load(bias + column, mask=column < half, other=0.0).to(tl.float32)[None, :]
+        up += tl.load(bias + half + column, mask=column < half, other=0.0).to(tl.float32)[None, :]
+    kind = out.dtype.element_ty
+    gate, up = gate.to(kind).to(tl.float32), up.to(kind).to(tl.float32)  # as where the layer ends here
+    gated = (gate / (1.0 + tl.exp(-gate))).to(kind).to(tl.float32) * up
+    inside = (row[:, None] < rows) & (column[None, :] < half)
+    tl.store(out + wide * half + column[None, :], gated.to(kind), mask=inside)
+
+
+def expand_and_gate(joint: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """silu(left half) · right half of ``expand``: (tokens, out / 2), without writing what is between."""
+    (rows, _), (width, inner) = joint.shape, b.shape
+    half = width // 2
+    out = torch.empty(rows, half, device=joint.device, dtype=joint.dtype)
+    tall = 64 if rows > 32 else 16
+    deep = min(64, max(16, triton.next_power_of_2(inner)))
+    _gate_kernel[(triton.cdiv(rows, tall), triton.cdiv(half, 64))](
+        joint, b, b if bias is None else bias, out, rows, half, inner, joint.stride(0),
+        HAS_BIAS=bias is not None, ROWS=tall, COLUMNS=64, INNER=deep,
     )  # fmt: skip
     return out
 

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from mathrl.rollout.core_process import runs_vllm
 
 TRIED = ("0.26",)  # versions of vLLM whose layers this has changed on a GPU
+_GATED = (("llama", "LlamaMLP"), ("qwen2", "Qwen2MLP"))  # of vLLM's models, and of those that borrow them
 SWITCH = "MATHRL_DENSE_ADAPTER"  # in the environment; 0: vLLM's own kernels
 
 
@@ -69,8 +70,21 @@ def with_adapter(
     return out if bias is None else out + bias
 
 
-# the same for compiled code, which takes it as it is
+def gated_with_adapter(
+    x: torch.Tensor, whole: torch.Tensor, bias: torch.Tensor | None, b: torch.Tensor, none: torch.Tensor
+) -> torch.Tensor:
+    """silu(left half) · right half of ``with_adapter``: (tokens, out / 2)."""
+    if x.is_cuda and not none.item():
+        from mathrl.rollout.decode_kernels import expand_and_gate
+
+        return expand_and_gate(x @ whole.t(), b, bias)
+    gate, up = with_adapter(x, whole, bias, b, none).chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+# the same for compiled code, which takes them as they are
 _opaque = torch.library.custom_op("mathrl::with_adapter", with_adapter, mutates_args=())
+_opaque_gated = torch.library.custom_op("mathrl::gated_with_adapter", gated_with_adapter, mutates_args=())
 
 
 @_opaque.register_fake
@@ -78,6 +92,13 @@ def _(
     x: torch.Tensor, whole: torch.Tensor, bias: torch.Tensor | None, b: torch.Tensor, none: torch.Tensor
 ) -> torch.Tensor:
     return x.new_empty(x.shape[0], b.shape[0])
+
+
+@_opaque_gated.register_fake
+def _(
+    x: torch.Tensor, whole: torch.Tensor, bias: torch.Tensor | None, b: torch.Tensor, none: torch.Tensor
+) -> torch.Tensor:
+    return x.new_empty(x.shape[0], b.shape[0] // 2)
 
 
 def below(weight: torch.Tensor, rows: int) -> torch.Tensor:
@@ -160,6 +181,24 @@ def serve_densely(layer: Any, kinds: Sequence[Any]) -> None:
         kind.create_lora_weights = created(kind.create_lora_weights)
 
 
+def gate_at_once(kind: Any) -> None:
+    """Change a class of vLLM's whose forward is down(silu(gate x) · up x): the first product ends gated."""
+    forward = kind.forward
+
+    def gated(self: Any, x: torch.Tensor) -> torch.Tensor:
+        layer = self.gate_up_proj
+        if getattr(layer, "whole", None) is None:
+            found: torch.Tensor = forward(self, x)
+            return found
+        compute = _opaque_gated if torch.compiler.is_compiling() else gated_with_adapter
+        rows = x.reshape(-1, x.shape[-1])
+        inner = compute(rows, layer.whole, layer.base_layer.bias, layer.dense[1], _nobody(layer))
+        out: torch.Tensor = self.down_proj(inner.unflatten(0, x.shape[:-1]))[0]
+        return out
+
+    kind.forward = gated
+
+
 def _nobody(layer: Any) -> torch.Tensor:
     flag: torch.Tensor = layer.punica_wrapper.token_mapping_meta.no_lora_flag_cpu
     return flag
@@ -204,4 +243,6 @@ def use_dense_adapter() -> None:
     state: Any = importlib.import_module("vllm.v1.worker.gpu.lora_utils").LoraState
     layer, merged = base.BaseLinearLayerWithLoRA, columns.MergedColumnParallelLinearWithLoRA
     serve_densely(layer, (layer, merged))
+    for module, name in _GATED:
+        gate_at_once(getattr(importlib.import_module(f"vllm.model_executor.models.{module}"), name))
     state.one_for_all = True

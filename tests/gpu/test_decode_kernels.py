@@ -25,6 +25,25 @@ def test_expand_is_the_left_columns_and_the_right_ones_times_b(rows, width, inne
     assert ((found - want).abs() <= want.abs() * 2**-8 + 1e-3).all()  # rounded once, to bfloat16
 
 
+@pytest.mark.parametrize("rows", [8, 64, 3000])
+@pytest.mark.parametrize(("width", "inner"), [(9728, 64), (200, 8)])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_expand_and_gate_is_both_one_after_the_other(rows, width, inner, with_bias):
+    from mathrl.rollout.decode_kernels import expand, expand_and_gate
+
+    generator = torch.Generator("cuda").manual_seed(0)
+
+    def drawn(*shape):
+        return torch.randn(*shape, device="cuda", generator=generator).bfloat16()
+
+    joint, b, bias = drawn(rows, width + inner), drawn(width, inner), drawn(width) if with_bias else None
+    gate, up = expand(joint, b, bias).double().chunk(2, dim=1)
+    want = torch.nn.functional.silu(gate) * up
+    found = expand_and_gate(joint, b, bias).double()
+    assert found.shape == (rows, width // 2)
+    assert ((found - want).abs() <= want.abs() * 2**-6 + 1e-3).all()  # rounded twice, as vLLM's own
+
+
 @pytest.mark.parametrize(("heads", "key_heads", "dim"), [(14, 2, 64), (12, 2, 128), (4, 4, 64)])
 def test_attend_is_attention_over_the_pages_of_each_sequence(heads, key_heads, dim):
     from mathrl.rollout.decode_kernels import attend

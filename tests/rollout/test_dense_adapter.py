@@ -93,6 +93,40 @@ def test_the_adapter_is_a_part_of_the_layers_own_product(kind, outs, with_bias):
     assert torch.allclose(layer._apply_sync(x, bias), F.linear(x, weight, bias), atol=1e-6)
 
 
+class Mlp:
+    """As vLLM's: gate and up in one layer, then down."""
+
+    def __init__(self, layer, down):
+        self.gate_up_proj, self.down = layer, down
+
+    def down_proj(self, x):
+        return x @ self.down.t(), None
+
+    def forward(self, x):
+        gate, up = self.gate_up_proj._apply_sync(x, self.gate_up_proj.base_layer.bias).chunk(2, dim=-1)
+        return self.down_proj(F.silu(gate) * up)[0]
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_a_gated_layer_ends_gated(kind, with_bias):
+    plain = base((6, 6))
+    plain.bias = torch.randn(12) if with_bias else None
+    gated = type("Gated", (Mlp,), {})
+    dense_adapter.gate_at_once(gated)
+    x, down = torch.randn(5, WIDTH), torch.randn(WIDTH, 6)
+    layer = filled(kind((6, 6), plain), (6, 6))
+    for without in (False, True):
+        layer.punica_wrapper.token_mapping_meta.no_lora_flag_cpu[0] = without
+        want = Mlp(layer, down).forward(x)
+        assert torch.allclose(gated(layer, down).forward(x), want, atol=1e-5)
+        assert torch.allclose(gated(layer, down).forward(x[None]), want[None], atol=1e-5)
+    layer.punica_wrapper.token_mapping_meta.no_lora_flag_cpu[0] = False
+    compiled = torch.compile(gated(layer, down).forward, backend="aot_eager", fullgraph=True)
+    assert torch.allclose(compiled(x), Mlp(layer, down).forward(x), atol=1e-5)
+    own = Layer((6, 6), plain)  # without an adapter of ours: vLLM's own way
+    assert torch.equal(gated(filled(own, (6, 6)), down).forward(x), Mlp(own, down).forward(x))
+
+
 @pytest.mark.parametrize("why", ["quantized", "other type", "other shape"])
 def test_weights_that_are_not_plain_keep_their_own_product(kind, why):
     odd = base(OUTS, quantized=why == "quantized")
@@ -179,6 +213,8 @@ def test_vllms_layers_are_changed_where_that_has_been_tried(monkeypatch, version
         "vllm.lora.layers.base_linear": SimpleNamespace(BaseLinearLayerWithLoRA=layer),
         "vllm.lora.layers.column_parallel_linear": SimpleNamespace(MergedColumnParallelLinearWithLoRA=merged),
         "vllm.v1.worker.gpu.lora_utils": SimpleNamespace(LoraState=state),
+        "vllm.model_executor.models.llama": SimpleNamespace(LlamaMLP=type("LlamaMLP", (Mlp,), {})),
+        "vllm.model_executor.models.qwen2": SimpleNamespace(Qwen2MLP=type("Qwen2MLP", (Mlp,), {})),
     }
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
@@ -188,6 +224,9 @@ def test_vllms_layers_are_changed_where_that_has_been_tried(monkeypatch, version
     for kind in (layer, merged):
         made = filled(kind(OUTS), OUTS)
         assert (getattr(made, "dense", None) is not None) == tried
+    for name in ("LlamaMLP", "Qwen2MLP"):
+        mlp = getattr(modules[f"vllm.model_executor.models.{name[:-3].lower()}"], name)
+        assert (mlp.forward is not Mlp.forward) == tried
     assert getattr(state, "one_for_all", False) == tried  # a step of several adapters is refused then
 
 
