@@ -130,7 +130,7 @@ def measured_one(cases: Mapping[str, Any]) -> OneGpu | None:
     if len(phases) < 2:
         return None
     curve = OneGpu(
-        phases, lambda n: curve(n / GROUP)["rollout"] / TOKENS, "scaleout.json, one H100 of the pair"
+        phases, lambda n: curve(n / GROUP)["rollout"] / TOKENS, "scaleout.json, one GPU of the pair"
     )
     return curve
 
