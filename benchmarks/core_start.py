@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-import mathrl.rollout.core_extension  # noqa: F401 - as in a run
+import mathrl.rollout.core.extension  # noqa: F401 - as in a run
 
 PARTS = {
     "init_device": "device",

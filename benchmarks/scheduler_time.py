@@ -27,7 +27,7 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
-from mathrl.rollout import finished_only
+from mathrl.rollout.core import finished_only
 from mathrl.rollout.vllm_core import FinishedOnlyAsyncScheduler, _Answers
 
 PROMPT, COMPLETION, BLOCK = 128, 192, 16

@@ -47,7 +47,7 @@ def test_code_is_what_is_no_docstring_comment_or_empty_line():
 
 
 def test_no_line_counts_twice_and_processes_are_told_apart():
-    file, own = ROOT / "mathrl" / "rollout" / "finished_only.py", os.getpid()
+    file, own = ROOT / "mathrl" / "rollout" / "core" / "finished_only.py", os.getpid()
     spans = {name: span for span, name in _named_spans(file)}
     outer, inner = spans["_spare_blocks"], spans["allocate_slots"]
     assert inner.start in outer
@@ -64,7 +64,7 @@ def test_no_line_counts_twice_and_processes_are_told_apart():
     assert found["trainer"]["code"] < found["trainer"]["lines"]
     assert found["core"]["lines"] == len(inner)
     assert list(found["workers"]["by room"]) == ["verifiers"]
-    assert found["imported meanwhile"] == ["mathrl/rollout/finished_only.py"]
+    assert found["imported meanwhile"] == ["mathrl/rollout/core/finished_only.py"]
 
 
 def _named_spans(file: Path):

@@ -35,11 +35,11 @@ from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from vllm.v1.outputs import LogprobsLists
 
 from mathrl.rollout.base import OnTokens
-from mathrl.rollout.core_process import ask_to_end
-from mathrl.rollout.core_server import fork_cores
-from mathrl.rollout.finished_only import UNDER_WAY, FinishedOnly
-from mathrl.rollout.given_tokens import GivenTokens
-from mathrl.rollout.steady_decoding import SteadyDecoding
+from mathrl.rollout.core.finished_only import UNDER_WAY, FinishedOnly
+from mathrl.rollout.core.given_tokens import GivenTokens
+from mathrl.rollout.core.process import ask_to_end
+from mathrl.rollout.core.server import fork_cores
+from mathrl.rollout.core.steady_decoding import SteadyDecoding
 from mathrl.rollout.vllm_client import (
     AdapterRefused,
     Ask,

@@ -20,7 +20,7 @@ from vllm import LLM, SamplingParams
 from vllm.lora.request import LoRARequest
 
 from mathrl.rollout.base import OnTokens
-from mathrl.rollout.core_process import ask_to_end
+from mathrl.rollout.core.process import ask_to_end
 from mathrl.rollout.vllm_client import (
     AdapterRefused,
     Ask,

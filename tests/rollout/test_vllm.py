@@ -30,7 +30,7 @@ from mathrl.errors import UserError
 from mathrl.policy.model import Policy
 from mathrl.rewards.scorer import RewardScorer
 from mathrl.rollout.adapter_files import RAM_DISK
-from mathrl.rollout.finished_only import UNDER_WAY
+from mathrl.rollout.core.finished_only import UNDER_WAY
 from mathrl.rollout.replicas import Replicas
 from mathrl.training.sentinel import Sentinel, SyncError
 from mathrl.training.trainer import Trainer

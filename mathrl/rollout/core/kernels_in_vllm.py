@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mathrl.rollout.core_process import runs_vllm
+from mathrl.rollout.core.process import runs_vllm
 
 TRIED = ("0.26",)  # versions of vLLM in which this has run on a GPU
 SWITCH = "MATHRL_DECODE_KERNELS"  # in the environment; 0: vLLM's own kernels
@@ -138,7 +138,7 @@ def use_decode_kernels() -> None:
     """Change vLLM's sampler and attention, in the core's process, where that has been tried."""
     if not runs_vllm(TRIED, SWITCH) or not torch.cuda.is_available():
         return
-    from mathrl.rollout.decode_kernels import attend, draw
+    from mathrl.rollout.core.decode_kernels import attend, draw
 
     sampler: Any = importlib.import_module("vllm.v1.worker.gpu.sample.sampler")
     outputs: Any = importlib.import_module("vllm.v1.outputs")

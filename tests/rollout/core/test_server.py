@@ -10,13 +10,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from test_core_process import _lives as lives
+from test_process import _lives as lives
 
 from mathrl.config import Config
-from mathrl.rollout import core_server
-from mathrl.rollout.core_preload import cuda_has_started, try_out
-from mathrl.rollout.core_process import belong_to_trainer
-from mathrl.rollout.core_server import CoreServer, begin_early
+from mathrl.rollout.core import server as core_server
+from mathrl.rollout.core.preload import cuda_has_started, try_out
+from mathrl.rollout.core.process import belong_to_trainer
+from mathrl.rollout.core.server import CoreServer, begin_early
 
 PRELOAD = "colorsys"  # which nothing else here loads
 

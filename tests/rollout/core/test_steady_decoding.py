@@ -10,8 +10,8 @@ import torch
 
 from mathrl.config import ModelConfig
 from mathrl.policy.scratch import build_base
-from mathrl.rollout import finished_only
-from mathrl.rollout.finished_only import UNDER_WAY
+from mathrl.rollout.core import finished_only
+from mathrl.rollout.core.finished_only import UNDER_WAY
 
 pytestmark = [
     pytest.mark.vllm,
@@ -68,7 +68,7 @@ def kinds(ahead: bool) -> tuple[type, type]:
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
     from vllm.v1.core.sched.scheduler import Scheduler
 
-    from mathrl.rollout.finished_only import FinishedOnly
+    from mathrl.rollout.core.finished_only import FinishedOnly
     from mathrl.rollout.vllm_core import FinishedOnlyAsyncScheduler, FinishedOnlyScheduler, _Answers
 
     plain = type("Plain", (_Answers, FinishedOnly, AsyncScheduler if ahead else Scheduler), {})

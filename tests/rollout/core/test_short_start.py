@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mathrl.rollout import short_start
-from mathrl.rollout.dense_adapter import joined
+from mathrl.rollout.core import short_start
+from mathrl.rollout.core.dense_adapter import joined
 
 WIDTH, OUTS, RANK = 6, (4, 3), 2
 

@@ -4,7 +4,7 @@ A core would load everything again once the trainer has: half of an engine's sta
 as soon as a command knows that it will want vLLM, loads beside the trainer, and is multiprocessing's fork
 server with a life of its own: it ends with the trainer, however that ends. A core has the trainer's
 environment of the moment it is started in, its arguments by pickle, as a spawned one; it watches the trainer
-(core_process.py) and the trainer watches it. All cores of a process are forked from one server, and share
+(process.py) and the trainer watches it. All cores of a process are forked from one server, and share
 its memory (some 700 MB) where they do not write to it.
 
 Where anything is not as this expects, vLLM spawns its core as ever, and one sentence says so.
@@ -28,11 +28,11 @@ from pathlib import Path
 from typing import Any
 
 from mathrl.config import Config
-from mathrl.rollout.core_preload import CUDA_STARTED, DEVICE, try_out
+from mathrl.rollout.core.preload import CUDA_STARTED, DEVICE, try_out
 from mathrl.rollout.vllm_settings import engine_environment, is_fast
 
 SWITCH = "MATHRL_FORKED_CORE"  # in the environment; 0: vLLM spawns its cores
-_PRELOAD = "mathrl.rollout.core_preload"
+_PRELOAD = "mathrl.rollout.core.preload"
 _READ_ONCE = (  # when something is loaded: a server that has read another value is of no use
     "CUDA_VISIBLE_DEVICES",
     "HF_HOME",
@@ -72,7 +72,7 @@ class CoreServer(forkserver.ForkServer):
     def begin(self) -> None:
         """Start it; it loads by itself from then on."""
         self._read_once = {name: os.environ.get(name) for name in _READ_ONCE}
-        path = filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")))
+        path = filter(None, (str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH")))
         with _environment({"PYTHONPATH": os.pathsep.join(path)}):
             super().ensure_running()
         self._begun = True

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from mathrl.rollout.given_tokens import GivenTokens
+from mathrl.rollout.core.given_tokens import GivenTokens
 
 
 class Lists(NamedTuple):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mathrl.rollout.one_adapter import remember_adapters
+from mathrl.rollout.core.one_adapter import remember_adapters
 
 
 class Request(SimpleNamespace):

@@ -18,7 +18,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from mathrl.rollout.core_process import runs_vllm
+from mathrl.rollout.core.process import runs_vllm
 
 TRIED = ("0.26",)  # versions of vLLM whose start this shortens
 SWITCH = "MATHRL_SHORT_START"  # in the environment; 0: vLLM starts its own way

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mathrl.rollout.decode_rows import DecodeRows, Ints
+from mathrl.rollout.core.decode_rows import DecodeRows, Ints
 
 _PLAIN = {  # of vLLM's scheduler: what it must not have, where it has such a field
     "connector": None,

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from mathrl.rollout.decode_rows import DecodeRows
+from mathrl.rollout.core.decode_rows import DecodeRows
 
 
 def request(name: str, *, prompt: int = 4, known: int = 1, most: int = 3) -> SimpleNamespace:

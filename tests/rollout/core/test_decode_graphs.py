@@ -12,8 +12,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mathrl.rollout import graphs_in_core
-from mathrl.rollout.decode_graphs import DecodeGraphs
+from mathrl.rollout.core import graphs_in_vllm
+from mathrl.rollout.core.decode_graphs import DecodeGraphs
 
 ROWS, LENGTH, BLOCK, BLOCKS, VOCABULARY = 12, 48, 4, 200, 997
 SIZES = (1, 2, 4, 8, 12)
@@ -506,14 +506,14 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_vllms_runner_is_asked_where_graphs_have_not_made_the_step(
     vllm: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    graphs_in_core.use_decode_graphs()
+    graphs_in_vllm.use_decode_graphs()
     runner, forgotten = vllm(), []
     graphs = SimpleNamespace(
         execute=lambda scheduled: scheduled.steady == "known",
         sample=lambda: "tokens of a graph",
         forget=lambda: forgotten.append(1),
     )
-    monkeypatch.setattr(graphs_in_core, "_graphs_for", lambda runner: graphs)
+    monkeypatch.setattr(graphs_in_vllm, "_graphs_for", lambda runner: graphs)
     assert runner.sample_tokens(None) == "vLLM's tokens"  # nothing has been begun here
     assert runner.execute_model(SimpleNamespace(), dummy_run=True) == "vLLM's"
     runner.decode_graphs = graphs
@@ -533,8 +533,8 @@ def test_what_has_not_been_tried_stays_vllms(vllm: Any, what: str, monkeypatch: 
     if what == "another version":
         monkeypatch.setattr(sys.modules["vllm"], "__version__", "0.31.2")
     if what == "switched off":
-        monkeypatch.setenv(graphs_in_core.SWITCH, "0")
-    graphs_in_core.use_decode_graphs()
+        monkeypatch.setenv(graphs_in_vllm.SWITCH, "0")
+    graphs_in_vllm.use_decode_graphs()
     runner = vllm()
     assert (
         runner.execute_model(SimpleNamespace(steady=SimpleNamespace(ids=["a"], others={})), None) == "vLLM's"

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from mathrl.rollout.core_process import belong_to_trainer
-from mathrl.rollout.one_adapter import remember_adapters
+from mathrl.rollout.core.one_adapter import remember_adapters
+from mathrl.rollout.core.process import belong_to_trainer
 
 UNDER_WAY = "under way"
 """The request of an output whose one token is a number: the tokens so far of unfinished completions."""

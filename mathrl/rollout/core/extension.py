@@ -1,10 +1,10 @@
 """Imported by vLLM in its core's process, before it makes the model, and nowhere else."""
 
-from mathrl.rollout.core_process import belong_to_trainer
-from mathrl.rollout.dense_adapter import use_dense_adapter
-from mathrl.rollout.graphs_in_core import use_decode_graphs
-from mathrl.rollout.kernels_in_core import use_decode_kernels
-from mathrl.rollout.short_start import use_short_start
+from mathrl.rollout.core.dense_adapter import use_dense_adapter
+from mathrl.rollout.core.graphs_in_vllm import use_decode_graphs
+from mathrl.rollout.core.kernels_in_vllm import use_decode_kernels
+from mathrl.rollout.core.process import belong_to_trainer
+from mathrl.rollout.core.short_start import use_short_start
 
 belong_to_trainer()
 use_dense_adapter()

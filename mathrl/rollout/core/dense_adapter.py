@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from mathrl.rollout.core_process import runs_vllm
+from mathrl.rollout.core.process import runs_vllm
 
 TRIED = ("0.26",)  # versions of vLLM whose layers this has changed on a GPU
 _GATED = (("llama", "LlamaMLP"), ("qwen2", "Qwen2MLP"))  # of vLLM's models, and of those that borrow them
@@ -63,7 +63,7 @@ def with_adapter(
         return F.linear(x, whole[:width], bias)
     joint = x @ whole.t()
     if x.is_cuda:
-        from mathrl.rollout.decode_kernels import expand
+        from mathrl.rollout.core.decode_kernels import expand
 
         return expand(joint, b, bias)
     out = joint[:, :width] + joint[:, width:] @ b.t()
@@ -75,7 +75,7 @@ def gated_with_adapter(
 ) -> torch.Tensor:
     """silu(left half) · right half of ``with_adapter``: (tokens, out / 2)."""
     if x.is_cuda and not none.item():
-        from mathrl.rollout.decode_kernels import expand_and_gate
+        from mathrl.rollout.core.decode_kernels import expand_and_gate
 
         return expand_and_gate(x @ whole.t(), b, bias)
     gate, up = with_adapter(x, whole, bias, b, none).chunk(2, dim=-1)

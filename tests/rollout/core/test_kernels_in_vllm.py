@@ -7,8 +7,8 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from mathrl.rollout import kernels_in_core
-from mathrl.rollout.kernels_in_core import Drawing, attend_by_rows, fits
+from mathrl.rollout.core import kernels_in_vllm
+from mathrl.rollout.core.kernels_in_vllm import Drawing, attend_by_rows, fits
 
 
 class Tensors(NamedTuple):
@@ -181,12 +181,12 @@ def test_vllms_functions_are_changed_where_that_has_been_tried(monkeypatch, vers
         "vllm.v1.worker.gpu.sample.sampler": sampler,
         "vllm.v1.outputs": SimpleNamespace(LogprobsTensors=Tensors),
         "vllm.v1.attention.backends.flash_attn": SimpleNamespace(FlashAttentionImpl=impl),
-        "mathrl.rollout.decode_kernels": SimpleNamespace(attend=None, draw=None),
+        "mathrl.rollout.core.decode_kernels": SimpleNamespace(attend=None, draw=None),
     }
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    kernels_in_core.use_decode_kernels()
+    kernels_in_vllm.use_decode_kernels()
     changed = gpu and version == "0.26.0"
     assert (impl.forward is not before) == changed
     assert (sampler.gumbel_sample != 1) == changed

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mathrl.rollout import dense_adapter
+from mathrl.rollout.core import dense_adapter
 
 RANK, WIDTH, OUTS = 4, 10, (6, 3, 5)
 

@@ -1,4 +1,4 @@
-"""Loads what cores need: imported by the process they are forked from (core_server.py), and nowhere else.
+"""Loads what cores need: imported by the process they are forked from (server.py), and nowhere else.
 
 A fork keeps what was loaded and no thread, and CUDA does not survive it at all: nothing that is loaded here
 may start CUDA, and a first process is forked only to see that.

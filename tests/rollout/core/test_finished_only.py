@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from mathrl.rollout import finished_only
-from mathrl.rollout.finished_only import UNDER_WAY, FinishedOnly
+from mathrl.rollout.core import finished_only
+from mathrl.rollout.core.finished_only import UNDER_WAY, FinishedOnly
 
 SIZE = 4  # tokens of a block
 

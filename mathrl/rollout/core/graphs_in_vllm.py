@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from mathrl.rollout.core_process import runs_vllm
-from mathrl.rollout.decode_graphs import DecodeGraphs
+from mathrl.rollout.core.decode_graphs import DecodeGraphs
+from mathrl.rollout.core.process import runs_vllm
 
 TRIED = ("0.26",)  # versions of vLLM whose runner this has driven on a GPU
 SWITCH = "MATHRL_DECODE_GRAPHS"  # in the environment; 0: all steps go vLLM's way

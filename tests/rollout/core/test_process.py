@@ -6,7 +6,7 @@ import signal
 import time
 from pathlib import Path
 
-from mathrl.rollout.core_process import END, ask_to_end, belong_to_trainer
+from mathrl.rollout.core.process import END, ask_to_end, belong_to_trainer
 
 
 def work(ready, ended) -> None:
