@@ -16,7 +16,7 @@ from tests.rollout.core.kernel_checks import (
 
 pytest.importorskip("triton", reason="Triton is not installed: it comes with vLLM")
 pytestmark = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1", reason="there is a GPU: tests/gpu/test_decode_kernels.py"
+    os.environ.get("TRITON_INTERPRET") != "1", reason="there is a GPU: tests/gpu/test_decode_kernels_gpu.py"
 )
 
 
