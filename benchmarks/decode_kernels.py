@@ -3,7 +3,7 @@
     python benchmarks/decode_kernels.py [--only linears attention drawing] [--out DIR]
 
 linears    all linear layers of a step with an adapter of rank 32: without it, as two more products a layer,
-           and as a part of each layer's own product (mathrl/rollout/dense_adapter.py)
+           and as a part of each layer's own product (mathrl/rollout/core/dense_adapter.py)
 attention  one token a sequence over a paged cache: FlashAttention 3 as vLLM calls it in a graph, and ours
 drawing    a token of 151,936 for every row: vLLM's Gumbel sampling, and ours
 """
@@ -60,7 +60,7 @@ def drawn(*shape: int, scale: float = 1.0) -> torch.Tensor:
 
 
 def linears(model: str, tokens: int) -> dict[str, float]:
-    from mathrl.rollout.decode_kernels import expand
+    from mathrl.rollout.core.decode_kernels import expand
 
     layers, shapes = LINEARS[model]
     weights = []
@@ -94,7 +94,7 @@ def linears(model: str, tokens: int) -> dict[str, float]:
 def attention(sequences: int, length: int, heads: int, key_heads: int, dim: int) -> dict[str, float]:
     from vllm.vllm_flash_attn import flash_attn_varlen_func, get_scheduler_metadata
 
-    from mathrl.rollout.decode_kernels import attend
+    from mathrl.rollout.core.decode_kernels import attend
 
     layers = 24
     lengths = torch.randint(int(0.7 * length), int(1.3 * length), (sequences,), device="cuda").int()
@@ -136,7 +136,7 @@ def attention(sequences: int, length: int, heads: int, key_heads: int, dim: int)
 def drawing(rows: int) -> dict[str, float]:
     from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample
 
-    from mathrl.rollout.decode_kernels import draw
+    from mathrl.rollout.core.decode_kernels import draw
 
     logits, heat = drawn(rows, VOCABULARY, scale=2.0), torch.ones(rows, device="cuda")
     places = torch.arange(rows, device="cuda", dtype=torch.int32)
