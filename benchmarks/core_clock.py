@@ -19,7 +19,7 @@ from typing import Any
 import vllm.v1.engine.core as engine_core
 from vllm.v1.executor import uniproc_executor
 
-from mathrl.rollout.vllm_core import FinishedOnlyAsyncScheduler, FinishedOnlyScheduler
+from mathrl.rollout.core.scheduler import FinishedOnlyAsyncScheduler, FinishedOnlyScheduler
 
 _PROFILED = 60  # steps of every profile
 

@@ -23,7 +23,7 @@ from random_model import SHAPES, random_model
 from record import describe
 from vllm_rollout import PROMPT, moved_policy, recipe, start_engine
 
-from mathrl.rollout.core.server import begin_early
+from mathrl.rollout.vllm_fork import begin_early
 from mathrl.types import Problem, Sampling
 
 

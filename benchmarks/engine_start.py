@@ -1,4 +1,4 @@
-"""Seconds until vLLM's engine stands, its core spawned and forked (mathrl/rollout/core/server.py) in turns.
+"""Seconds until vLLM's engine stands, its core spawned and forked (mathrl/rollout/vllm_fork.py) in turns.
 
     python benchmarks/engine_start.py [--model 40m] [--rounds 3] [--warm] [--out DIR]
 
@@ -75,7 +75,7 @@ def in_a_process(folder: Path, way: str, *, warm: bool) -> dict[str, float]:
 def start(folder: Path) -> dict[str, float]:
     """Seconds of the call that makes the engine, and since this process began."""
     from mathrl.config import Config
-    from mathrl.rollout.core.server import begin_early
+    from mathrl.rollout.vllm_fork import begin_early
 
     rollout = {"engine": "vllm", "max_prompt_tokens": 128, "max_completion_tokens": 128, "num_replicas": 1}
     config = Config.model_validate(

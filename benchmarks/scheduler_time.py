@@ -28,12 +28,12 @@ from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
 from mathrl.rollout.core import finished_only
-from mathrl.rollout.vllm_core import FinishedOnlyAsyncScheduler, _Answers
+from mathrl.rollout.core.scheduler import Answers, FinishedOnlyAsyncScheduler
 
 PROMPT, COMPLETION, BLOCK = 128, 192, 16
 
 
-class Plain(_Answers, finished_only.FinishedOnly, AsyncScheduler):
+class Plain(Answers, finished_only.FinishedOnly, AsyncScheduler):
     """vLLM's own, but for one message a completion."""
 
 

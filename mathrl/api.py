@@ -130,7 +130,7 @@ def train(
     from mathrl.commands.going_on import refuse_early
     from mathrl.data.in_memory import write_rows
     from mathrl.recipes import check_named, find_recipe
-    from mathrl.rollout.core.server import begin_early
+    from mathrl.rollout.vllm_fork import begin_early
     from mathrl.run.folder import RunFolder
     from mathrl.types import Problem
 

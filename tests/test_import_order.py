@@ -45,6 +45,7 @@ ORDER = {
     ],
 }
 RANK = {(top, room): rank for top, cells in ORDER.items() for rank, cell in enumerate(cells) for room in cell}
+_KNOW_VLLM = ("vllm_core.py", "vllm_public.py", "core/scheduler.py")  # of the rollout's room
 FACES = {("mathrl", ""), ("verifiers", "")}  # the packages' own __init__: they load what they name when asked
 
 
@@ -120,16 +121,26 @@ def test_no_circle():
             walk(module, ())
 
 
-def test_only_one_room_knows_the_verifiers_and_only_two_files_know_vllm():
+def test_only_one_room_knows_the_verifiers_and_only_three_files_know_vllm():
     for path in SOURCES:
         roots = {module.split(".")[0] for module in imports_of(path)}
         name = str(path.relative_to(ROOT))
         if name.startswith("mathrl/") and "verifiers" in roots:
             assert name.startswith("mathrl/rewards/")
         if "vllm" in roots:
-            assert name in ("mathrl/rollout/vllm_core.py", "mathrl/rollout/vllm_public.py")
+            assert name.removeprefix("mathrl/rollout/") in (
+                "vllm_core.py",
+                "vllm_public.py",
+                "core/scheduler.py",
+            )
         if name.startswith("verifiers/"):
             assert not roots & {"torch", "numpy", "transformers", "mathrl", "datasets"}
+
+
+def test_what_runs_in_vllms_core_knows_nothing_else_of_the_house():
+    for path in sorted((ROOT / "mathrl" / "rollout" / "core").glob("*.py")):
+        others = {module for module in imports_of(path) if room_of(module)}
+        assert all(module.startswith("mathrl.rollout.core.") for module in others), path
 
 
 def test_the_way_with_vllm_knows_no_short_cut_of_a_cpu():

@@ -12,7 +12,7 @@ from mathrl.commands.going_on import of_reward_model, refuse_early
 from mathrl.commands.launch import ALONE, LaunchOptions, launch
 from mathrl.commands.recipe_fields import Overrides, takes_fields
 from mathrl.recipes import check_named, dump, find_recipe, recipe_descriptions
-from mathrl.rollout.core.server import begin_early
+from mathrl.rollout.vllm_fork import begin_early
 
 Recipe = Annotated[str, Parameter(name="RECIPE", help="name of a recipe, or a TOML file", show_default=False)]
 Resume = Annotated[

@@ -35,7 +35,7 @@ from mathrl.recipes import load_config
 from mathrl.report.evaluation_page import Result, print_results, write_results
 from mathrl.report.summary import versions
 from mathrl.rewards.reward_model_folder import training_questions
-from mathrl.rollout.core.server import begin_early
+from mathrl.rollout.vllm_fork import begin_early
 from mathrl.run.progress import make_console
 from mathrl.run.stop import StopSignals
 from mathrl.types import Problem

@@ -15,8 +15,8 @@ from mathrl.errors import UserError
 from mathrl.memory.plan import asked_at_once, engine_limits, of_one_rank, replicas_of
 from mathrl.memory.shapes import Shape
 from mathrl.rollout.base import Engine, PromptEncoder, eos_ids
-from mathrl.rollout.core.server import begin
 from mathrl.rollout.vllm_client import Client
+from mathrl.rollout.vllm_fork import begin
 from mathrl.rollout.vllm_settings import CPU_HEAD_SIZES, FAST, FITTING, engine_environment, is_fast
 from mathrl.types import Sampling
 

@@ -6,12 +6,15 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from mathrl.rollout.base import OnTokens
+from mathrl.rollout.core.process import END
 from mathrl.types import FinishReason, Sampling
 
 Row = tuple[Sequence[int], Sequence[int]]
@@ -103,6 +106,13 @@ class Client(Protocol):
 
 def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).split("\n")[0]
+
+
+def ask_to_end(processes: Sequence[Any]) -> None:
+    """Tell cores that ignore other signals to end."""
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, END)
 
 
 def end_processes(processes: Sequence[Any], timeout_s: float = 10.0) -> None:

@@ -25,30 +25,25 @@ from typing import Any, NamedTuple
 from vllm import SamplingParams
 from vllm.engine.arg_utils import EngineArgs
 from vllm.lora.request import LoRARequest
-from vllm.v1.core.sched.async_scheduler import AsyncScheduler
-from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.engine import FinishReason as VllmFinishReason
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
-from vllm.v1.outputs import LogprobsLists
 
 from mathrl.rollout.base import OnTokens
-from mathrl.rollout.core.finished_only import UNDER_WAY, FinishedOnly
-from mathrl.rollout.core.given_tokens import GivenTokens
-from mathrl.rollout.core.process import ask_to_end
-from mathrl.rollout.core.server import fork_cores
-from mathrl.rollout.core.steady_decoding import SteadyDecoding
+from mathrl.rollout.core.finished_only import UNDER_WAY
+from mathrl.rollout.core.scheduler import FinishedOnlyAsyncScheduler, FinishedOnlyScheduler
 from mathrl.rollout.vllm_client import (
     AdapterRefused,
     Ask,
     CoreEnded,
     Output,
     Row,
+    ask_to_end,
     end_processes,
     first_line,
 )
+from mathrl.rollout.vllm_fork import fork_cores
 from mathrl.rollout.vllm_settings import EXTENSION
 from mathrl.types import FinishReason, Sampling
 
@@ -238,27 +233,6 @@ class CoreClient:
                     raise RuntimeError(f"vLLM gave up a request: {answer.finish_reason!r}")
             if answers:
                 yield answers
-
-
-class _Answers:
-    """vLLM's own objects, for the scheduler mixins."""
-
-    def _output(self, name: str, tokens: list[int]) -> Any:
-        return EngineCoreOutput(name, tokens)
-
-    def _message(self) -> Any:
-        return EngineCoreOutputs()
-
-    def _lists(self, *columns: Any) -> Any:
-        return LogprobsLists(*columns)
-
-
-class FinishedOnlyScheduler(GivenTokens, _Answers, SteadyDecoding, FinishedOnly, Scheduler):
-    """vLLM's scheduler, for devices where steps are not prepared ahead."""
-
-
-class FinishedOnlyAsyncScheduler(GivenTokens, _Answers, SteadyDecoding, FinishedOnly, AsyncScheduler):
-    """vLLM's scheduler that prepares a step while the one before it runs."""
 
 
 def _classes(device: str) -> dict[str, Any]:

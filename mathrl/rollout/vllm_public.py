@@ -20,13 +20,13 @@ from vllm import LLM, SamplingParams
 from vllm.lora.request import LoRARequest
 
 from mathrl.rollout.base import OnTokens
-from mathrl.rollout.core.process import ask_to_end
 from mathrl.rollout.vllm_client import (
     AdapterRefused,
     Ask,
     CoreEnded,
     Output,
     Row,
+    ask_to_end,
     end_processes,
     first_line,
 )

@@ -1,7 +1,7 @@
 """What our scheduler does otherwise than vLLM's: less Python a token, one message a completion.
 
 With hundreds of completions at once the core's own bookkeeping, a few Python calls a token each, takes longer
-than the model's step on the GPU. vllm_core.py puts this mixin before vLLM's scheduler, in the core's process.
+than the model's step on the GPU. scheduler.py puts this mixin before vLLM's own.
 """
 
 from __future__ import annotations

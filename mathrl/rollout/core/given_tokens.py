@@ -2,7 +2,7 @@
 
 A request that asks for the log-probability of a given token (``logprob_token_ids``) makes vLLM report a
 second column for all that share its step, after that of the sampled tokens. Parts of one completion would
-then differ in width. vllm_core.py puts this mixin before its schedulers, in the core's process.
+then differ in width. scheduler.py puts this mixin before the others.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ DEVICE = "MATHRL_CORE_DEVICE"  # in this process's environment
 CUDA_STARTED = 3  # an exit code
 _OF_A_CORE = (
     "vllm.v1.engine.core",
-    "mathrl.rollout.vllm_core",
+    "mathrl.rollout.core.scheduler",
+    "mathrl.rollout.core.server",  # by it a forked process knows what it is
     "vllm.lora.model_manager",
     "vllm.model_executor.model_loader",
     "vllm.model_executor.models.qwen2",  # with it what nearly all models have in common

@@ -13,10 +13,10 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 END = signal.SIGUSR2
+"""By which its trainer asks it to end."""
 _IGNORED = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -50,13 +50,6 @@ def runs_vllm(versions: Sequence[str], switch: str) -> bool:
     """
     version = getattr(sys.modules.get("vllm"), "__version__", "")
     return ".".join(version.split(".")[:2]) in versions and os.environ.get(switch) != "0"
-
-
-def ask_to_end(processes: Sequence[Any]) -> None:
-    """Tell cores that ignore other signals to end."""
-    for process in processes:
-        with suppress(ProcessLookupError):
-            os.kill(process.pid, END)
 
 
 def _end_with(trainer: Any) -> None:

@@ -7,7 +7,7 @@ vLLM's own code sees those alone that come, end, or need more than a token. What
 been: a request that leaves its row brings along all that vLLM would have written into it meanwhile.
 
 Where anything is asked for that this does not know (speculation, structured output, sliding windows, ...) a
-request, or the whole scheduler, goes vLLM's way. A mixin for vllm_core.py, to stand before ``FinishedOnly``.
+request, or the whole scheduler, goes vLLM's way. A mixin for scheduler.py, to stand before ``FinishedOnly``.
 """
 
 from __future__ import annotations

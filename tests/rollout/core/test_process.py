@@ -4,9 +4,11 @@ import multiprocessing
 import os
 import signal
 import time
-from pathlib import Path
 
-from mathrl.rollout.core.process import END, ask_to_end, belong_to_trainer
+from processes import ends_soon
+
+from mathrl.rollout.core.process import END, belong_to_trainer
+from mathrl.rollout.vllm_client import ask_to_end
 
 
 def work(ready, ended) -> None:
@@ -64,21 +66,10 @@ def test_it_ends_when_its_trainer_is_killed():
     assert ready.wait(30)
     os.kill(parent.pid, signal.SIGKILL)
     parent.join(30)
-    deadline = time.monotonic() + 30
-    while _lives(pid):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    ends_soon(pid)
 
 
 def test_the_trainer_itself_belongs_to_nobody():
     before = signal.getsignal(signal.SIGTERM)
     belong_to_trainer()
     assert signal.getsignal(signal.SIGTERM) == before
-
-
-def _lives(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"

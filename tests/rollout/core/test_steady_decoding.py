@@ -69,9 +69,9 @@ def kinds(ahead: bool) -> tuple[type, type]:
     from vllm.v1.core.sched.scheduler import Scheduler
 
     from mathrl.rollout.core.finished_only import FinishedOnly
-    from mathrl.rollout.vllm_core import FinishedOnlyAsyncScheduler, FinishedOnlyScheduler, _Answers
+    from mathrl.rollout.core.scheduler import Answers, FinishedOnlyAsyncScheduler, FinishedOnlyScheduler
 
-    plain = type("Plain", (_Answers, FinishedOnly, AsyncScheduler if ahead else Scheduler), {})
+    plain = type("Plain", (Answers, FinishedOnly, AsyncScheduler if ahead else Scheduler), {})
     return plain, FinishedOnlyAsyncScheduler if ahead else FinishedOnlyScheduler
 
 
