@@ -199,6 +199,26 @@ def gate_at_once(kind: Any) -> None:
     kind.forward = gated
 
 
+def map_densely(manager: Any) -> None:
+    """Change vLLM's class ``LoRAModelManager``: where all layers are dense, a step's tokens need no tables.
+
+    vLLM lists the adapter of every token, sorts and counts them on the GPU, and waits for that, at each step
+    whose tokens are not those of the step before. The layers here ask for one thing: is there an adapter?
+    """
+    tell = manager._set_adapter_mapping
+
+    def set_adapter_mapping(self: Any, mapping: Any) -> None:
+        layers = list(self.modules.values())
+        if layers and all(getattr(layer, "dense", None) is not None for layer in layers):
+            nobody = not any(mapping.index_mapping)  # numbers begin at 1
+            for flag in {id(found): found for found in map(_nobody, layers)}.values():
+                flag[0] = nobody
+        else:
+            tell(self, mapping)
+
+    manager._set_adapter_mapping = set_adapter_mapping
+
+
 def _nobody(layer: Any) -> torch.Tensor:
     flag: torch.Tensor = layer.punica_wrapper.token_mapping_meta.no_lora_flag_cpu
     return flag
@@ -243,6 +263,7 @@ def use_dense_adapter() -> None:
     state: Any = importlib.import_module("vllm.v1.worker.gpu.lora_utils").LoraState
     layer, merged = base.BaseLinearLayerWithLoRA, columns.MergedColumnParallelLinearWithLoRA
     serve_densely(layer, (layer, merged))
+    map_densely(importlib.import_module("vllm.lora.model_manager").LoRAModelManager)
     for module, name in _GATED:
         gate_at_once(getattr(importlib.import_module(f"vllm.model_executor.models.{module}"), name))
     state.one_for_all = True

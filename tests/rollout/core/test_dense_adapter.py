@@ -203,6 +203,36 @@ def test_compiled_code_takes_it_as_it_is(kind):
     assert not torch.equal(share(y), y * 2 + 1)
 
 
+class Manager:
+    """As vLLM's; it remembers the mappings that its tables are made of."""
+
+    def __init__(self, **modules):
+        self.modules, self.told = modules, []
+
+    def _set_adapter_mapping(self, mapping):
+        self.told.append(mapping)
+
+
+def test_dense_layers_need_no_tables_of_tokens(kind):
+    manager = type("Changed", (Manager,), {})
+    dense_adapter.map_densely(manager)
+    first, second = filled(kind(OUTS), OUTS), filled(kind((7,)), (7,))
+    flags = [layer.punica_wrapper.token_mapping_meta.no_lora_flag_cpu for layer in (first, second)]
+    whole = manager(first=first, second=second)
+    for tokens, nobody in (((0, 0, 0), True), ((3, 3, 3), False), ((), True), ((0, 3), False)):
+        whole._set_adapter_mapping(SimpleNamespace(index_mapping=tokens))
+        assert [bool(flag) for flag in flags] == [nobody, nobody]
+    assert whole.told == []
+    mixed = manager(first=first, embedding=SimpleNamespace())
+    mapping = SimpleNamespace(index_mapping=(0,))
+    mixed._set_adapter_mapping(mapping)
+    assert mixed.told == [mapping]
+    assert not bool(flags[0])
+    empty = manager()
+    empty._set_adapter_mapping(mapping)
+    assert empty.told == [mapping]
+
+
 @pytest.mark.parametrize("version", ["0.26.0", "0.31.0"])
 def test_vllms_layers_are_changed_where_that_has_been_tried(monkeypatch, version):
     layer = type("BaseLinearLayerWithLoRA", (Layer,), {})
@@ -213,6 +243,7 @@ def test_vllms_layers_are_changed_where_that_has_been_tried(monkeypatch, version
         "vllm.lora.layers.base_linear": SimpleNamespace(BaseLinearLayerWithLoRA=layer),
         "vllm.lora.layers.column_parallel_linear": SimpleNamespace(MergedColumnParallelLinearWithLoRA=merged),
         "vllm.v1.worker.gpu.lora_utils": SimpleNamespace(LoraState=state),
+        "vllm.lora.model_manager": SimpleNamespace(LoRAModelManager=type("LoRAModelManager", (Manager,), {})),
         "vllm.model_executor.models.llama": SimpleNamespace(LlamaMLP=type("LlamaMLP", (Mlp,), {})),
         "vllm.model_executor.models.qwen2": SimpleNamespace(Qwen2MLP=type("Qwen2MLP", (Mlp,), {})),
     }
@@ -224,6 +255,8 @@ def test_vllms_layers_are_changed_where_that_has_been_tried(monkeypatch, version
     for kind in (layer, merged):
         made = filled(kind(OUTS), OUTS)
         assert (getattr(made, "dense", None) is not None) == tried
+    manager = modules["vllm.lora.model_manager"].LoRAModelManager
+    assert (manager._set_adapter_mapping is not Manager._set_adapter_mapping) == tried
     for name in ("LlamaMLP", "Qwen2MLP"):
         mlp = getattr(modules[f"vllm.model_executor.models.{name[:-3].lower()}"], name)
         assert (mlp.forward is not Mlp.forward) == tried
