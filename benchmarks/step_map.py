@@ -213,7 +213,7 @@ def readme_lines(found: dict[str, Any]) -> list[str]:
     """The rows of the README's table: room, lines, files."""
     trainer = found["trainer"]
     rows = [(f"`{name}`", room) for name, room in trainer["by room"].items()]
-    rows += [("the trainer's process", trainer), ("`mathrl/rollout/`, in vLLM's process", found["core"])]
+    rows += [("the trainer's process", trainer), ("`mathrl/rollout/core/`, in vLLM's process", found["core"])]
     return [f"| {name} | {of['lines']:,} | {of['files']} |" for name, of in rows]
 
 
