@@ -22,25 +22,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from mathrl.rollout.core.decode_kinds import Batch, Kind, batch_of, only_decoding
+
 logger = logging.getLogger("vllm.mathrl")
-
-
-class _Kind(NamedTuple):
-    """Steps of one kind can replay the same graphs."""
-
-    size: int  # completions, filled up
-    num_adapters: int
-    heated: bool  # a temperature other than 0 and 1
-    num_logprobs: int  # -1: none
-
-
-class _Entry(NamedTuple):
-    """A batch that could be made the current one."""
-
-    kind: _Kind
-    rows: np.ndarray[Any, np.dtype[np.int32]]  # of the runner's states, one a request
-    adapters: set[Any]
-    model: Any  # vLLM's description of the model's graph
 
 
 class _Graphs(NamedTuple):
@@ -73,11 +57,11 @@ class DecodeGraphs:
         self._num_sampled = torch.zeros(size, **whole)
         self._logprobs: Any = None  # vLLM's tensors, for ``size`` completions
         self._settled: dict[str, torch.Tensor] = {}  # what vLLM keeps in buffers that take turns
-        self._graphs: dict[_Kind, _Graphs] = {}
-        self._met: set[_Kind] = set()
+        self._graphs: dict[Kind, _Graphs] = {}
+        self._met: set[Kind] = set()
         self._ids: list[str] = []  # of the step before, where it was one of these
         self._index: dict[str, int] = {}
-        self._batch: _Entry | None = None
+        self._batch: Batch | None = None
         self._adapter: tuple[int, int] | None = None  # that vLLM's kernels have been told of; for how many
         self._under_way: tuple[_Graphs, set[str]] | None = None
         self._copied: Any = None  # when the tokens of the step before have left their buffer
@@ -93,13 +77,13 @@ class DecodeGraphs:
 
     def execute(self, scheduled: Any) -> bool:
         """Begin the step, where it is one of these: inputs and model are under way then."""
-        ids = [] if self.gave_up else _only_decoding(scheduled)
+        ids = [] if self.gave_up else only_decoding(scheduled)
         if not ids:
             return False
         runner, batch = self.runner, self._batch
         same = batch is not None and ids == self._ids
         if not same:
-            batch = self._entry(ids)
+            batch = batch_of(runner, ids)
         if batch is None:
             return False
         runner.finish_requests(scheduled)
@@ -154,33 +138,7 @@ class DecodeGraphs:
 
     # --- who is in the batch --------------------------------------------------------------------------------
 
-    def _entry(self, ids: list[str]) -> _Entry | None:
-        """These requests as a batch; None where a step of theirs is of no kind that has graphs."""
-        runner = self.runner
-        index = runner.req_states.req_id_to_index
-        rows = np.fromiter((index.get(name, -1) for name in ids), np.int32, len(ids))
-        if (rows < 0).any() or not _plain_sampling(runner.sampler, rows):
-            return None
-        adapters: set[Any] = set()
-        if runner.lora_config:
-            numbers = runner.lora_state.lora_ids[rows]
-            if (numbers != numbers[0]).any():
-                return None
-            adapters = runner.lora_state.get_activate_loras(ids)
-        model = runner.cudagraph_manager.dispatch(len(ids), len(ids), 1, num_active_loras=len(adapters))
-        if model.cg_mode.name != "FULL" or model.num_reqs != model.num_tokens:
-            return None
-        states = runner.sampler.sampling_states
-        heat = states.temperature.np[rows]
-        kind = _Kind(
-            model.num_reqs,
-            len(adapters),
-            bool(((heat != 0.0) & (heat != 1.0)).any()),
-            int(states.num_logprobs[rows].max()),
-        )
-        return _Entry(kind, rows, adapters, model)
-
-    def _enter(self, ids: list[str], batch: _Entry) -> None:
+    def _enter(self, ids: list[str], batch: Batch) -> None:
         """Make these the batch: all that graphs read and that does not follow from the step before."""
         runner, most, size = self.runner, self.runner.max_num_reqs, batch.kind.size
         if self._batch is None:  # vLLM's own steps may have added requests
@@ -228,7 +186,7 @@ class DecodeGraphs:
 
     # --- the graphs -----------------------------------------------------------------------------------------
 
-    def _graphs_of(self, batch: _Entry) -> _Graphs:
+    def _graphs_of(self, batch: Batch) -> _Graphs:
         """The first step of a kind is launched kernel by kernel, so that all of them are loaded."""
         graphs = self._graphs.get(batch.kind)
         if graphs is not None:
@@ -248,7 +206,7 @@ class DecodeGraphs:
         self._graphs[batch.kind] = recorded
         return recorded
 
-    def _input_batch(self, batch: _Entry) -> Any:
+    def _input_batch(self, batch: Batch) -> Any:
         """vLLM's InputBatch, of buffers that stay."""
         buffers, size = self.runner.input_buffers, batch.kind.size
         rows = np.full(size, batch.rows[-1], np.int32)
@@ -349,41 +307,3 @@ def _send(to: torch.Tensor, words: np.ndarray[Any, Any]) -> None:
     """To the device, without waiting for it."""
     source = torch.from_numpy(words)
     to.copy_(source.pin_memory() if to.is_cuda else source, non_blocking=True)
-
-
-def _only_decoding(scheduled: Any) -> list[str]:
-    """Requests of a step that computes one token for each and nothing else; empty where it does more."""
-    steady = getattr(scheduled, "steady", None)
-    cached = scheduled.scheduled_cached_reqs
-    if (
-        steady is None
-        or steady.others
-        or scheduled.scheduled_new_reqs
-        or scheduled.total_num_scheduled_tokens != len(steady.ids)
-        or scheduled.scheduled_spec_decode_tokens
-        or scheduled.scheduled_encoder_inputs
-        or scheduled.preempted_req_ids
-        or scheduled.has_structured_output_requests
-        or scheduled.new_block_ids_to_zero
-        or getattr(scheduled, "kv_cache_block_copies", None)
-        or cached.resumed_req_ids
-    ):
-        return []
-    ids: list[str] = steady.ids
-    return ids
-
-
-def _plain_sampling(sampler: Any, rows: np.ndarray[Any, Any]) -> bool:
-    """Whether these requests are sampled by temperature and seed alone."""
-    states = sampler.sampling_states
-    return bool(
-        (states.top_k.np[rows] == states.vocab_size).all()
-        and (states.top_p.np[rows] == 1.0).all()
-        and (states.min_p.np[rows] == 0.0).all()
-        and not sampler.penalties_state.use_penalty[rows].any()
-        and not sampler.logit_bias_state.use_logit_bias[rows].any()
-        and not sampler.bad_words_state.num_bad_words.np[rows].any()
-        and not sampler.logprob_token_ids_state.num_token_ids.np[rows].any()
-        and not sampler.compute_nans
-        and states.num_logprobs[rows].max() <= 0
-    )
