@@ -212,6 +212,19 @@ class Manager:
     def _set_adapter_mapping(self, mapping):
         self.told.append(mapping)
 
+    def _match_target_modules(self, module_name):
+        return module_name != "model.rotary"
+
+
+@pytest.mark.parametrize("of_model", [{"embed_tokens": "in", "lm_head": "out"}, {}, None])
+def test_the_embedding_and_the_head_have_no_adapter(of_model):
+    manager = type("Changed", (Manager,), {})
+    dense_adapter.leave_embeddings(manager)
+    own = manager()
+    own.model = SimpleNamespace() if of_model is None else SimpleNamespace(embedding_modules=of_model)
+    names = ["model.embed_tokens", "lm_head", "model.layers.0.q_proj", "model.rotary"]
+    assert [own._match_target_modules(name) for name in names] == [not of_model, not of_model, True, False]
+
 
 def test_dense_layers_need_no_tables_of_tokens(kind):
     manager = type("Changed", (Manager,), {})
@@ -256,7 +269,8 @@ def test_vllms_layers_are_changed_where_that_has_been_tried(monkeypatch, version
         made = filled(kind(OUTS), OUTS)
         assert (getattr(made, "dense", None) is not None) == tried
     manager = modules["vllm.lora.model_manager"].LoRAModelManager
-    assert (manager._set_adapter_mapping is not Manager._set_adapter_mapping) == tried
+    for name in ("_set_adapter_mapping", "_match_target_modules"):
+        assert (getattr(manager, name) is not getattr(Manager, name)) == tried
     for name in ("LlamaMLP", "Qwen2MLP"):
         mlp = getattr(modules[f"vllm.model_executor.models.{name[:-3].lower()}"], name)
         assert (mlp.forward is not Mlp.forward) == tried
