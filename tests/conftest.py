@@ -19,7 +19,7 @@ _LONG = (
     "test_isolation", "test_statistics", "test_conformance", "test_compiled", "test_dry_run",
 )  # fmt: skip
 # one process runs them in turn: vLLM is loaded once, and its engine is shared
-_TOGETHER = ("test_vllm.py", "test_vllm_public.py", "test_steady_decoding.py")
+_TOGETHER = ("test_vllm.py", "test_vllm_public.py", "test_vllm_training.py", "test_steady_decoding.py")
 
 
 def _long(path: str) -> int:

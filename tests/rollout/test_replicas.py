@@ -1,4 +1,4 @@
-"""Engines side by side behave as one: on made-up engines; on real ones: test_vllm.py."""
+"""Engines side by side behave as one: on made-up engines; on real ones: test_vllm_training.py."""
 
 import threading
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""The sentinel's two tests on made-up engines; on a real one: tests/rollout/test_vllm.py."""
+"""The sentinel's two tests on made-up engines; on a real one: tests/rollout/test_vllm_training.py."""
 
 import math
 
