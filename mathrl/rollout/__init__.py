@@ -1,1 +1,1 @@
-"""Engines that sample completions: vLLM, and the embedded one."""
+"""Engines that sample completions: vLLM (core/: what runs in its own process), and the embedded one."""
