@@ -22,6 +22,7 @@ from vllm.v1.executor import uniproc_executor
 from mathrl.rollout.core.scheduler import FinishedOnlyAsyncScheduler, FinishedOnlyScheduler
 
 _PROFILED = 60  # steps of every profile
+_FIRST = 6  # steps of a profile of those that take requests in
 
 
 class Clocked:
@@ -58,7 +59,8 @@ SCHEDULERS = {"cuda": ClockedAsyncScheduler, "cpu": ClockedScheduler}
 class Clock:
     """Sums of seconds by the number of running completions; profiles where a file asks for them.
 
-    The trainer's side writes ``ask`` beside the result file: "cpu" profiles Python's calls, "cuda" kernels.
+    The trainer's side writes ``ask`` beside the result file: "cpu" profiles Python's calls, "cuda" kernels,
+    "first" Python's calls of the steps that take requests in.
     """
 
     def __init__(self, file: Path, scheduler: Any) -> None:
@@ -84,8 +86,8 @@ class Clock:
     def step(self, function: Any) -> Any:
         @functools.wraps(function)
         def run(core: Any) -> Any:
-            self.ask()
             running = len(self.scheduler.running)
+            self.ask(running)
             start = time.perf_counter()
             result = function(core)
             self.now["step"] += time.perf_counter() - start
@@ -107,13 +109,16 @@ class Clock:
 
         return run
 
-    def ask(self) -> None:
+    def ask(self, running: int) -> None:
         asked = self.file.with_suffix(".ask")
-        if self.left or self.steps % 20 or not asked.exists():
+        if self.left or (running and self.steps % 20) or not asked.exists():
             return
-        self.what = asked.read_text()
+        what = asked.read_text()
+        if running and what == "first":
+            return
+        self.what = what
         asked.unlink()
-        if self.what == "cpu":
+        if self.what != "cuda":
             self.profile = cProfile.Profile()
             self.profile.enable()
         else:
@@ -123,11 +128,11 @@ class Clock:
                 return
             self.profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
             self.profile.start()
-        self.left = _PROFILED
+        self.left = _FIRST if self.what == "first" else _PROFILED
 
     def end_profile(self) -> None:
         out = self.file.with_suffix(f".{self.what}.txt")
-        if self.what == "cpu":
+        if self.what != "cuda":
             self.profile.disable()
             text = io.StringIO()
             pstats.Stats(self.profile, stream=text).sort_stats("tottime").print_stats(45)

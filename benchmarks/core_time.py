@@ -5,7 +5,8 @@
 Random weights of a published shape, a LoRA adapter of rank 32, prompts of 128 tokens, completions of equal
 length. First what the engine's start takes, by part: a core that is forked begins when it is forked, with all
 that it needs loaded (MATHRL_FORKED_CORE=0: it is spawned, and loads it). Then for each number of sequences:
-milliseconds a step by part, a profile of Python's calls and one of the GPU's kernels over 60 steps.
+milliseconds a step by part, a profile of Python's calls over the steps that take requests in, and of them and
+of the GPU's kernels over 60 steps of decoding.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def measure(args: argparse.Namespace, clock: Path, folder: Path) -> dict[str, An
             result[str(sequences)] = {"seconds": seconds, "parts_ms": parts}
             ms = 1000 * min(seconds) / args.tokens
             print(f"{args.model}, {sequences} sequences: {ms:.2f} ms a step", json.dumps(parts), flush=True)
-            for what in () if args.no_profile else ("cpu", "cuda"):
+            for what in () if args.no_profile else ("first", "cpu", "cuda"):
                 clock.with_suffix(".ask").write_text(what)
                 sample(sequences)
                 text = clock.with_suffix(f".{what}.txt")
