@@ -16,6 +16,7 @@ from mathrl.errors import LostPartError, UserError
 from mathrl.memory.plan import Limits
 from mathrl.rollout.adapter_files import weights_folder, write_merged, write_served
 from mathrl.rollout.base import OnCompletion, OnTokens, PromptEncoder, Scores, check_lengths
+from mathrl.rollout.core.no_script import script_left_out
 from mathrl.rollout.vllm_client import (
     AdapterRefused,
     Ask,
@@ -107,7 +108,7 @@ class VllmEngine:
         self._closed = False
         self._remove_folder = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         try:
-            with engine_environment(device):
+            with engine_environment(device), script_left_out():
                 self.client = start(arguments, device)
         except Exception as error:
             self._remove_folder()

@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from mathrl.rollout.core.no_script import script_left_out
 from mathrl.rollout.core.preload import CUDA_STARTED, DEVICE, try_out
 
 _PRELOAD = "mathrl.rollout.core.preload"
@@ -121,7 +122,8 @@ class _Popen(popen_forkserver.Popen):
             usual = forkserver.connect_to_new_process
             forkserver.connect_to_new_process = process.server.connect_to_new_process
             try:
-                super()._launch(process)  # type: ignore[misc]
+                with script_left_out():
+                    super()._launch(process)  # type: ignore[misc]
             finally:
                 forkserver.connect_to_new_process = usual
 
