@@ -120,6 +120,7 @@ def _pytest(folder: Path, tests: Sequence[str]) -> int:
 
 def preload() -> None:
     """Load what the tests load, but nothing of ours: that is loaded anew in each fork, with its fault."""
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # as in tests/conftest.py, before triton
     import torch
 
     torch.set_num_threads(1)
