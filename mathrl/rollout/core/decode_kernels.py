@@ -44,6 +44,11 @@ def _expand_kernel(
     tl.store(out + wide * width + column[None, :], total.to(out.dtype.element_ty), mask=inside)
 
 
+def _tiles(rows: int, inner: int) -> tuple[int, int]:
+    """Rows of a program's tile, and columns of the rank that it takes at once."""
+    return 64 if rows > 32 else 16, min(64, max(16, triton.next_power_of_2(inner)))
+
+
 def expand(joint: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """A layer's output from the product of its input with weights and ``A`` together.
 
@@ -57,8 +62,7 @@ def expand(joint: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None) -> t
     """
     (rows, _), (width, inner) = joint.shape, b.shape
     out = torch.empty(rows, width, device=joint.device, dtype=joint.dtype)
-    tall = 64 if rows > 32 else 16
-    deep = min(64, max(16, triton.next_power_of_2(inner)))
+    tall, deep = _tiles(rows, inner)
     broad = 64 if 32 < rows <= 2048 else 128
     _expand_kernel[(triton.cdiv(rows, tall), triton.cdiv(width, broad))](
         joint, b, b if bias is None else bias, out, rows, width, inner, joint.stride(0),
@@ -93,8 +97,7 @@ def expand_and_gate(joint: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | N
     (rows, _), (width, inner) = joint.shape, b.shape
     half = width // 2
     out = torch.empty(rows, half, device=joint.device, dtype=joint.dtype)
-    tall = 64 if rows > 32 else 16
-    deep = min(64, max(16, triton.next_power_of_2(inner)))
+    tall, deep = _tiles(rows, inner)
     _gate_kernel[(triton.cdiv(rows, tall), triton.cdiv(half, 64))](
         joint, b, b if bias is None else bias, out, rows, half, inner, joint.stride(0),
         HAS_BIAS=bias is not None, ROWS=tall, COLUMNS=64, INNER=deep,
