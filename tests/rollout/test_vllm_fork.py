@@ -5,12 +5,14 @@ import multiprocessing
 import os
 import signal
 import sys
+import warnings
 from types import SimpleNamespace
 
 import pytest
 from processes import ends_soon
 
 from mathrl.config import Config
+from mathrl.distributed import environment
 from mathrl.rollout import vllm_fork
 from mathrl.rollout.core import server
 from mathrl.rollout.core.preload import try_out
@@ -107,6 +109,22 @@ def test_it_is_begun_where_a_recipe_will_want_it(monkeypatch, device, engine, in
     monkeypatch.setattr(vllm_fork, "_has_fast", lambda package: package == installed)
     begin_early(Config.model_validate({"run": {"device": device}, "rollout": {"engine": engine}}))
     assert seen == ([begun] if begun else [])
+
+
+def test_a_rank_has_its_own_gpu_by_then(monkeypatch):
+    """Of ranks that torchrun starts, and that call ``mathrl.train``: the server reads the variable once."""
+    seen = []
+    rank = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in {**rank, "CUDA_VISIBLE_DEVICES": "4,6"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(environment, "_settled", False)
+    monkeypatch.setattr(environment.logging, "disable", lambda level: None)
+    monkeypatch.setattr(vllm_fork, "begin", lambda device: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]))
+    monkeypatch.setattr(vllm_fork, "_sees_a_gpu", lambda: True)
+    monkeypatch.setattr(vllm_fork, "_has_fast", lambda package: True)
+    with warnings.catch_warnings():
+        begin_early(Config.model_validate({"rollout": {"engine": "vllm"}}))
+    assert seen == ["6"]
 
 
 def test_a_switch_forbids_it(monkeypatch):
