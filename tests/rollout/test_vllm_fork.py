@@ -114,6 +114,7 @@ def test_it_is_begun_where_a_recipe_will_want_it(monkeypatch, device, engine, in
 def test_a_rank_has_its_own_gpu_by_then(monkeypatch):
     """Of ranks that torchrun starts, and that call ``mathrl.train``: the server reads the variable once."""
     seen = []
+    monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
     rank = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
     for name, value in {**rank, "CUDA_VISIBLE_DEVICES": "4,6"}.items():
         monkeypatch.setenv(name, value)
