@@ -17,7 +17,14 @@ from mathrl.memory.shapes import Shape
 from mathrl.rollout.base import Engine, PromptEncoder, eos_ids
 from mathrl.rollout.vllm_client import Client
 from mathrl.rollout.vllm_fork import begin
-from mathrl.rollout.vllm_settings import CPU_HEAD_SIZES, FAST, FITTING, engine_environment, is_fast
+from mathrl.rollout.vllm_settings import (
+    CPU_HEAD_SIZES,
+    FAST,
+    FITTING,
+    engine_environment,
+    is_fast,
+    quieten,
+)
 from mathrl.types import Sampling
 
 if TYPE_CHECKING:
@@ -63,7 +70,7 @@ def why_not_vllm(cuda: bool) -> str:
         if other is None:
             return f"{package} is not installed; {command}"
         return f"this device needs {package}, and only its counterpart {other} is installed; {command}"
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # read once, when vllm is imported
+    quieten()
     try:
         _client(installed)
     except (ImportError, OSError, RuntimeError, AttributeError) as error:

@@ -114,6 +114,12 @@ def _own_cache() -> dict[str, str]:
     return {"VLLM_CACHE_ROOT": os.path.join(above, "vllm", f"rank-{number}")}
 
 
+def quieten() -> None:
+    """No warnings of vLLM's, from its import on: it reads the variable then, and warns before it has."""
+    level = os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    logging.getLogger("vllm").setLevel(level)
+
+
 @contextmanager
 def engine_environment(device: str) -> Iterator[None]:
     """vLLM's settings for the processes it starts; what the caller has set stays as it is."""
@@ -141,7 +147,7 @@ def engine_environment(device: str) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in wanted}
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
-    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
+    quieten()
     try:
         with hidden_from_children():
             yield

@@ -1,12 +1,13 @@
 """The environment that vLLM's processes start in."""
 
+import logging
 import os
 import subprocess
 import sys
 
 import pytest
 
-from mathrl.rollout.vllm_settings import engine_environment, graph_sizes
+from mathrl.rollout.vllm_settings import engine_environment, graph_sizes, quieten
 
 BAR = "from tqdm.auto import tqdm; from tqdm import tqdm as plain; list(tqdm([1])); list(plain([1]))"
 
@@ -44,3 +45,15 @@ def test_graphs_are_few_and_pad_little(most):
     assert sizes[-1] == most
     filled = {n: next(size for size in sizes if size >= n) for n in range(1, most + 1)}
     assert all(size - n < max(32, n / 8) for n, size in filled.items())
+
+
+@pytest.mark.parametrize(("said", "level"), [(None, "ERROR"), ("DEBUG", "DEBUG")])
+def test_vllm_is_quiet_from_its_import_on_unless_the_user_says_otherwise(monkeypatch, said, level):
+    logger = logging.getLogger("vllm")
+    monkeypatch.setattr(logger, "level", logging.NOTSET)
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", said or "")  # put back afterwards
+    if said is None:
+        del os.environ["VLLM_LOGGING_LEVEL"]
+    quieten()
+    assert logging.getLevelName(logger.level) == level
+    assert os.environ["VLLM_LOGGING_LEVEL"] == level  # for the processes that it starts

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import gc
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -45,6 +46,9 @@ def load() -> None:
         signal.signal(signum, signal.SIG_IGN)
     with suppress(ImportError):  # it comes with vLLM; a core can name itself only where its server has
         importlib.import_module("setproctitle").setproctitle("mathrl::core_server")
+    logging.getLogger("vllm").setLevel(
+        os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")
+    )  # it warns before it reads it
     trainer, own = os.getppid(), os.getpid()
     gc.disable()  # nearly all of it stays: to look for what does not takes a fifth of the time
     for module in (*_OF_A_CORE, *_WORKERS[os.environ[DEVICE]]):
