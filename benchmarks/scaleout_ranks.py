@@ -91,7 +91,10 @@ class Ours:
 
         from mathrl.policy.model import Policy
         from mathrl.rollout.engine_choice import make_engine
+        from mathrl.rollout.vllm_fork import begin
 
+        if torch.cuda.is_available() and args.engine != "transformers":
+            begin("cuda")  # as a command does, while the model is written
         self.ours, self.steps = step_ours, args.steps
         self.engine_name, self.compiled = args.engine, not args.uncompiled
         self.work = written(folder)

@@ -57,6 +57,8 @@ from record import describe, store
 from scaleout_jobs import free_port
 from step_workload import WORKLOADS, Work, floor, model_flops, of_equal_lengths, prepare, rates
 
+from mathrl.rollout.vllm_fork import begin_early
+
 PHASES = ("rollout", "verify", "forward", "update", "sync")
 EQUAL = ", equal lengths"  # as in step_ours
 WAYS = ("in turn", "overlapped", "overlapped, 3/4 at once", "overlapped, 1/2 at once")
@@ -78,6 +80,8 @@ def worker(args: argparse.Namespace) -> None:
     work = Work.load(args.folder)
     if work.workload.device == "cpu":
         torch.set_num_threads(args.threads)
+    if args.worker == "ours":
+        begin_early(work.recipe())  # as a command does
     side = import_module("step_ours" if args.worker == "ours" else "step_trl")
     side.run(work, args.arms, args.warmup, args.steps, emit, ready, args.until)
 
@@ -225,6 +229,7 @@ def main() -> None:
     parser.add_argument(
         "--uncompiled", action="store_true", help="ours without torch.compile: starts a minute or two sooner"
     )
+    parser.add_argument("--uncompiled-engine", action="store_true", help="only the layers of our trainer")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch (--cpu)")
     parser.add_argument("--wait-for", type=Path, help="begin to measure when this file is there")
     parser.add_argument("--peer-site", default="")
@@ -242,7 +247,9 @@ def main() -> None:
     if args.equal_first:
         workload = replace(workload, equal_first=args.equal_first)
     if args.uncompiled:
-        workload = replace(workload, compiled=False)
+        workload = replace(workload, compiled=False, compiled_engine=False)
+    if args.uncompiled_engine:
+        workload = replace(workload, compiled_engine=False)
     if args.replicas >= 0:
         workload = replace(workload, replicas=args.replicas)
     os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")  # the same sampler for all

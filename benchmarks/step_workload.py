@@ -43,7 +43,8 @@ class Workload:
     replicas: int = 1  # of our engine; 0: as the plan chooses
     engine: str = "auto"  # ours
     overlap: str = "off"  # train.overlap, ours
-    compiled: bool = True  # ours, where there is a GPU: layers and engine by torch.compile
+    compiled: bool = True  # ours, where there is a GPU: layers by torch.compile
+    compiled_engine: bool = True  # and those of the engine
     equal_first: int = 0  # arms in turn are first measured with all completions so long, by the same engine
 
     @property
@@ -154,7 +155,7 @@ class Work:
                     "max_sync_gap": 1.0,
                     "num_replicas": w.replicas,
                     "engine": w.engine,
-                    "compile_engine": w.compiled,
+                    "compile_engine": w.compiled_engine,
                 },
                 "train": {"overlap": w.overlap},
                 "reward": {"num_workers": 8 if w.device == "cuda" else 2},
