@@ -155,3 +155,26 @@ def test_a_forward_out_of_memory_is_halved(monkeypatch):
     again = annotate(policy, batch, parts, old=True).old_logprobs
     torch.testing.assert_close(again, whole, rtol=0, atol=1e-5)
     assert parts.max_tokens < 64  # what did not fit is not tried again
+
+
+def test_what_earlier_parts_have_added_is_put_back_exactly():
+    """The second part fails after it has added to a gradient, in place and by a new tensor."""
+    batch = build_batch((6, 6, 6, 6))
+    first, second, untouched = (torch.nn.Parameter(torch.zeros(3)) for _ in range(3))
+    parts, failures = [], [True]
+
+    def work(rows, part):
+        parts.append(rows.tolist())
+        first.grad = torch.zeros(3) if first.grad is None else first.grad
+        first.grad += len(rows)
+        if len(parts) == 2:
+            second.grad = torch.ones(3)
+        if len(parts) == 2 and failures.pop():
+            raise torch.OutOfMemoryError("planted")
+
+    MicroBatches(len(batch.prompts[0]) + 12).run(batch, work, [first, second, untouched])
+    done = parts[0] + sum(parts[2:], [])
+    assert sorted(done) == [0, 1, 2, 3]
+    assert first.grad.tolist() == [4.0] * 3
+    assert second.grad is None
+    assert untouched.grad is None
