@@ -14,6 +14,7 @@ from concurrent.futures import Future, wait
 from pathlib import Path
 
 import pytest
+from processes import lives
 
 from verifiers import Outcome, Verdict
 from verifiers.pool.pool import Request, VerifierPool
@@ -28,15 +29,6 @@ def request(given: str, answer: str = "say yes") -> Request:
 
 def outcomes(verdicts: list[Verdict]) -> list[str]:
     return [str(verdict.outcome) for verdict in verdicts]
-
-
-def alive(pid: int) -> bool:
-    """Whether the process exists and is not a zombie."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
 
 
 def eventually(condition, within_s: float = 10.0) -> bool:
@@ -242,7 +234,7 @@ def test_closing_settles_everything_and_leaves_no_process() -> None:
     assert time.monotonic() - start < 5
     assert not open_
     assert {f.result().outcome for f in done} == {Outcome.ERROR}
-    assert not any(alive(pid) for pid in pids)
+    assert not any(lives(pid) for pid in pids)
     with pytest.raises(RuntimeError, match="closed"):
         pool.submit(request("say yes"))
 
@@ -252,7 +244,7 @@ def test_a_dropped_pool_leaves_no_process() -> None:
     assert pool.map([request("say yes")])[0].correct
     pids = pool.worker_pids()
     del pool
-    assert eventually(lambda: not any(alive(pid) for pid in pids))
+    assert eventually(lambda: not any(lives(pid) for pid in pids))
 
 
 PARENT = """
@@ -285,7 +277,7 @@ def test_no_worker_outlives_its_parent(ending: str) -> None:
     pids = [int(word) for word in done.stdout.split()]
     assert len(pids) == 2, done.stderr
     # The spinning one holds the interpreter's lock: only a signal from the kernel ends it.
-    assert eventually(lambda: not any(alive(pid) for pid in pids), within_s=30)
+    assert eventually(lambda: not any(lives(pid) for pid in pids), within_s=30)
 
 
 def test_a_worker_that_cannot_start_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from typing import ClassVar
 import pytest
 from hostile_types import Misbehaving
 from test_cli import called, run
-from test_isolation import alive  # noqa: F401  the tests' folder must be importable, as hostile_types is
+from test_isolation import eventually  # noqa: F401  the tests' folder must be importable, as hostile_types is
 
 from mathrl.cli import main
 from verifiers import AnswerType, Outcome, registry

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_isolation import MISBEHAVING, alive, eventually, request
+from processes import lives
+from test_isolation import MISBEHAVING, eventually, request
 
 from verifiers import Outcome
 from verifiers.pool.pool import VerifierPool
@@ -26,7 +27,7 @@ def test_what_a_worker_started_ends_with_it(tmp_path: Path, death: str) -> None:
         assert verdict.outcome is (Outcome.WRONG if death == "say no" else Outcome.ERROR)
     started = [int(line) for line in pids.read_text().split()]
     assert len(started) == (1 if death == "say no" else 2)  # a crash is forgiven once
-    assert eventually(lambda: not any(alive(pid) for pid in started), within_s=5)
+    assert eventually(lambda: not any(lives(pid) for pid in started), within_s=5)
 
 
 ORPHAN = """

@@ -5,6 +5,7 @@ from pathlib import Path
 
 
 def lives(pid: int) -> bool:
+    """Whether the process exists and is not a zombie."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except FileNotFoundError:
