@@ -81,6 +81,13 @@ def run(
     equal: dict[str, int] = {}  # "tokens": of every completion, in place of the workload's lengths
     run_to_length(engine, policy, work, equal)
     emit("engine", {"engine": reason, "start_s": time.perf_counter() - start})
+    if w.compiled and cuda:  # beside the start of others; what it holds stays held: none of them counts on it
+        share, _, correct = ARMS.get(arms[0], ARMS["shared prompts"])
+        config = work.recipe(share_prompts=share)
+        policy = Policy(policy.model, policy.tokenizer, config.update, config.rollout.temperature)
+        load_adapter(policy, work)
+        parity(work, policy, config, correct)
+        emit("engine", {"compiled_s": time.perf_counter() - start})
     ready()
     scorer = TokenReward(config.reward, "gsm8k")
     try:
