@@ -94,9 +94,12 @@ def test_flash_path_equals_padded_blocks(
     assert_gradients_close(*(gradients(policy, weighted_sum(x)) for x in (mine, theirs)), 1e-4)
 
 
-def test_compiled_layers_are_equal_and_are_compiled_once(make_policy, make_batch, monkeypatch, flash_on_cpu):
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "llama"])
+def test_compiled_layers_are_equal_and_are_compiled_once(
+    make_policy, make_batch, monkeypatch, flash_on_cpu, architecture: str
+):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    batch, policy, plain = make_batch(), make_policy(), make_policy()
+    batch, policy, plain = make_batch(), make_policy(architecture), make_policy(architecture)
     policy.trunk = trunk.Trunk(policy.model.get_base_model(), compile_layers=True)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
