@@ -120,13 +120,12 @@ def read_together(x: Tensor, *modules: nn.Module) -> Sequence[Tensor]:
 
 def _adapted(module: nn.Module) -> tuple[Tensor, Tensor | None, Tensor, Tensor] | None:
     """Weight, bias, A and s B of a plain LoRA linear whose adapter is on; None of anything else."""
-    if not isinstance(module, FusedLoraLinear):
-        return None
-    name, base = module.plain_adapter(), module.base_layer
+    name = module.plain_adapter() if isinstance(module, FusedLoraLinear) else None
     if not name:
         return None
-    a, b = module.lora_A[name].weight, module.lora_B[name].weight
-    return base.weight, base.bias, a, b * module.scaling[name]
+    base = module.base_layer
+    b = module.lora_B[name].weight * module.scaling[name]
+    return base.weight, base.bias, module.lora_A[name].weight, b
 
 
 def decoder_layer(
@@ -144,7 +143,7 @@ def decoder_layer(
     )
     if hasattr(attention, "q_norm"):  # Qwen3: a head at a time
         q, k = attention.q_norm(q), attention.k_norm(k)
-    turn = sys.modules[type(attention).__module__].apply_rotary_pos_emb
+    turn = sys.modules[type(attention).__module__].apply_rotary_pos_emb  # type: ignore[attr-defined]
     q, k = turn(q, k, *position_embeddings, unsqueeze_dim=2)
     out = packed(q[0], k[0], v[0], attention.scaling)
     hidden = hidden + attention.o_proj(out.flatten(-2)[None])
