@@ -9,7 +9,6 @@ ordinary padded rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +17,6 @@ from torch.utils.checkpoint import checkpoint
 
 from mathrl.policy.attention import PackedAttention, gather, plan_attention
 from mathrl.policy.compile_cache import keep_compiled
-from mathrl.policy.joined import decoder_layer
 from mathrl.policy.packing import Layout, Segments, pack, why_not_packed
 from mathrl.types import Batch
 
@@ -72,10 +70,9 @@ class Trunk:
         if compile_layers:
             keep_compiled()
         layers: Iterable[Any] = () if self.fallback_reason else self.decoder.layers
-        self._layers: list[Callable[..., Tensor]] = list(layers)
-        if compile_layers:
-            compiled = torch.compile(decoder_layer, dynamic=True)
-            self._layers = [partial(compiled, layer) for layer in layers]
+        self._layers: list[Callable[..., Tensor]] = [
+            torch.compile(layer.forward, dynamic=True) if compile_layers else layer for layer in layers
+        ]
         self.short_cuts = short_cuts_of(base)
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Layout]:

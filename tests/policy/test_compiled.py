@@ -94,12 +94,9 @@ def test_flash_path_equals_padded_blocks(
     assert_gradients_close(*(gradients(policy, weighted_sum(x)) for x in (mine, theirs)), 1e-4)
 
 
-@pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "llama"])
-def test_compiled_layers_are_equal_and_are_compiled_once(
-    make_policy, make_batch, monkeypatch, flash_on_cpu, architecture: str
-):
+def test_compiled_layers_are_equal_and_are_compiled_once(make_policy, make_batch, monkeypatch, flash_on_cpu):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    batch, policy, plain = make_batch(), make_policy(architecture), make_policy(architecture)
+    batch, policy, plain = make_batch(), make_policy(), make_policy()
     policy.trunk = trunk.Trunk(policy.model.get_base_model(), compile_layers=True)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
