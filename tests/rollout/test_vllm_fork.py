@@ -77,13 +77,13 @@ def test_where_that_cannot_be_a_core_is_spawned_and_one_sentence_says_so(
     assert record.getMessage() == f"vLLM's core is started anew, which takes longer: {why}"
 
 
-def with_cuda() -> None:
+def with_cuda(to) -> None:
     """The trial in a process whose torch says that CUDA was started before the fork."""
     sys.modules["torch"] = SimpleNamespace(cuda=SimpleNamespace(_is_in_bad_fork=lambda: True))
-    try_out()
+    try_out(to)
 
 
-def odd() -> None:
+def odd(to) -> None:
     raise SystemExit(7)
 
 

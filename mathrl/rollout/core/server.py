@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from mathrl.rollout.core.no_script import script_left_out
-from mathrl.rollout.core.preload import CUDA_STARTED, DEVICE, try_out
+from mathrl.rollout.core.preload import DEVICE, try_out
 
 _PRELOAD = "mathrl.rollout.core.preload"
 _READ_ONCE = (  # when something is loaded: a server that has read another value is of no use
@@ -94,16 +94,25 @@ class CoreServer(forkserver.ForkServer):
             return f"the process to fork it from was begun with another {', '.join(changed)}"
         try:
             self.ensure_running()
-            if not self._proved:
-                trial = self.context.Process(target=try_out)
-                trial.start()
-                trial.join()
-                if trial.exitcode == CUDA_STARTED:
-                    return "CUDA has been started in the process to fork it from"
-                self._proved = trial.exitcode == 0
+            problem = "" if self._proved else self._tried()
         except (OSError, EOFError):
             return "the process to fork it from has ended"
-        return "" if self._proved else f"a process forked for a trial ended with exit code {trial.exitcode}"
+        self._proved = not problem
+        return problem
+
+    def _tried(self) -> str:
+        """What a process forked for a trial says against a core (``try_out``)."""
+        reader, writer = self.context.Pipe(duplex=False)
+        with reader:
+            with writer:
+                trial = self.context.Process(target=try_out, args=(writer,))
+                trial.start()
+            with suppress(EOFError):  # it has ended without a word
+                told: str = reader.recv()
+                trial.join()
+                return told
+        trial.join()
+        return f"a process forked for a trial ended with exit code {trial.exitcode}"
 
     def _end_unserved(self) -> None:
         """One that still loads when this process ends would keep its output open until it has loaded."""

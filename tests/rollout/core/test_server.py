@@ -5,13 +5,11 @@ import os
 import signal
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from processes import ends_soon, lives
 
-from mathrl.rollout.core.preload import _OF_A_CORE, cuda_has_started
 from mathrl.rollout.core.process import belong_to_trainer
 from mathrl.rollout.core.server import CoreServer
 
@@ -115,20 +113,3 @@ def test_what_still_loads_when_the_trainer_ends_is_ended(tmp_path):
     parent.join(30)
     assert parent.exitcode == 0
     ends_soon(pid)
-
-
-@pytest.mark.parametrize(
-    ("opened", "started"),
-    [(["/dev/null", "/dev/nvidiactl", "/dev/nvidia0"], False), (["/dev/nvidiactl", "/dev/nvidia-uvm"], True)],
-)
-def test_a_process_that_has_used_a_gpu_is_known_by_what_it_has_open(tmp_path, opened, started):
-    for number, name in enumerate(opened):
-        (tmp_path / str(number)).symlink_to(name)
-    assert cuda_has_started(tmp_path) == started
-
-
-def test_what_is_loaded_of_this_house_is_there():
-    """A name that is not there would be passed over, and every core would load it anew."""
-    own = [name for name in _OF_A_CORE if name.startswith("mathrl.")]
-    assert own
-    assert all(map(find_spec, own))
