@@ -68,6 +68,11 @@ def test_words_switches_and_fields_come_apart(given):
             {"model.chat_template_kwargs.enable_thinking": "false", "model.chat_template_kwargs.n": "2"},
         ),
         (["--run.name", "true"], {"run.name": "true"}),
+        (
+            ["--update.compile", "false", "--sft.skip", "--run.seed", "1"],
+            {"update.compile": "false", "sft.skip": "true", "run.seed": "1"},
+        ),
+        (["--update.compile", "true", "--update.compile=auto"], {"update.compile": "auto"}),
         (["--run.name", "on", "--sft.skip", "On"], {"run.name": "on", "sft.skip": "true"}),
     ],
 )

@@ -188,7 +188,7 @@ def _in_the_trust_region(a: Algorithm, update: UpdateConfig) -> Refusals:
             "a trust-region step uses the whole rollout once: set update.num_epochs and num_minibatches to 1",
         ),
         (
-            update.compile,
-            "a trust-region step differentiates twice, compiled layers only once: set update.compile false",
+            update.compile is True,
+            "a trust-region step differentiates twice, compiled layers only once: set update.compile auto",
         ),
     ]

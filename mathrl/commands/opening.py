@@ -14,9 +14,11 @@ from mathrl.commands.settle import USUAL_COMPLETION
 from mathrl.config import Config
 from mathrl.distributed.environment import place
 from mathrl.errors import UserError
+from mathrl.memory.compiling import compiling
 from mathrl.memory.plan import GIB, make_plan, of_one_rank
 from mathrl.memory.shapes import Shape, load_shape
 from mathrl.policy.loading import context_of, resolve_device, resolve_dtype
+from mathrl.run.checkpoint import CheckpointStore
 from mathrl.training.sft import planned_steps
 
 _TIMED_FROM = 20_000_000  # parameters: of smaller models the products of matrices are not what takes time
@@ -35,7 +37,7 @@ def opening(run: PreparedRun) -> Iterator[str]:
     yield f"  model: {_model(cfg, shape, device)}"
     yield f"  first: {_supervised(run)}"
     yield f"  limits: {_limits(run)}"
-    yield f"  a step: {_step(cfg, shape, device)}; {cfg.train.num_steps} steps"
+    yield f"  a step: {_step(cfg, shape, device, _steps_done(run))}; {cfg.train.num_steps} steps"
     if place().world > 1:
         where = "the CPU" if device.type == "cpu" else "a GPU each"
         yield f"  ranks: {place().world} on {where}, each with its own engine and its share of the problems"
@@ -83,7 +85,11 @@ def _limits(run: PreparedRun) -> str:
     return f"{prompt}, {completion}; the model reads {context if context < 2**31 else 'any number'}"
 
 
-def _step(cfg: Config, shape: Shape | None, device: torch.device) -> str:
+def _steps_done(run: PreparedRun) -> int:
+    return max(CheckpointStore(run.folder.checkpoints, run.config.checkpoint.keep_last).steps(), default=0)
+
+
+def _step(cfg: Config, shape: Shape | None, device: torch.device, steps_done: int) -> str:
     rollout, update = cfg.rollout, cfg.update
     completions = rollout.problems_per_step * rollout.group_size
     updates = update.num_epochs * update.num_minibatches
@@ -97,20 +103,22 @@ def _step(cfg: Config, shape: Shape | None, device: torch.device) -> str:
     text += f"; at most {tokens:,} tokens"
     if shape is None:
         return text
-    text += f", {_memory(cfg, shape, device)}"
+    text += f", {_memory(cfg, shape, device, steps_done)}"
     if device.type == "cpu" and shape.num_parameters >= _TIMED_FROM:
         text += f", at most about {_seconds(shape, tokens, reference=bool(cfg.algorithm.kl_coef)):,.0f} s"
     return text
 
 
-def _memory(cfg: Config, shape: Shape, device: torch.device) -> str:
+def _memory(cfg: Config, shape: Shape, device: torch.device, steps_done: int) -> str:
     """What the plan says of the device's memory; of a CPU the same but for CUDA's own."""
     cuda = device.type == "cuda"
     size = torch.cuda.mem_get_info()[1] if cuda else psutil.virtual_memory().total
     itemsize = resolve_dtype(cfg.model, device).itemsize
     if not cuda:  # there the engine is the embedded one, with the trainer's own weights
         cfg = cfg.model_copy(update={"rollout": cfg.rollout.model_copy(update={"engine": "transformers"})})
-    rows = make_plan(of_one_rank(cfg, place().world), shape, int(size), itemsize=itemsize).rows
+    own = of_one_rank(cfg, place().world)
+    compiled = compiling(own, shape, cuda=cuda, steps_done=steps_done).on
+    rows = make_plan(own, shape, int(size), itemsize=itemsize, compiled=compiled).rows
     predicted = sum(rows.values()) if cuda else sum(v for name, v in rows.items() if "CUDA" not in name)
     return f"{predicted / GIB:.1f} of {size / GIB:.0f} GiB"
 

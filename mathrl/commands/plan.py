@@ -10,6 +10,7 @@ from cyclopts import App, Parameter
 from mathrl.commands.recipe_fields import Overrides, takes_fields
 from mathrl.config import Config
 from mathrl.errors import UserError
+from mathrl.memory.compiling import compiling
 from mathrl.memory.plan import GIB, MemoryPlan, make_plan, of_one_rank
 from mathrl.memory.shapes import load_shape
 from mathrl.recipes import find_recipe
@@ -55,10 +56,12 @@ def _plan(
             )
         size = torch.cuda.mem_get_info()[1]
     shape = load_shape(config)
-    plan = make_plan(config, shape, int(size), itemsize=4 if config.model.dtype == "float32" else 2)
+    itemsize, chosen = 4 if config.model.dtype == "float32" else 2, compiling(config, shape)
+    plan = make_plan(config, shape, int(size), itemsize=itemsize, compiled=chosen.on)
     each = f", each of {gpus} GPUs: {config.rollout.problems_per_step} problems a step" if gpus > 1 else ""
     print(f"{config.recipe}: {shape.num_parameters / 1e6:.1f} M parameters{each}")
     print("\n".join(lines(plan, config)))
+    print(f"training: {chosen}")
     if assumed:
         print(f"assumed: {assumed}; the recipe leaves them to the data and the model")
     return 0 if plan.fits else 1

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from cyclopts import Group, Parameter
 from pydantic.fields import FieldInfo
 
-from mathrl.recipes import all_fields, is_table, kinds_of, range_of
+from mathrl.recipes import all_fields, is_flag, is_table, kinds_of, range_of
 
 Overrides = list[tuple[str, str]]
 """(``section.key``, its text) pairs, as ``load_recipe`` takes them."""
@@ -47,7 +47,7 @@ def takes_fields(*shown: str) -> Callable[[Callable[..., int | None]], Callable[
 
 def _option(name: str, dotted: str, field: FieldInfo, shown: bool) -> inspect.Parameter:
     # A flag may stand alone; any other value is text, for the recipe reads it and names its range.
-    kind: Any = dict[str, str] if is_table(field) else bool if bool in kinds_of(field) else str
+    kind: Any = dict[str, str] if is_table(field) else bool if is_flag(field) else str
     parameter = Parameter(
         name=f"--{dotted}",
         help=f"{field.description}{range_of(field)}",

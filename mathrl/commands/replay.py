@@ -104,7 +104,10 @@ def save_batch(
         temporary.mkdir()
         save_file(_batch_tensors(batch), temporary / "batch.safetensors")
         save_file({n: _own(t) for n, t in state.items()}, temporary / "state.safetensors")
-        write_text(temporary / "config.toml", dump(config))
+        as_it_is = config.update.model_copy(
+            update={"compile": policy.compiled}
+        )  # "auto" was decided for a run
+        write_text(temporary / "config.toml", dump(config.model_copy(update={"update": as_it_is})))
         write_json(temporary / "batch.json", told)
     return path
 

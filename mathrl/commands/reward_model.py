@@ -130,6 +130,8 @@ def with_micro_batch(config: Config, base: str, pairs: PairSets) -> Config:
         update={
             "rollout": config.rollout.model_copy(update=rollout),
             "model": config.model.model_copy(update={"path": base}),
+            # "auto" looks at the steps of reinforcement; a reward model compiles where it is told to
+            "update": config.update.model_copy(update={"compile": config.update.compile is True}),
         }
     )
     tokens = settle_micro_batch(asked).update.micro_batch_tokens

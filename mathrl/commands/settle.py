@@ -18,6 +18,7 @@ from mathrl.data.problems import NoSolutions
 from mathrl.data.prompts import PromptTemplate
 from mathrl.distributed.environment import place
 from mathrl.errors import UserError
+from mathrl.memory.compiling import compiling
 from mathrl.memory.plan import make_plan, of_one_rank
 from mathrl.memory.shapes import load_shape
 from mathrl.policy.loading import resolve_device, resolve_dtype
@@ -91,6 +92,7 @@ def settle_micro_batch(config: Config) -> Config:
     else:
         itemsize = resolve_dtype(config.model, device).itemsize
         own = of_one_rank(config, place().world)
-        tokens = make_plan(own, shape, int(size), itemsize=itemsize).micro_batch_tokens
+        compiled = compiling(own, shape, cuda=cuda).on
+        tokens = make_plan(own, shape, int(size), itemsize=itemsize, compiled=compiled).micro_batch_tokens
     tokens = max(_LEAST_MICRO_BATCH, tokens if cuda else min(tokens, _CPU_MICRO_BATCH))
     return changed(config, update={"micro_batch_tokens": tokens})

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from mathrl.config import Config
 from mathrl.errors import UserError
+from mathrl.memory.compiling import compiling, problem_tokens
 from mathrl.memory.shapes import Shape
 
 GIB = 1 << 30
@@ -72,7 +73,9 @@ def longest_completion(config: Config) -> int:
     return max(config.rollout.max_completion_tokens, config.evaluate.max_completion_tokens)
 
 
-def make_plan(config: Config, shape: Shape, device_bytes: int, *, itemsize: int = 2) -> MemoryPlan:
+def make_plan(
+    config: Config, shape: Shape, device_bytes: int, *, itemsize: int = 2, compiled: bool | None = None
+) -> MemoryPlan:
     """Predict the memory of training and sampling on one device, and choose the budgets.
 
     Args:
@@ -80,8 +83,11 @@ def make_plan(config: Config, shape: Shape, device_bytes: int, *, itemsize: int 
         shape: of its model.
         device_bytes: memory of the device.
         itemsize: bytes of a weight.
+        compiled: whether the trainer compiles its layers; None: as a run on CUDA decides at its first step.
     """
     update = config.update
+    if compiled is None:
+        compiled = compiling(config, shape).on
     adapter = shape.adapter_parameters(config.lora.rank, config.lora.targets)
     value = adapter * config.algorithm.value_rank / config.lora.rank if config.algorithm.name == "ppo" else 0
     weights = shape.num_parameters * itemsize
@@ -99,7 +105,7 @@ def make_plan(config: Config, shape: Shape, device_bytes: int, *, itemsize: int 
         itemsize,
         rank=config.lora.rank,
         keys=gathered,
-        compiled=update.compile,
+        compiled=compiled,
         checkpointing=update.gradient_checkpointing,
     )
     room = (1 - HEADROOM) * device_bytes - sum(fixed.values()) - sum(engine.values())
@@ -216,10 +222,8 @@ def _blocks(tokens: int) -> int:
 
 def _step_tokens(config: Config) -> int:
     """Tokens of a minibatch's packed stream when every prompt and completion is as long as allowed."""
-    rollout, update = config.rollout, config.update
-    prompts = 1 if update.share_prompts else rollout.group_size
-    problem = prompts * rollout.max_prompt_tokens + rollout.group_size * rollout.max_completion_tokens
-    return math.ceil(rollout.problems_per_step / update.num_minibatches) * problem
+    problems = math.ceil(config.rollout.problems_per_step / config.update.num_minibatches)
+    return problems * problem_tokens(config)
 
 
 def _gathered_keys(config: Config) -> float:

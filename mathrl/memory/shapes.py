@@ -9,6 +9,22 @@ from typing import Any
 from mathrl.config import Config
 from mathrl.errors import UserError
 
+PACKED_ARCHITECTURES = frozenset({"qwen2", "qwen3", "llama"})
+# frequencies that depend on how long the input is would depend on how a stream is packed
+LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
+
+
+def why_not_packed(config: Any) -> str:
+    """Empty where the packed way (policy/packing.py) applies to a transformers configuration, else why."""
+    if config.model_type not in PACKED_ARCHITECTURES:
+        return f"architecture {config.model_type!r} has no packed forward"
+    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+        return "the model has sliding-window layers"
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope in LENGTH_DEPENDENT_ROPE:
+        return f"rotary embeddings of type {rope!r} depend on the input's length"
+    return ""
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
@@ -23,6 +39,7 @@ class Shape:
     tied_head: bool
     attention_bias: bool
     head_dim: int
+    padded: str = ""  # why its training forward is a padded row a completion; empty: it is packed
 
     @classmethod
     def of(cls, config: Any) -> Shape:
@@ -38,6 +55,7 @@ class Shape:
             bool(getattr(config, "tie_word_embeddings", False)),
             config.model_type == "qwen2" or bool(getattr(config, "attention_bias", False)),
             getattr(config, "head_dim", None) or config.hidden_size // heads,
+            why_not_packed(config),
         )
 
     @property
@@ -90,7 +108,7 @@ class Shape:
             itemsize: bytes of the compute type.
             rank: of the adapter.
             keys: gathered keys a token (a shared prompt's are gathered once a completion).
-            compiled: update.compile.
+            compiled: whether the layers are (compiling.py).
             checkpointing: update.gradient_checkpointing.
         """
         if checkpointing:

@@ -22,9 +22,9 @@ from mathrl.config import Config, LoraSection, ModelConfig, RunConfig
 from mathrl.data.hub import local_model
 from mathrl.data.prompts import template_for
 from mathrl.errors import UserError, first_line
+from mathrl.memory.shapes import why_not_packed
 from mathrl.policy.attention import IMPLEMENTATION
 from mathrl.policy.lora_targets import check_targets
-from mathrl.policy.packing import why_not_packed
 from mathrl.types import Adapter, derive_seed
 
 ADAPTER = "default"

@@ -35,7 +35,8 @@ class Policy:
     Args:
         model: peft model around a transformers causal LM; its adapter ``default`` trains.
         tokenizer: with pad and end tokens.
-        update: how the training forward is computed (sharing, fusing, compiling, checkpointing).
+        update: how the training forward is computed (sharing, fusing, compiling, checkpointing); whether
+            ``compile`` "auto" compiles is the trainer's to say.
         temperature: of the sampling; log-probabilities are of logits / temperature unless a call says other.
 
     Raises:
@@ -57,13 +58,12 @@ class Policy:
         if update.fused_lora:
             fuse(model)
         base = model.get_base_model()
-        self._compile = update.compile and self.device.type == "cuda"
         self.trunk = Trunk(
             base,
             share_prompts=update.share_prompts,
             gradient_checkpointing=update.gradient_checkpointing,
-            compile_layers=self._compile,
         )
+        self.compile(update.compile is True)
         if self.trunk.fallback_reason:
             log.warning("plain training forward, a padded row a completion: %s", self.trunk.fallback_reason)
             self._check_head()
@@ -79,6 +79,11 @@ class Policy:
         """
         model, tokenizer = load_policy_parts(str(path), config)
         return cls(model, tokenizer, config.update, config.rollout.temperature)
+
+    def compile(self, on: bool) -> None:
+        """Compile layers and log-probabilities from now on, where the device is CUDA, or nothing any more."""
+        self.compiled = on and self.device.type == "cuda"
+        self.trunk.compile(self.compiled)
 
     @property
     def device(self) -> torch.device:
@@ -112,7 +117,7 @@ class Policy:
             layout.target,
             temperature=self.temperature if temperature is None else temperature,
             entropy=entropy,
-            compiled=self._compile,
+            compiled=self.compiled,
         )
         shape = batch.loss_mask.shape
         return TokenOutputs(

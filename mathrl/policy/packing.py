@@ -8,7 +8,7 @@ keys and values are computed once. A completion's last token predicts nothing th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,22 +18,6 @@ from torch import Tensor
 from mathrl.types import Batch
 
 Index = NDArray[np.int64]
-
-PACKED_ARCHITECTURES = frozenset({"qwen2", "qwen3", "llama"})
-# frequencies that depend on how long the input is would depend on how a stream is packed
-LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
-
-
-def why_not_packed(config: Any) -> str:
-    """Empty where the packed way applies to this transformers configuration, else the reason it does not."""
-    if config.model_type not in PACKED_ARCHITECTURES:
-        return f"architecture {config.model_type!r} has no packed forward"
-    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-        return "the model has sliding-window layers"
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rope in LENGTH_DEPENDENT_ROPE:
-        return f"rotary embeddings of type {rope!r} depend on the input's length"
-    return ""
 
 
 @dataclass(frozen=True, slots=True)

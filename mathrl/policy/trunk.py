@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mathrl.memory.shapes import why_not_packed
 from mathrl.policy.attention import PackedAttention, gather, plan_attention
 from mathrl.policy.compile_cache import keep_compiled
-from mathrl.policy.packing import Layout, Segments, pack, why_not_packed
+from mathrl.policy.packing import Layout, Segments, pack
 from mathrl.types import Batch
 
 
@@ -66,14 +67,18 @@ class Trunk:
         self.fallback_reason = why_not_packed(base.config)
         self.share_prompts = share_prompts
         self.gradient_checkpointing = gradient_checkpointing
-        self._compiled = compile_layers
-        if compile_layers:
+        self.compile(compile_layers)
+        self.short_cuts = short_cuts_of(base)
+
+    def compile(self, on: bool) -> None:
+        """Compile the layers from now on, or run them as they are."""
+        self._compiled = on
+        if on:
             keep_compiled()
         layers: Iterable[Any] = () if self.fallback_reason else self.decoder.layers
         self._layers: list[Callable[..., Tensor]] = [
-            torch.compile(layer.forward, dynamic=True) if compile_layers else layer for layer in layers
+            torch.compile(layer.forward, dynamic=True) if on else layer for layer in layers
         ]
-        self.short_cuts = short_cuts_of(base)
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Layout]:
         """The hidden states that predict the n tokens that train: (n, D), and where each belongs."""

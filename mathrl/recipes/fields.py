@@ -103,6 +103,11 @@ def kinds_of(field: FieldInfo) -> set[Any]:
     return {field.annotation, *get_args(field.annotation)}
 
 
+def is_flag(field: FieldInfo) -> bool:
+    """Whether the field is true or false and nothing else, so that its option may stand alone."""
+    return (set(get_args(field.annotation)) or {field.annotation}) <= {bool, type(None)}
+
+
 def range_of(field: FieldInfo) -> str:
     """What a value may be, in brackets after a space: `` [>= 1, <= 256]``; empty where anything may be."""
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}

@@ -1,7 +1,8 @@
 """The longest micro-batch that a recipe allows, forward and backward, before the first step.
 
 What will not fit then fails in the first minute, with advice, and not at the first long rollout hours later.
-A micro-batch that only halves of fit in is halved here already.
+A micro-batch that only halves of fit in is halved here already. And layers that torch cannot compile here are
+noticed, for it compiles them when they are first called.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import torch
 
 from mathrl.algorithms.table import Algorithm
 from mathrl.config import Config
+from mathrl.errors import UserError, first_line
 from mathrl.policy.model import Policy
 from mathrl.training.annotate import annotate
 from mathrl.training.batch import collate
@@ -43,15 +45,64 @@ def longest_batch(config: Config, policy: Policy) -> Batch:
 
 def dry_step(
     config: Config, algorithm: Algorithm, policy: Policy, update: Update, parts: MicroBatches
-) -> None:
+) -> str:
     """Do a step's passes over ``longest_batch`` and forget their gradients; weights stay as they are.
+
+    Where compiled passes fail they are made again uncompiled, whatever torch, its compiler or a kernel's
+    launcher has raised: if these succeed, compiling was at fault, and the policy stays uncompiled.
 
     Args:
         parts: those of the steps to come: what does not fit is halved in them.
 
+    Returns:
+        That nothing is compiled any more and why, in a sentence; empty where all is as it was.
+
     Raises:
-        UserError: not even one completion fits in memory.
+        UserError: not even one completion fits in memory; or ``update.compile`` is true and torch cannot.
     """
+    of = (config, algorithm, policy, update, parts)
+    failed = _why_compiled_fails(*of) if policy.compiled else ""
+    if failed:
+        policy.compile(False)
+        _forget(policy)
+    if not policy.compiled:
+        _passes(*of)
+    _forget(policy)
+    if failed and config.update.compile is True:
+        raise UserError(
+            f"update.compile is true, and torch.compile fails here ({failed}): take --update.compile false, "
+            "or auto, which goes on uncompiled"
+        )
+    return f"training: layers not compiled, for torch.compile fails here ({failed})" if failed else ""
+
+
+def _why_compiled_fails(
+    config: Config, algorithm: Algorithm, policy: Policy, update: Update, parts: MicroBatches
+) -> str:
+    """The passes; empty where they succeed, else the first line of what is at the bottom of the error."""
+    try:
+        _passes(config, algorithm, policy, update, parts)
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the same passes uncompiled tell whose fault it is
+        cause: Exception = error
+        while isinstance(inner := getattr(cause, "inner_exception", None), Exception):
+            cause = inner
+        return first_line(cause)
+    return ""
+
+
+def _forget(policy: Policy) -> None:
+    """The gradients, and the memory that the passes took."""
+    for parameter in policy.trainable_parameters():
+        parameter.grad = None
+    if policy.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _passes(
+    config: Config, algorithm: Algorithm, policy: Policy, update: Update, parts: MicroBatches
+) -> None:
     batch = longest_batch(config, policy)
     with torch.no_grad():
         batch = annotate(
@@ -65,7 +116,3 @@ def dry_step(
         batch = algorithm.advantages(batch)
     if isinstance(update, FirstOrder):
         update.loss.backward(policy, batch, Meter())
-        for parameter in policy.trainable_parameters():
-            parameter.grad = None
-    if policy.device.type == "cuda":
-        torch.cuda.empty_cache()

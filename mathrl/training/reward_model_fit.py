@@ -47,7 +47,7 @@ class RewardModelFit:
             model.classifier,
             model.head,
             gradient_checkpointing=update.gradient_checkpointing,
-            compile_layers=update.compile and model.head.device.type == "cuda",
+            compile_layers=update.compile is True and model.head.device.type == "cuda",
         )
         self.loss = RankingLoss(scores, own.center_coef, update.micro_batch_tokens)
         self.optimizer = torch.optim.AdamW(

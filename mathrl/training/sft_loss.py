@@ -19,10 +19,9 @@ from torch.utils.checkpoint import checkpoint
 from mathrl.data.prompts import PromptTemplate
 from mathrl.distributed.agreement import together
 from mathrl.distributed.collectives import own_share, sum_ranks
-from mathrl.memory.shapes import Shape
+from mathrl.memory.shapes import Shape, why_not_packed
 from mathrl.policy.attention import IMPLEMENTATION
 from mathrl.policy.logprobs import chunk_rows
-from mathrl.policy.packing import why_not_packed
 from mathrl.policy.trunk import Trunk
 from mathrl.types import Batch, Problem
 

@@ -26,6 +26,7 @@ from mathrl.rollout.base import Engine
 from mathrl.training.annotate import annotate
 from mathrl.training.batch import collate_share, without_truncated
 from mathrl.training.blame import explain
+from mathrl.training.compiled import compile_where_it_pays
 from mathrl.training.dry_run import dry_step
 from mathrl.training.micro_batching import MicroBatches
 from mathrl.training.overlap import Overlap, why_in_turn
@@ -105,7 +106,10 @@ class Trainer:
         """
         with together("the first checks"), alone():
             if self.policy.device.type == "cuda" and not self.ended:
-                dry_step(self.config, self.algorithm, self.policy, self.update, self.forward_parts)
+                done, seconds = self.steps_done, self.seconds
+                self.hooks.say(compile_where_it_pays(self.config, self.policy, done, seconds))
+                of = (self.config, self.algorithm, self.policy, self.update, self.forward_parts)
+                self.hooks.say(dry_step(*of))
             if self.sentinel and not self.sentinel.waits:
                 self.sentinel.begin()  # what later moves of the policy are measured from
         self._note({})

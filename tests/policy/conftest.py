@@ -16,10 +16,10 @@ from transformers import (
 )
 
 from mathrl.config import LoraSection, UpdateConfig
+from mathrl.memory.shapes import why_not_packed
 from mathrl.policy.attention import IMPLEMENTATION
 from mathrl.policy.loading import add_adapter
 from mathrl.policy.model import Policy
-from mathrl.policy.packing import why_not_packed
 from mathrl.types import Batch
 
 VOCABULARY = 61

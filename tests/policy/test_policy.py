@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM, Gemma2Config, PreTrainedTokenizer
 
 from mathrl.config import Config, LoraSection
 from mathrl.errors import UserError
+from mathrl.memory.shapes import why_not_packed
 from mathrl.policy.loading import adapter_of, add_adapter
 from mathrl.policy.logprobs import token_logprobs
 from mathrl.policy.model import Policy
-from mathrl.policy.packing import why_not_packed
 from mathrl.policy.trunk import Trunk
 from mathrl.training.annotate import annotate
 from mathrl.training.micro_batching import MicroBatches

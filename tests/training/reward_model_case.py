@@ -6,9 +6,9 @@ import torch
 from transformers import AutoModelForSequenceClassification, LlamaConfig, MistralConfig, Qwen2Config
 
 from mathrl.config import Config, LoraSection, ModelConfig
+from mathrl.memory.shapes import why_not_packed
 from mathrl.policy.attention import IMPLEMENTATION
 from mathrl.policy.loading import ADAPTER, add_adapter
-from mathrl.policy.packing import why_not_packed
 from mathrl.policy.scratch import build_base
 from mathrl.rewards.learned import conversation, give_template
 from mathrl.training.reward_model_data import EncodedPair, Pair, encode_pairs

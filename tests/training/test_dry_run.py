@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._dynamo.exc import BackendCompilerFailed
 
 from mathrl.algorithms.table import resolve_algorithm
 from mathrl.config import Config
@@ -68,6 +69,58 @@ def test_a_dry_step_changes_nothing(make):
     assert all(torch.equal(t, before[name]) for name, t in policy.adapter().tensors.items())
     assert all(p.grad is None for p in policy.trainable_parameters())
     assert update.optimizer.state_dict()["state"] == {}
+
+
+def fails_when_called(forward, **_):
+    """What torch.compile returns where it cannot compile: that shows at the first call."""
+
+    def compiled(*_, **__):
+        raise BackendCompilerFailed(forward, RuntimeError("Failed to find C compiler\nand much more"), None)
+
+    return compiled
+
+
+def as_on_cuda(policy):
+    """The policy with compiled layers, which it has on CUDA alone."""
+    policy.compiled = True
+    policy.trunk.compile(True)
+
+
+def test_a_run_goes_on_as_it_is_where_torch_cannot_compile(make, monkeypatch):
+    config, algorithm, policy, update = make()
+    batch = longest_batch(config, policy)
+    before = policy.logprobs(batch).logprobs
+    monkeypatch.setattr(torch, "compile", fails_when_called)
+    as_on_cuda(policy)
+    with pytest.raises(BackendCompilerFailed):
+        policy.logprobs(batch)
+    parts = MicroBatches(8192)
+    said = dry_step(config, algorithm, policy, update, parts)
+    assert said == "training: layers not compiled, for torch.compile fails here (Failed to find C compiler)"
+    assert not policy.compiled
+    assert torch.equal(policy.logprobs(batch).logprobs, before)
+    assert all(p.grad is None for p in policy.trainable_parameters())
+    assert dry_step(config, algorithm, policy, update, parts) == ""
+    assert parts.max_tokens == 8192
+
+
+def test_a_recipe_that_says_compile_is_told_in_a_sentence(make, monkeypatch):
+    config, algorithm, policy, update = make(compile=True)
+    monkeypatch.setattr(torch, "compile", fails_when_called)
+    as_on_cuda(policy)
+    with pytest.raises(
+        UserError, match=r"torch.compile fails here \(Failed to find C compiler\): take --update"
+    ):
+        dry_step(config, algorithm, policy, update, MicroBatches(8192))
+
+
+def test_what_fails_uncompiled_as_well_is_not_said_of_the_compiler(make, monkeypatch):
+    config, algorithm, policy, update = make()
+    monkeypatch.setattr(torch, "compile", lambda forward, **_: forward)
+    as_on_cuda(policy)
+    policy.logprobs = lambda *_, **__: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        dry_step(config, algorithm, policy, update, MicroBatches(8192))
 
 
 def test_what_does_not_fit_is_halved_before_the_first_step_or_refused(make):

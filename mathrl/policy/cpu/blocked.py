@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mathrl.memory.shapes import why_not_packed
 from mathrl.policy.attention import gather
 from mathrl.policy.cpu.layers import Layer, Linear, Norm, Rotary
 from mathrl.policy.cpu.short_attention import plan_attention
-from mathrl.policy.packing import Segments, why_not_packed
+from mathrl.policy.packing import Segments
 
 Attend = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
 
