@@ -8,6 +8,7 @@ from transformers import Qwen2Config
 
 from mathrl.cli import main
 from mathrl.recipes import find_recipe
+from mathrl.training import trainer as loop
 from mathrl.training.compiled import compile_where_it_pays
 
 SIZES = {"vocab_size": 151936, "hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14,
@@ -53,3 +54,15 @@ def test_what_the_recipe_says_is_done_and_needs_no_words():
         config = find_recipe("gsm8k", [("update.compile", str(told))])
         assert compile_where_it_pays(config, policy, 0, 0.0) == ""
         assert (policy.compiled, policy.calls) == (told, 0)
+
+
+def test_a_run_chooses_by_what_is_left_of_it_then_tries_and_says_both(monkeypatch):
+    """Before the first step, on CUDA: the choice, then the dry step that shows whether torch can compile."""
+    config = find_recipe("gsm8k", [("train.overlap", "off")])
+    monkeypatch.setattr(loop, "compile_where_it_pays", lambda own, policy, *left: f"chosen {left}")
+    monkeypatch.setattr(loop, "dry_step", lambda *of: "tried")
+    said = []
+    hooks = loop.Hooks(should_stop=lambda done: True, say=said.append)
+    trainer = loop.Trainer(config, None, None, None, None, OnCuda(), None, hooks, steps_done=3, seconds=50.0)
+    trainer.run()
+    assert said == ["chosen (3, 50.0)", "tried"]
