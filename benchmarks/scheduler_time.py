@@ -37,9 +37,10 @@ class Plain(Answers, finished_only.FinishedOnly, AsyncScheduler):
     """vLLM's own, but for one message a completion."""
 
 
-def make(kind: type, settings: Any, requests: int) -> Any:
+def make(kind: type, settings: Any, requests: int, room: int = 0) -> Any:
+    """A scheduler with so many requests, and cache blocks for ``room`` where that is more."""
     spec = FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=32, dtype=torch.float32)
-    blocks = 2 * requests * (PROMPT + COMPLETION) // BLOCK
+    blocks = 2 * max(requests, room) * (PROMPT + COMPLETION) // BLOCK
     settings.cache_config.num_gpu_blocks = blocks
     cache = KVCacheConfig(blocks, [], [KVCacheGroupSpec(["layer"], spec)])
     made = kind(settings, cache, StructuredOutputManager(settings), block_size=BLOCK, log_stats=False)

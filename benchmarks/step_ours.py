@@ -158,16 +158,16 @@ def load_adapter(policy: Policy, work: Work) -> None:
 
 def _give_lengths(engine: Any, work: Work, equal: Mapping[str, int]) -> None:
     """Every completion ends at the workload's length, or all at one: requests get their own limit."""
-    send = engine.client._send
+    child_of = engine.client._child
     known = {tuple(ids): lengths for ids, lengths in zip(work.prompts, work.lengths, strict=True)}
 
-    def sent(request: Any, index: int, parameters: Any, length: int | None = None) -> str:
+    def child(request: Any, index: int, parameters: Any, length: int | None = None) -> Any:
         lengths = known.get(tuple(request.prompt_token_ids))
         if lengths is not None and request.sampling_params.max_tokens == work.workload.completion:
             parameters = {**parameters, "max_tokens": equal.get("tokens", lengths[index])}
-        return send(request, index, parameters, length)
+        return child_of(request, index, parameters, length)
 
-    engine.client._send = sent
+    engine.client._child = child
 
 
 def parity(work: Work, policy: Policy, config: Any, correct: bool) -> dict[str, float]:

@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import InvalidStateError
 from contextlib import contextmanager, suppress
-from copy import copy
-from itertools import islice
+from itertools import groupby, islice
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,9 +27,11 @@ from vllm.v1.engine import FinishReason as VllmFinishReason
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
+from vllm.v1.serial_utils import MsgpackEncoder
 
 from mathrl.rollout.base import OnTokens
 from mathrl.rollout.core.finished_only import UNDER_WAY
+from mathrl.rollout.core.many_requests import METHOD, Child, children_of
 from mathrl.rollout.core.scheduler import FinishedOnlyAsyncScheduler, FinishedOnlyScheduler
 from mathrl.rollout.vllm_client import (
     AdapterRefused,
@@ -56,9 +56,17 @@ class _Given(NamedTuple):
     token: int
 
 
+class _Wanted(NamedTuple):
+    """A child to be sent, and what it is a child of."""
+
+    request: Any
+    child: Child
+
+
 Place = tuple[int, int] | _Given
 """What a request is for: a completion, of an Ask and its seed, or a given token."""
 
+_FEW = 8  # requests: sent one by one up to here
 _REASONS: dict[Any, FinishReason] = {VllmFinishReason.STOP: "stop", VllmFinishReason.LENGTH: "length"}
 
 
@@ -78,6 +86,7 @@ class CoreClient:
         self._core: Any = self._llm.engine_core
         self._lora: LoRARequest | None = None
         self._tasks = self._llm.get_supported_tasks()
+        self._encoder = MsgpackEncoder()
         self.closed = False
         self.processes = list(self._core.resources.engine_manager.processes)
         threading.Thread(target=_watch, args=(weakref.ref(self), self.processes), daemon=True).start()
@@ -103,17 +112,9 @@ class CoreClient:
         )
         scores = [[float("nan")] * len(tokens) for _, tokens in rows]
         with self._requests() as waiting:
-            self._send_given(rows, waiting)  # first: they share the steps that compute the prompts
-
-            def send() -> Iterator[None]:
-                for n, (prompt, seeds) in enumerate(asks):
-                    request = self._request(prompt, parameters)
-                    for i, seed in enumerate(seeds):
-                        waiting[self._send(request, i, {"seed": seed})] = (n, i)
-                        yield
-
-            sending = send()
-            deque(islice(sending, at_once or None), maxlen=0)
+            coming = self._completions(asks, parameters, waiting)
+            # given tokens first: they share the steps that compute the prompts
+            self._send([*self._given(rows, waiting), *islice(coming, at_once or None)])
             for answers in self._answers(waiting, on_tokens):
                 outputs = []
                 for place, answer in answers:
@@ -121,7 +122,7 @@ class CoreClient:
                         scores[place.row][place.place] = _score(place.token, answer)
                     else:
                         outputs.append(_output(*place, answer, sampling.logprobs))
-                deque(islice(sending, len(outputs)), maxlen=0)
+                self._send(list(islice(coming, len(outputs))))
                 if outputs:
                     on_outputs(outputs)
         return scores
@@ -162,7 +163,7 @@ class CoreClient:
         end_processes(self.processes)
 
     def _request(self, prompt: Sequence[int], parameters: SamplingParams) -> Any:
-        """A checked request, from which ``_send`` makes those that are sent: checking takes the longest."""
+        """A checked request, of which children are sent: checking takes the longest."""
         inputs = {"type": "token", "prompt_token_ids": list(prompt)}
         request = self._llm.input_processor.process_inputs(
             "0", inputs, parameters, self._tasks, lora_request=self._lora
@@ -170,22 +171,18 @@ class CoreClient:
         self._llm.input_processor.assign_request_id(request)  # vLLM adds random characters
         return request
 
-    def _send(
-        self, request: Any, index: int, parameters: Mapping[str, Any], length: int | None = None
-    ) -> str:
-        """Send a copy with these sampling parameters, and the first ``length`` tokens of its prompt."""
-        child = copy(request)
-        child.request_id = f"{index}_{request.request_id}"
-        child.sampling_params = copy(request.sampling_params)
-        for name, value in parameters.items():
-            setattr(child.sampling_params, name, value)
-        if length is not None:
-            child.prompt_token_ids = request.prompt_token_ids[:length]
-        self._core.add_request(child)
-        return child.request_id
+    def _completions(
+        self, asks: Sequence[Ask], parameters: SamplingParams, waiting: dict[str, Place]
+    ) -> Iterator[_Wanted]:
+        for n, (prompt, seeds) in enumerate(asks):
+            request = self._request(prompt, parameters)
+            for i, seed in enumerate(seeds):
+                child = self._child(request, i, {"seed": seed})
+                waiting[child.request_id] = (n, i)
+                yield _Wanted(request, child)
 
-    def _send_given(self, rows: Sequence[Row], waiting: dict[str, Place]) -> None:
-        """Ask for the rows' scores by the very path that samples: adapter, prefix cache, sampler.
+    def _given(self, rows: Sequence[Row], waiting: dict[str, Place]) -> Iterator[_Wanted]:
+        """The rows' scores by the very path that samples: adapter, prefix cache, sampler.
 
         Each token is a request that samples one token after all that stands before it and reports the given
         token's log-probability. (``prompt_logprobs`` would pass by the prefix cache.)
@@ -196,7 +193,29 @@ class CoreClient:
             request = self._request((*prompt, *tokens[:-1]), SamplingParams(max_tokens=1, detokenize=False))
             for t, token in enumerate(tokens):
                 wanted = {"seed": t, "logprob_token_ids": [token]}
-                waiting[self._send(request, t, wanted, len(prompt) + t)] = _Given(n, t, token)
+                child = self._child(request, t, wanted, len(prompt) + t)
+                waiting[child.request_id] = _Given(n, t, token)
+                yield _Wanted(request, child)
+
+    def _child(
+        self, request: Any, index: int, parameters: Mapping[str, Any], length: int | None = None
+    ) -> Child:
+        return Child(f"{index}_{request.request_id}", parameters, length)
+
+    def _send(self, wanted: Sequence[_Wanted]) -> None:
+        """Send them: many in one message, a few by vLLM's own, which nobody waits for."""
+        if len(wanted) <= _FEW:
+            for request, child in wanted:
+                for each in children_of(request, [child]):
+                    self._core.add_request(each)
+            return
+        requests, children = [], []
+        for _, group in groupby(wanted, key=lambda each: id(each.request)):
+            own = list(group)
+            (encoded,) = self._encoder.encode(own[0].request)
+            requests.append(bytes(encoded))
+            children.append([each.child for each in own])
+        self._core.call_utility(METHOD, requests, children)
 
     @contextmanager
     def _requests(self) -> Iterator[dict[str, Place]]:

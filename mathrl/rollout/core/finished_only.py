@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mathrl.rollout.core.many_requests import take_many
 from mathrl.rollout.core.one_adapter import remember_adapters
 from mathrl.rollout.core.process import belong_to_trainer
 
@@ -38,6 +39,7 @@ class FinishedOnly:
         gc.set_threshold(50_000, 20, 100)  # a step makes thousands of short-lived objects and no cycles
         _leave_adapters_unpinned()
         _remember_adapters()
+        take_many()
         self._told = time.monotonic()
         self._tokens: dict[str, list[int]] = {}
         self._logprobs: dict[str, list[Any]] = {}
