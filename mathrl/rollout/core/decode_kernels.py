@@ -192,26 +192,24 @@ def _draw_kernel(
     place = tl.load(places + row)
     heat = tl.load(temperature + place, mask=place >= 0, other=1.0).to(tl.float32)
     seed = tl.load(seeds + place, mask=place >= 0, other=0)
-    pair = tl.arange(0, 2)
-    drawn = tl.rand(tl.randint(seed, tl.load(positions + row)), pair)
+    key = tl.randint(seed, tl.load(positions + row))
     block = tl.arange(0, BLOCKS)
     top = tl.load(most + row * blocks + block, mask=block < blocks, other=float("-inf"))
     sums = tl.load(mass + row * blocks + block, mask=block < blocks, other=0.0)
     level = tl.max(top, 0)
     sums = sums * tl.exp(top - level)
     whole = tl.sum(sums, 0)
-    # a block by its share of all, a token by its share of the block: one number of 24 bits would be coarse
-    goal = tl.sum(tl.where(pair == 0, drawn, 0.0), 0) * whole
+    # a block by its share of all, then a token of it by Gumbel noise, which a rounded logit hardly moves
+    pair = tl.arange(0, 2)
+    goal = tl.sum(tl.where(pair == 0, tl.rand(key, BLOCK + pair), 0.0), 0) * whole
     chosen = tl.min(tl.where((tl.cumsum(sums, 0) > goal) & (sums > 0), block, BLOCKS), 0)
     chosen = tl.where(chosen < BLOCKS, chosen, tl.max(tl.where(sums > 0, block, 0), 0))
     chosen = tl.where(heat == 0.0, tl.argmax(top, 0), chosen)
     place_in = tl.arange(0, BLOCK)
     token = chosen * BLOCK + place_in
     score = tl.load(logits + row * stride + token, mask=token < size, other=float("-inf")).to(tl.float32)
-    share = tl.exp(score - level)
-    goal = tl.sum(tl.where(pair == 1, drawn, 0.0), 0) * tl.sum(share, 0)
-    index = tl.min(tl.where((tl.cumsum(share, 0) > goal) & (share > 0), place_in, BLOCK), 0)
-    index = tl.where(index < BLOCK, index, tl.max(tl.where(share > 0, place_in, 0), 0))
+    noise = tl.maximum(tl.rand(key, place_in), 1e-12)  # 0 would forbid a token
+    index = tl.argmax(score - tl.log(-tl.log(noise)), 0)
     index = tl.where(heat == 0.0, tl.load(first + row * blocks + chosen) - chosen * BLOCK, index)
     tl.store(tokens + row, (chosen * BLOCK + index).to(tl.int64))
     own = tl.sum(tl.where(place_in == index, score, 0.0), 0)
@@ -228,8 +226,8 @@ def draw(
     """A token a row from softmax(logits), and its log-probability; the highest where the temperature is 0.
 
     The same seed and position draw the same token from the same logits, in whatever batch. One pass over
-    the logits sums blocks of them, and one over a single block finds the token: the inverse of the
-    cumulative distribution in two steps, where Gumbel noise would take a random number for each logit.
+    the logits sums blocks of them, a block is drawn by the inverse of their cumulative distribution, and a
+    token of it by Gumbel noise: a random number for each logit of a block, where it would be of all.
 
     Args:
         logits: (rows, vocabulary), divided by the temperature already; −inf is never drawn.

@@ -110,6 +110,8 @@ def check_seeds(drawn):
     assert torch.equal(tokens[3:6], again)
     assert (sampled(logits, heat, seeds, positions + 1)[0] != tokens).float().mean() > 0.8
     assert (sampled(logits, heat, seeds + 8, positions)[0] != tokens).float().mean() > 0.8
+    rounded, _ = sampled(logits + 0.01 * drawn(8, 5000).float(), heat, seeds, positions)
+    assert (rounded == tokens).sum() >= 7  # as bfloat16 sums in another order may give them
     outside, _ = sampled(logits, heat, seeds * 0, positions, places=torch.full_like(seeds, -1))
     assert torch.equal(outside, sampled(logits, heat, seeds * 0, positions)[0])  # as temperature 1 and seed 0
     greedy, logprobs = sampled(logits, heat * 0, seeds, positions)
