@@ -20,6 +20,7 @@ from mathrl.rollout.decoding import (
     prefill,
 )
 from mathrl.rollout.sampling import draw
+from mathrl.rollout.texts import texts_of
 from mathrl.types import Adapter, Completion, FinishReason, Group, Problem, Sampling, derive_seed
 
 _MEMORY_BYTES = 2 << 30  # of one batch; fixed, not measured: the same run must split the same way everywhere
@@ -150,7 +151,7 @@ class TransformersEngine:
     def _completions(
         self, ids: list[list[int]], logprobs: list[list[float]] | None, stopped: list[bool]
     ) -> list[Completion]:
-        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        texts = texts_of(self.tokenizer, ids)
         reasons: list[FinishReason] = ["stop" if s else "length" for s in stopped]
         values = [tuple(row) for row in logprobs] if logprobs is not None else [None] * len(ids)
         return [Completion(tuple(i), t, r, v) for i, t, r, v in zip(ids, texts, reasons, values, strict=True)]

@@ -17,6 +17,7 @@ from mathrl.memory.plan import Limits
 from mathrl.rollout.adapter_files import weights_folder, write_merged, write_served
 from mathrl.rollout.base import OnCompletion, OnTokens, PromptEncoder, Scores, check_lengths
 from mathrl.rollout.core.no_script import script_left_out
+from mathrl.rollout.texts import texts_of
 from mathrl.rollout.vllm_client import (
     AdapterRefused,
     Ask,
@@ -141,7 +142,7 @@ class VllmEngine:
         done: dict[tuple[int, int], Completion] = {}
 
         def finished(outputs: list[Output]) -> None:
-            texts = self.tokenizer.batch_decode([o.token_ids for o in outputs], skip_special_tokens=True)
+            texts = texts_of(self.tokenizer, [o.token_ids for o in outputs])
             for (p, i, tokens, reason, logprobs), text in zip(outputs, texts, strict=True):
                 done[p, i] = completion = Completion(tokens, text, reason, logprobs)
                 if on_completion is not None:

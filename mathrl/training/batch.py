@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,17 +24,16 @@ def collate(groups: Sequence[Group], pad_id: int) -> Batch:
         ValueError: a group without scores.
     """
     completions = [c for group in groups for c in group.completions]
+    lengths = torch.tensor([len(c.token_ids) for c in completions], dtype=torch.long)
     width = max((len(c.token_ids) for c in completions), default=0)
-    completion_ids = torch.full((len(completions), width), pad_id, dtype=torch.long)
-    loss_mask = torch.zeros((len(completions), width), dtype=torch.bool)
-    recorded = all(c.sampling_logprobs is not None for c in completions)
-    sampling_logprobs = torch.zeros((len(completions), width), dtype=torch.float32) if recorded else None
-    for row, completion in enumerate(completions):
-        length = len(completion.token_ids)
-        completion_ids[row, :length] = torch.tensor(completion.token_ids)
-        loss_mask[row, :length] = True
-        if sampling_logprobs is not None:
-            sampling_logprobs[row, :length] = torch.tensor(completion.sampling_logprobs)
+    loss_mask = torch.arange(width) < lengths[:, None]
+    completion_ids = torch.full(loss_mask.shape, pad_id, dtype=torch.long)
+    completion_ids[loss_mask] = _end_to_end([c.token_ids for c in completions], np.int64)
+    logprobs = [c.sampling_logprobs for c in completions if c.sampling_logprobs is not None]
+    sampling_logprobs = None
+    if len(logprobs) == len(completions):
+        sampling_logprobs = torch.zeros(loss_mask.shape, dtype=torch.float32)
+        sampling_logprobs[loss_mask] = _end_to_end(logprobs, np.float32)
     for group in groups:
         if len(group.scores) != len(group.completions):
             raise ValueError(
@@ -49,6 +50,11 @@ def collate(groups: Sequence[Group], pad_id: int) -> Batch:
         truncated=torch.tensor([c.finish_reason == "length" for c in completions], dtype=torch.bool),
         sampling_logprobs=sampling_logprobs,
     )
+
+
+def _end_to_end(rows: Sequence[Sequence[float]], kind: type) -> Tensor:
+    """The rows' numbers one after the other; a tensor a row would take four times as long to make."""
+    return torch.from_numpy(np.fromiter(chain.from_iterable(rows), dtype=kind, count=sum(map(len, rows))))
 
 
 def collate_share(groups: Sequence[Group], own: Sequence[bool], pad_id: int) -> Batch:
