@@ -115,32 +115,43 @@ def micro_batches(batch: Batch, max_tokens: int) -> Iterator[Tensor]:
     prompts = [len(prompt) for prompt in batch.prompts]
     rows = [(row, groups[row], lengths[row], prompts[groups[row]]) for row in order.tolist()]
     fewest = _parts(rows, max_tokens)
-    even = _parts(rows, max_tokens, len(fewest))
-    yield from map(torch.tensor, even if len(even) <= len(fewest) else fewest)
+    even = (_parts(rows, max_tokens, len(fewest), whole_groups=whole) for whole in (True, False))
+    yield from map(torch.tensor, next((parts for parts in even if 0 < len(parts) <= len(fewest)), fewest))
 
 
-def _parts(rows: Sequence[tuple[int, int, int, int]], most: int, number: int = 0) -> list[list[int]]:
+def _parts(
+    rows: Sequence[tuple[int, int, int, int]], most: int, number: int = 0, *, whole_groups: bool = False
+) -> list[list[int]]:
     """Runs of rows (index, group, own tokens, prompt's tokens) of at most ``most`` tokens, one row at least.
 
-    ``number`` is how many there should be, if they can: a run ends once it has its share of what is left.
+    ``number`` is how many there should be, if they can: a run ends where it is nearest to its share of what
+    is left, with ``whole_groups`` only where a group ends; none at all where one is too large for any run.
     """
+    sizes: dict[int, int] = {}
+    for _, group, length, prompt in rows:
+        sizes[group] = sizes.get(group, prompt) + length
     found: list[list[int]] = []
-    left: float = sum(length for _, _, length, _ in rows) + sum(
-        {group: prompt for _, group, _, prompt in rows}.values()
-    )
-    used = share = 0.0
-    group = -1
-    for row, own_group, length, prompt in rows:
-        cost = length + (prompt if own_group != group else 0)
-        if found and used + cost <= most and (not number or used < share):
+    if whole_groups and max(sizes.values(), default=0) > most:
+        return found
+    left, used, share, last = sum(sizes.values()), 0, 0.0, -1
+    for row, group, length, prompt in rows:
+        cost = length + (prompt if group != last else 0)
+        fits = used + cost <= most
+        if number and not whole_groups:
+            fits = fits and used + cost / 2 <= share
+        elif number and group != last:
+            fits = used + sizes[group] / 2 <= share and used + sizes[group] <= most
+        if found and fits:
             found[-1].append(row)
         else:
-            left -= used
-            share = left / max(number - len(found), 1)
+            again = 0 if whole_groups else prompt  # a group that is cut computes its prompt once more
+            left -= used - (again if group == last else 0)
+            others = max(number - len(found) - 1, 0)
+            share = (left + again * others) / (1 + others)
             found.append([row])
-            used, cost = 0.0, length + prompt
+            used, cost = 0, length + prompt
         used += cost
-        group = own_group
+        last = group
     return found
 
 

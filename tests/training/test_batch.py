@@ -58,7 +58,7 @@ def test_micro_batches_hold_every_row_once_within_the_budget(batch):
 @pytest.mark.parametrize(
     ("lengths", "budget", "expected"),
     [
-        ([10] * 10, 48, [4, 3, 3]),  # not 4, 4 and 2
+        ([10] * 10, 48, [3, 4, 3]),  # not 4, 4 and 2
         ([10] * 64, 180, [13, 13, 13, 13, 12]),  # not 15, 15, 15, 15 and 4
         ([30, 1, 1, 1, 1, 1, 30], 47, [4, 3]),
         ([28, 8, 38, 8], 40, [2, 1, 1]),  # by even shares there would be one more
@@ -69,6 +69,28 @@ def test_micro_batches_are_as_few_as_fit_and_even(lengths, budget, expected):
     parts = [part.tolist() for part in micro_batches(collate(groups, 99), budget)]
     assert [len(part) for part in parts] == expected
     assert sum(parts, []) == list(range(len(lengths)))
+
+
+@pytest.mark.parametrize(
+    ("groups", "prompt", "lengths", "budget", "expected"),
+    [
+        (64, 128, [256] * 8, 32768, [104, 104, 104, 104, 96]),  # whole groups, not 120, 120, 120, 120 and 32
+        (4, 2, [10] * 3, 100, [6, 6]),  # not 9 and 3
+        (3, 2, [10] * 4, 66, [6, 6]),  # whole groups would be three
+        (1, 2, [10] * 9, 60, [5, 4]),  # a group that no part holds is cut as evenly
+        (2, 2, [10] * 9, 80, [6, 6, 6]),  # and two of them, one's end beside the other's beginning
+        (1, 20, [10] * 9, 60, [3, 3, 3]),  # its prompt is computed three times
+        (2, 2, [20, 1, 1], 30, [3, 3]),
+    ],
+)
+def test_groups_stay_whole_where_that_takes_no_more_parts(groups, prompt, lengths, budget, expected):
+    whole = collate([make_group(f"p{i}", [1] * prompt, lengths) for i in range(groups)], 99)
+    parts = [part.tolist() for part in micro_batches(whole, budget)]
+    assert [len(part) for part in parts] == expected
+    assert sum(parts, []) == list(range(groups * len(lengths)))
+    for part in parts:
+        prompts = prompt * len(set(whole.group_ids[part].tolist()))
+        assert int(whole.loss_mask[part].sum()) + prompts <= budget
 
 
 def test_masks_with_holes(batch):
