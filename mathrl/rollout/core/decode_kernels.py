@@ -186,7 +186,7 @@ def _blocks_kernel(logits, most, mass, first, stride, size, blocks, BLOCK: tl.co
 @triton.jit
 def _draw_kernel(
     logits, most, mass, first, temperature, seeds, positions, places, tokens, logprobs,
-    stride, size, blocks, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+    stride, size, blocks, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     place = tl.load(places + row)
@@ -205,14 +205,19 @@ def _draw_kernel(
     chosen = tl.min(tl.where((tl.cumsum(sums, 0) > goal) & (sums > 0), block, BLOCKS), 0)
     chosen = tl.where(chosen < BLOCKS, chosen, tl.max(tl.where(sums > 0, block, 0), 0))
     chosen = tl.where(heat == 0.0, tl.argmax(top, 0), chosen)
-    place_in = tl.arange(0, BLOCK)
-    token = chosen * BLOCK + place_in
-    score = tl.load(logits + row * stride + token, mask=token < size, other=float("-inf")).to(tl.float32)
-    noise = tl.maximum(tl.rand(key, place_in), 1e-12)  # 0 would forbid a token
-    index = tl.argmax(score - tl.log(-tl.log(noise)), 0)
+    best, index = float("-inf"), 0
+    for begin in range(0, BLOCK, CHUNK):
+        place_in = begin + tl.arange(0, CHUNK)
+        token = chosen * BLOCK + place_in
+        score = tl.load(logits + row * stride + token, mask=token < size, other=float("-inf")).to(tl.float32)
+        noise = tl.maximum(tl.rand(key, place_in), 1e-12)  # 0 would forbid a token
+        highest, at = tl.max(score - tl.log(-tl.log(noise)), 0, return_indices=True)
+        index = tl.where(highest > best, begin + at, index)
+        best = tl.maximum(highest, best)
     index = tl.where(heat == 0.0, tl.load(first + row * blocks + chosen) - chosen * BLOCK, index)
-    tl.store(tokens + row, (chosen * BLOCK + index).to(tl.int64))
-    own = tl.sum(tl.where(place_in == index, score, 0.0), 0)
+    drawn = (chosen * BLOCK + index).to(tl.int64)
+    tl.store(tokens + row, drawn)
+    own = tl.load(logits + row * stride + drawn).to(tl.float32)
     tl.store(logprobs + row, own - level - tl.log(whole))
 
 
@@ -249,6 +254,6 @@ def draw(
     _blocks_kernel[(rows, blocks)](logits, most, mass, first, logits.stride(0), size, blocks, BLOCK=block)
     _draw_kernel[(rows,)](
         logits, most, mass, first, temperature, seeds, positions, places, tokens, logprobs,
-        logits.stride(0), size, blocks, BLOCK=block, BLOCKS=triton.next_power_of_2(blocks),
+        logits.stride(0), size, blocks, BLOCK=block, BLOCKS=triton.next_power_of_2(blocks), CHUNK=1024,
     )  # fmt: skip
     return tokens, logprobs

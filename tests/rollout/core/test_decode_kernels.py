@@ -1,6 +1,11 @@
-"""The kernels of a decoding step, interpreted on the CPU (Triton's interpreter, in float32)."""
+"""The kernels of a decoding step, interpreted on the CPU (Triton's interpreter, in float32), and compiled."""
 
+import json
 import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,3 +49,20 @@ def test_tokens_are_drawn_from_the_softmax(drawn):
 
 def test_seeds_and_temperature(drawn):
     check_seeds(drawn)
+
+
+def test_all_kernels_compile_for_a_gpu(tmp_path):
+    """For compute capability 9.0; the interpreter takes more than the compiler does."""
+    own = {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONWARNINGS": "ignore"}
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | own
+    command = [sys.executable, str(Path(__file__).with_name("compiled_kernels.py"))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    from mathrl.rollout.core import decode_kernels
+
+    text = Path(decode_kernels.__file__).read_text(encoding="utf-8")
+    assert set(found) == set(re.findall(r"^def (\w+_kernel)\(", text, flags=re.MULTILINE))
+    for name, sizes in found.items():
+        assert sizes["cubin"] > 1000, name
+        assert sizes["shared"] <= 227 * 1024, name  # of a multiprocessor, what a program can have
