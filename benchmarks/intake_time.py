@@ -10,17 +10,13 @@ the prefix cache, handed to the scheduler), without the socket between them.
 from __future__ import annotations
 
 import argparse
-import tempfile
 import time
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-from random_model import random_model
 from record import describe, store
-from scheduler_time import BLOCK, COMPLETION, PROMPT, make
+from scheduler_time import BLOCK, COMPLETION, PROMPT, engine_settings, make
 from vllm import SamplingParams
-from vllm.engine.arg_utils import EngineArgs
 from vllm.lora.request import LoRARequest
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
@@ -91,12 +87,7 @@ def main() -> None:
     finished_only.belong_to_trainer = lambda: None  # this process is no engine's
     init_none_hash(sha256)
     total = args.problems * args.group + args.given
-    with tempfile.TemporaryDirectory() as scratch:
-        settings = EngineArgs(
-            model=str(random_model("40m", Path(scratch))), skip_tokenizer_init=True, max_model_len=512,
-            max_num_seqs=total, max_num_batched_tokens=8192, block_size=BLOCK,
-            enable_prefix_caching=True, async_scheduling=True, disable_log_stats=True,
-        ).create_engine_config()  # fmt: skip
+    settings = engine_settings(total)
     ways = {"one message each": one_by_one, "all in one": in_one}
     seconds: dict[str, list[tuple[float, ...]]] = {name: [] for name in ways}
     for turn in range(1 + args.repeats):  # in turns

@@ -25,7 +25,6 @@ import argparse
 import json
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ from pathlib import Path
 from adapter_pieces import pack, unpack
 from record import describe, store
 from smollm2 import cached_model, make
+from stage import mathrl
 from wordproblems_baselines import read_problems, read_rows
 from wordproblems_split import all_problems, split_short
 
@@ -98,7 +98,7 @@ def from_adapter(folder: Path, pieces: Path) -> dict[str, str]:
 def supervised(folder: Path, keep: Path, overrides: Sequence[str]) -> None:
     run = folder / "runs" / "supervised"
     own = {"run.name": "supervised", "run.output_dir": str(run.parent)}
-    mathrl(["sft", "smollm2_short", "--resume"], fields("short", folder) | own, overrides)
+    command(["sft", "smollm2_short", "--resume"], fields("short", folder) | own, overrides)
     for file in pack(run / "sft-adapter", keep / "supervised"):
         print(f"{file}: {file.stat().st_size / 2**20:.1f} MiB")
     shutil.copy(run / "sft_metrics.jsonl", keep / "supervised")
@@ -110,7 +110,7 @@ def grpo(which: str, name: str, seed: int, folder: Path, keep: Path, overrides: 
     run = folder / "runs" / name
     own = {"run.name": name, "run.output_dir": str(run.parent), "run.seed": str(seed)}
     start = from_adapter(folder, keep / "supervised")
-    mathrl(["train", f"smollm2_{which}", "--resume"], fields(which, folder) | own | start, overrides)
+    command(["train", f"smollm2_{which}", "--resume"], fields(which, folder) | own | start, overrides)
     out = keep / name
     pack(run / "adapter", out)
     for part in _KEPT:
@@ -147,13 +147,9 @@ def wordings(folder: Path, keep: Path, num_problems: int, tokens: int) -> None:
     (keep / "wordings.json").write_text(json.dumps(result, indent=2) + "\n")
 
 
-def mathrl(words: Sequence[str], given: dict[str, str], overrides: Sequence[str]) -> None:
-    """Run a command of the package; its end is ours."""
-    command = [*words, *(f"--{name}={value}" for name, value in given.items()), *overrides]
-    print("mathrl", *command, flush=True)
-    status = subprocess.run([sys.executable, "-m", "mathrl", *command], check=False).returncode
-    if status:
-        raise UserError(f"mathrl {words[0]} ended with status {status}: the same stage goes on from there")
+def command(words: Sequence[str], given: dict[str, str], overrides: Sequence[str]) -> None:
+    """A command with these fields of its recipe."""
+    mathrl(*words, *(f"--{name}={value}" for name, value in given.items()), *overrides)
 
 
 def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:

@@ -12,24 +12,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from record import describe, store
+from stage import mathrl
+from wordproblems_gpu import curve
 
 from mathrl.errors import UserError
 from mathrl.evaluation.paired import compare_evaluations
 from mathrl.report.run_record import MAIN_SET, read_run
-
-
-def mathrl(*words: str) -> None:
-    print("mathrl", *words, flush=True)
-    status = subprocess.run([sys.executable, "-m", "mathrl", *words], check=False).returncode
-    if status:
-        raise UserError(f"mathrl {words[0]} ended with status {status}: the same command goes on from there")
 
 
 def supervised(recipe: str, runs: Path, overrides: Sequence[str]) -> Path:
@@ -54,18 +49,13 @@ def measured(run: Path) -> dict[str, Any]:
     record = read_run(run)
     rows = [row for row in record.rows if "time/step_s" in row]
     seconds, after = [row["time/step_s"] for row in rows], record.summary["after"]
-    usual = sorted(seconds[2:] or seconds)
     return {
         "steps": len(rows),
         "seconds": sum(seconds),
-        "step_s": usual[len(usual) // 2],
+        "step_s": median(seconds[2:] or seconds),
         "accuracy": after["accuracy"],
         "ci95": after["ci95"],
-        "curve": [
-            {"seconds": sum(seconds[: i + 1]), "accuracy": row["held_out/accuracy"]}
-            for i, row in enumerate(rows)
-            if "held_out/accuracy" in row
-        ],
+        "curve": curve(rows),
     }
 
 

@@ -37,6 +37,16 @@ class Plain(Answers, finished_only.FinishedOnly, AsyncScheduler):
     """vLLM's own, but for one message a completion."""
 
 
+def engine_settings(requests: int) -> Any:
+    """vLLM's, for so many requests at once; a model has to be named, and is not run."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return EngineArgs(
+            model=str(random_model("40m", Path(scratch))), skip_tokenizer_init=True, max_model_len=512,
+            max_num_seqs=requests, max_num_batched_tokens=8192, block_size=BLOCK,
+            enable_prefix_caching=True, async_scheduling=True, disable_log_stats=True,
+        ).create_engine_config()  # fmt: skip
+
+
 def make(kind: type, settings: Any, requests: int, room: int = 0) -> Any:
     """A scheduler with so many requests, and cache blocks for ``room`` where that is more."""
     spec = FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=32, dtype=torch.float32)
@@ -86,12 +96,7 @@ def main() -> None:
     args = parser.parse_args()
     finished_only.belong_to_trainer = lambda: None  # this process is no engine's
     init_none_hash(sha256)
-    with tempfile.TemporaryDirectory() as scratch:
-        settings = EngineArgs(
-            model=str(random_model("40m", Path(scratch))), skip_tokenizer_init=True, max_model_len=512,
-            max_num_seqs=args.requests, max_num_batched_tokens=8192, block_size=BLOCK,
-            enable_prefix_caching=True, async_scheduling=True, disable_log_stats=True,
-        ).create_engine_config()  # fmt: skip
+    settings = engine_settings(args.requests)
     kinds = {"vLLM's": Plain, "requests in rows": FinishedOnlyAsyncScheduler}
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in kinds}
     for _ in range(args.repeats):  # in turns

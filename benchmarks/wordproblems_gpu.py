@@ -17,8 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from decimal import Decimal
@@ -26,13 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from record import describe, store
+from stage import mathrl
 from wordproblems_baselines import ahead, baselines, read_problems, read_rows
 from wordproblems_renumbered import read_worked, renumber
 from wordproblems_split import all_problems, split_short
 from wordproblems_stories import Vocabulary, generate_stories, spaced, written
 
 from mathrl.data.wordproblems import apply_operation, generate_drills, generate_problems
-from mathrl.errors import UserError
 from mathrl.evaluation.contamination import find_contamination
 from mathrl.evaluation.statistics import wilson_interval
 from mathrl.recipes import load_recipe
@@ -149,12 +147,7 @@ def stages(folder: Path, runs: Path, seeds: Sequence[int], overrides: Sequence[s
 
 def run(folder: Path, runs: Path, seeds: Sequence[int], overrides: Sequence[str]) -> None:
     for words in stages(folder, runs, seeds, overrides):
-        print("mathrl", *words, flush=True)
-        status = subprocess.run([sys.executable, "-m", "mathrl", *words], check=False).returncode
-        if status:
-            raise UserError(
-                f"stage {words[0]} ended with status {status}: the same command goes on from there"
-            )
+        mathrl(*words)
 
 
 def table(folder: Path, runs: Path, seeds: Sequence[int]) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def test_seeds_reproduce_and_differ(synced):
     first = synced.sample(PROBLEMS, GROUP, seed=7)
     again = synced.sample(PROBLEMS, GROUP, seed=7)
     same = sum(a == b for a, b in zip(ids(first), ids(again), strict=True))
-    assert same >= 0.85 * len(ids(first))  # the rest: bfloat16 sums that depend on the step's batch
+    assert same >= 0.95 * len(ids(first))  # the rest: bfloat16 sums that depend on the step's batch
     other = synced.sample(PROBLEMS, GROUP, seed=8)
     assert sum(a == b for a, b in zip(ids(first), ids(other), strict=True)) == 0
     assert all(len(set(row)) == GROUP for row in ([c.token_ids for c in g.completions] for g in first))
