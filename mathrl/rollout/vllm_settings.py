@@ -129,6 +129,9 @@ def engine_environment(device: str) -> Iterator[None]:
         "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # CUDA does not survive a fork
         "VLLM_USE_FLASHINFER_SAMPLER": "0",  # it knows no seeds
+        # the core's message is one frame: of several, 0.26 waits for the last one alone to be sent
+        # and writes its next message over the first that is still going out
+        "VLLM_MSGPACK_ZERO_COPY_THRESHOLD": str(1 << 31),
         # bars of captured graphs, warnings of sockets and NUMA nodes, advice: not for a user's console
         "TQDM_DISABLE": "1",
         "PYTHONWARNINGS": "ignore",  # of its modules, and of what an ended core left, which is cleaned up
