@@ -99,15 +99,14 @@ def pack(batch: Batch, device: torch.device, *, share_prompts: bool = True) -> L
         tensor = torch.from_numpy(np.ascontiguousarray(array))
         return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
-    completion_ids = batch.completion_ids.to(device)
-    source_ids = torch.cat([*(p.to(device) for p in batch.prompts), completion_ids.flatten()])
+    source_ids = torch.cat([*batch.prompts, batch.completion_ids.flatten()]).to(device)
     slot = put(token_row * width + token_t)
     return Layout(
         input_ids=source_ids[put(stream.source)][None],
         position_ids=put(stream.position)[None],
         segments=stream.segments,
         predictor=put(predictor),
-        target=completion_ids.flatten()[slot],
+        target=source_ids[int(rows.prompt_length.sum()) :][slot],
         slot=slot,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mathrl.types import Batch, Group
+
+
+class Sized(Protocol):
+    """Something that costs tokens."""
+
+    @property
+    def num_tokens(self) -> int: ...
+
+
+SizedT = TypeVar("SizedT", bound=Sized)
 
 
 def collate(groups: Sequence[Group], pad_id: int) -> Batch:
@@ -24,11 +34,7 @@ def collate(groups: Sequence[Group], pad_id: int) -> Batch:
         ValueError: a group without scores.
     """
     completions = [c for group in groups for c in group.completions]
-    lengths = torch.tensor([len(c.token_ids) for c in completions], dtype=torch.long)
-    width = max((len(c.token_ids) for c in completions), default=0)
-    loss_mask = torch.arange(width) < lengths[:, None]
-    completion_ids = torch.full(loss_mask.shape, pad_id, dtype=torch.long)
-    completion_ids[loss_mask] = _end_to_end([c.token_ids for c in completions], np.int64)
+    completion_ids, loss_mask = padded([c.token_ids for c in completions], pad_id)
     logprobs = [c.sampling_logprobs for c in completions if c.sampling_logprobs is not None]
     sampling_logprobs = None
     if len(logprobs) == len(completions):
@@ -50,6 +56,15 @@ def collate(groups: Sequence[Group], pad_id: int) -> Batch:
         truncated=torch.tensor([c.finish_reason == "length" for c in completions], dtype=torch.bool),
         sampling_logprobs=sampling_logprobs,
     )
+
+
+def padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Token ids as (B, T) int64, filled up on the right, and (B, T) bool, True where a row's own are."""
+    lengths = torch.tensor([len(row) for row in rows], dtype=torch.long)
+    valid = torch.arange(int(lengths.max()) if len(rows) else 0) < lengths[:, None]
+    ids = torch.full(valid.shape, pad_id, dtype=torch.long)
+    ids[valid] = _end_to_end(rows, np.int64)
+    return ids, valid
 
 
 def _end_to_end(rows: Sequence[Sequence[float]], kind: type) -> Tensor:
@@ -153,6 +168,20 @@ def _parts(
         used += cost
         last = group
     return found
+
+
+def by_tokens(items: Sequence[SizedT], most: int) -> Iterator[list[SizedT]]:
+    """Runs of items of at most ``most`` tokens, one item at least."""
+    part: list[SizedT] = []
+    used = 0
+    for item in items:
+        if part and used + item.num_tokens > most:
+            yield part
+            part, used = [], 0
+        part.append(item)
+        used += item.num_tokens
+    if part:
+        yield part
 
 
 def minibatches(batch: Batch, num: int, generator: torch.Generator) -> Iterator[Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -241,17 +241,3 @@ def balanced_batches(lengths: Sequence[int], size: int, seed: int) -> list[list[
         for batch, item in zip(rng.sample(range(num), len(stratum)), stratum, strict=True):
             batches[batch].append(item)
     return batches
-
-
-def by_tokens(pairs: Sequence[EncodedPair], most: int) -> Iterator[list[EncodedPair]]:
-    """Runs of pairs of at most ``most`` tokens, one pair at least."""
-    part: list[EncodedPair] = []
-    used = 0
-    for pair in pairs:
-        if part and used + pair.num_tokens > most:
-            yield part
-            part, used = [], 0
-        part.append(pair)
-        used += pair.num_tokens
-    if part:
-        yield part

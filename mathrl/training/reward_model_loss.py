@@ -13,7 +13,8 @@ from torch.nn import Parameter
 
 from mathrl.errors import UserError
 from mathrl.policy.trunk import Trunk
-from mathrl.training.reward_model_data import EncodedPair, by_tokens
+from mathrl.training.batch import by_tokens, padded
+from mathrl.training.reward_model_data import EncodedPair
 from mathrl.types import Batch
 
 log = logging.getLogger(__name__)
@@ -115,17 +116,13 @@ def batch_of(pairs: Sequence[EncodedPair]) -> Batch:
                 prompts.append(torch.tensor(ids[: max(shared, 1)]))
             groups.append(len(prompts) - 1)
             rows.append(ids[max(shared, 1) :])
-    width = max(len(row) for row in rows) + 1
-    completion_ids = torch.zeros(len(rows), width, dtype=torch.long)
-    loss_mask = torch.zeros(len(rows), width, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        completion_ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
-        loss_mask[i, len(row)] = True
+    lengths = torch.tensor([len(row) for row in rows])
+    completion_ids, _ = padded([(*row, 0) for row in rows], 0)
     return Batch(
         prompts=tuple(prompts),
         group_ids=torch.tensor(groups),
         completion_ids=completion_ids,
-        loss_mask=loss_mask,
+        loss_mask=torch.arange(completion_ids.shape[1]) == lengths[:, None],
         rewards=torch.zeros(len(rows)),
         truncated=torch.zeros(len(rows), dtype=torch.bool),
     )

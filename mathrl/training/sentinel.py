@@ -37,6 +37,7 @@ from torch import Tensor
 
 from mathrl.errors import NonFiniteError, UserError
 from mathrl.rollout.base import Engine
+from mathrl.training.batch import padded
 from mathrl.types import Batch, Problem, Sampling, TokenOutputs
 
 NUM_PROBLEMS = 16
@@ -272,16 +273,12 @@ class Sentinel:
 
 def _batch(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int) -> Batch:
     """One completion a prompt; only what log-probabilities need."""
-    width = max(len(tokens) for tokens in completions)
-    ids = torch.full((len(completions), width), pad_id)
-    for row, tokens in enumerate(completions):
-        ids[row, : len(tokens)] = torch.tensor(tokens)
-    lengths = torch.tensor([len(tokens) for tokens in completions])
+    ids, mask = padded(completions, pad_id)
     return Batch(
         prompts=tuple(torch.tensor(prompt) for prompt in prompts),
         group_ids=torch.arange(len(prompts)),
         completion_ids=ids,
-        loss_mask=torch.arange(width) < lengths[:, None],
+        loss_mask=mask,
         rewards=torch.zeros(len(prompts)),
         truncated=torch.zeros(len(prompts), dtype=torch.bool),
     )

@@ -6,7 +6,7 @@ one by one. Only tokens that train get logits, a chunk at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from mathrl.memory.shapes import Shape, why_not_packed
 from mathrl.policy.attention import IMPLEMENTATION
 from mathrl.policy.logprobs import chunk_rows
 from mathrl.policy.trunk import Trunk
+from mathrl.training.batch import by_tokens, padded
 from mathrl.types import Batch, Problem
 
 
@@ -36,6 +37,15 @@ class Example:
     @property
     def num_tokens(self) -> int:
         return len(self.prompt_ids) + len(self.completion_ids)
+
+    @property
+    def num_predicted(self) -> int:
+        """Tokens that others come before."""
+        return self.num_tokens - 1
+
+    @property
+    def num_predicted_of_prompt(self) -> int:
+        return max(0, len(self.prompt_ids) - 1)
 
 
 def encode_example(template: PromptTemplate, problem: Problem, *, direct: bool = False) -> Example:
@@ -110,7 +120,7 @@ class SftLoss:
         ``weight`` (of the whole step) divides the sum of each part, so that how it is cut changes nothing.
         """
         total = torch.zeros((), device=self.head.device)
-        for part in _by_tokens(examples, self.most_tokens or sum(e.num_tokens for e in examples)):
+        for part in by_tokens(examples, self.most_tokens or sum(e.num_tokens for e in examples)):
             loss = self(part, weight)
             loss.backward()
             total += loss.detach()
@@ -118,8 +128,11 @@ class SftLoss:
 
     def weight(self, examples: Sequence[Example]) -> Tensor:
         """The sum of the weights of all the examples' tokens that train, a float32 scalar."""
-        weights = _batch(examples, self.prompt_weight)[1]
-        return weights[weights > 0].sum().to(self.head.device)
+        completions = sum(e.num_predicted - e.num_predicted_of_prompt for e in examples)
+        prompts = sum(e.num_predicted_of_prompt for e in examples)
+        return torch.tensor(completions + self.prompt_weight * prompts, dtype=torch.float32).to(
+            self.head.device
+        )
 
     @torch.no_grad()
     def held_out(self, examples: Sequence[Example], batch_tokens: int) -> tuple[float, float]:
@@ -130,7 +143,7 @@ class SftLoss:
         """
         sums = torch.zeros(3, dtype=torch.float64)
         with together("held-out solutions"):
-            for part in _by_tokens(own_share(examples), batch_tokens):
+            for part in by_tokens(own_share(examples), batch_tokens):
                 nll, _, rows = self._tokens(part, 0.0)
                 sums += torch.tensor([nll.sum().item(), len(nll), rows])
         total, count, exact = sum_ranks(sums).tolist()
@@ -164,33 +177,17 @@ def _batch(examples: Sequence[Example], prompt_weight: float) -> tuple[Batch, Te
 
     A row's "prompt" is its first token, which nothing predicts; all later ones are its "completion".
     """
-    num, width = len(examples), max(e.num_tokens for e in examples) - 1
-    ids = torch.zeros(num, width, dtype=torch.long)
-    weights = torch.zeros(num, width)
-    for row, example in enumerate(examples):
-        tokens = (*example.prompt_ids, *example.completion_ids)[1:]
-        ids[row, : len(tokens)] = torch.tensor(tokens)
-        weights[row, : len(tokens)] = 1.0
-        weights[row, : len(example.prompt_ids) - 1] = prompt_weight
-    first = [e.prompt_ids[0] if e.prompt_ids else e.completion_ids[0] for e in examples]
+    ids, valid = padded([(*e.prompt_ids, *e.completion_ids) for e in examples], 0)
+    before = torch.tensor([e.num_predicted_of_prompt for e in examples])
+    weights = torch.where(
+        torch.arange(ids.shape[1] - 1) < before[:, None], prompt_weight, valid[:, 1:].float()
+    )
     batch = Batch(
-        prompts=tuple(torch.tensor([i]) for i in first),
-        group_ids=torch.arange(num),
-        completion_ids=ids,
+        prompts=ids[:, 0].split(1),
+        group_ids=torch.arange(len(examples)),
+        completion_ids=ids[:, 1:],
         loss_mask=weights > 0,
-        rewards=torch.zeros(num),
-        truncated=torch.zeros(num, dtype=torch.bool),
+        rewards=torch.zeros(len(examples)),
+        truncated=torch.zeros(len(examples), dtype=torch.bool),
     )
     return batch, weights
-
-
-def _by_tokens(examples: Sequence[Example], most: int) -> Iterator[list[Example]]:
-    """Runs of examples of at most ``most`` tokens, one example at least."""
-    part: list[Example] = []
-    for example in examples:
-        if part and sum(e.num_tokens for e in part) + example.num_tokens > most:
-            yield part
-            part = []
-        part.append(example)
-    if part:
-        yield part

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mathrl.training.batch import collate, micro_batches, minibatches
+from mathrl.training.batch import by_tokens, collate, micro_batches, minibatches, padded
 from mathrl.types import Completion, Group, Problem, Score, derive_seed
 
 
@@ -32,6 +32,28 @@ def test_collate_pads_right_and_keeps_order(batch):
     assert batch.truncated.tolist() == [False, False, False, True, False]
     assert batch.sampling_logprobs[1].tolist() == [0.0, -0.5, -1.0] + [0.0] * 6
     assert (batch.num_tokens, batch.num_completions) == (19, 5)
+
+
+def test_padded_rows_and_which_places_are_their_own():
+    ids, valid = padded([(5, 6, 7), (), [8]], 9)
+    assert ids.tolist() == [[5, 6, 7], [9, 9, 9], [8, 9, 9]]
+    assert valid.tolist() == [[True] * 3, [False] * 3, [True, False, False]]
+    assert [x.shape for x in padded([], 0)] == [(0, 0), (0, 0)]
+
+
+def test_items_are_asked_for_their_tokens_a_fixed_number_of_times_however_many_there_are():
+    asked = []
+
+    class Item:
+        @property
+        def num_tokens(self):
+            asked.append(self)
+            return 3
+
+    items = [Item() for _ in range(100)]
+    assert [len(part) for part in by_tokens(items, 120)] == [40, 40, 20]
+    assert len(asked) <= 2 * len(items)
+    assert [len(part) for part in by_tokens(items, 2)] == [1] * 100
 
 
 def test_rows_cut_width_and_prompts(batch):

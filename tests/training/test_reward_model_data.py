@@ -9,7 +9,8 @@ import pytest
 from reward_model_case import config_of, make_tokenizer
 
 from mathrl.errors import UserError
-from mathrl.training.reward_model_data import balanced_batches, by_tokens, load_pairs, read_pairs
+from mathrl.training.batch import by_tokens
+from mathrl.training.reward_model_data import balanced_batches, load_pairs, read_pairs
 
 ROW = {"question": "What is 2 + 2?", "chosen": " 4", "rejected": " 5"}
 

@@ -100,6 +100,25 @@ def test_how_a_step_is_cut_changes_neither_loss_nor_gradient(recipe, base):
         torch.testing.assert_close(other, found[0], atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("prompt_weight", [0.0, 0.3])
+def test_the_loss_is_the_weighted_mean_of_the_models_own_of_each_example(base, prompt_weight):
+    """Prompts of several lengths, one of a token and none at all; the first token of all is not predicted."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64)
+    examples = [
+        Example(tuple(range(3, 3 + p)), tuple(range(30, 30 + c))) for p, c in ((5, 2), (1, 4), (0, 6))
+    ]
+    total, weight = 0.0, 0.0
+    for example in examples:
+        ids = torch.tensor([(*example.prompt_ids, *example.completion_ids)])
+        nll = -model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+        in_prompt = torch.arange(1, ids.shape[1]) < len(example.prompt_ids)
+        each = torch.where(in_prompt, prompt_weight, 1.0)
+        total, weight = total + (nll * each).sum(), weight + each.sum()
+    loss = SftLoss(model, prompt_weight)
+    torch.testing.assert_close(loss.weight(examples).double(), weight.double(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(loss(examples).double(), total / weight, rtol=1e-6, atol=0)
+
+
 def test_the_best_look_is_kept_even_where_it_is_the_model_itself(recipe, base, tmp_path):
     for lora in (True, False):
         config = config_with(
