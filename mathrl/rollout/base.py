@@ -37,7 +37,9 @@ class Engine(Protocol):
 
     Beyond the protocol, one that has a copy of the weights can be asked what it makes of given tokens:
     ``score(prompts, continuations)``, n lists of token ids each, gives n lists of log-probabilities at
-    temperature 1, and ``score_with_next(prompts, continuations)`` gives ``Scores``.
+    temperature 1, and ``score_with_next(prompts, continuations)`` gives ``Scores``. One that gets weights as
+    files has ``write(adapter)``, whose result ``load`` takes as ``written``, so that only the waiting goes on
+    beside other work.
     """
 
     name: str

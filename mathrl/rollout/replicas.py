@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 from mathrl.rollout.base import OnCompletion, OnTokens, PromptEncoder, Scores
@@ -101,10 +102,15 @@ class Replicas:
             [e.score_with_next(prompts[i::num], continuations[i::num]) for i, e in enumerate(self.engines)],
         )
 
-    def load(self, adapter: Adapter | None, version: int) -> None:
+    def write(self, adapter: Adapter) -> Path | None:
+        """Once, not once an engine: their threads share one interpreter."""
+        written: Path | None = self.engines[0].write(adapter)
+        return written
+
+    def load(self, adapter: Adapter | None, version: int, *, written: Path | None = None) -> None:
         """Every engine samples from these weights from now on."""
-        # once, not once an engine: their threads share one interpreter
-        written = self.engines[0].write(adapter) if adapter is not None else None
+        if written is None and adapter is not None:
+            written = self.write(adapter)
         self.each(lambda _, engine: engine.load(adapter, version, written=written))
         self.version = version
         metrics = [engine.sync_metrics for engine in self.engines]

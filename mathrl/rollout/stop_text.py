@@ -65,8 +65,8 @@ class StopText:
         )
         return [replace(g, completions=tuple(self.cut(c) for c in g.completions)) for g in groups]
 
-    def load(self, adapter: Adapter | None, version: int) -> None:
-        self.engine.load(adapter, version)
+    def load(self, adapter: Adapter | None, version: int, **written: Any) -> None:
+        self.engine.load(adapter, version, **written)
 
     def close(self) -> None:
         self.engine.close()

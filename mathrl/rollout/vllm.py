@@ -105,6 +105,7 @@ class VllmEngine:
         self._dtype = dtype
         self._folder = weights_folder()
         self._serial = self._num_written = 0
+        self._write_s = 0.0  # of what is to be loaded
         self._owed: _Owed | None = None
         self._closed = False
         self._remove_folder = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
@@ -185,11 +186,13 @@ class VllmEngine:
         """Put the adapter on the RAM disk for ``load``, of this engine or another; None: merged weights."""
         if not self.limits.lora_rank:
             return None
+        start = time.perf_counter()
         for left in self._folder.iterdir():
             shutil.rmtree(left, ignore_errors=True)
         self._num_written += 1
         folder = self._folder / str(self._num_written)
         write_served(adapter, folder, self._dtype)
+        self._write_s = time.perf_counter() - start
         return folder
 
     def load(self, adapter: Adapter | None, version: int, *, written: Path | None = None) -> None:
@@ -203,13 +206,13 @@ class VllmEngine:
             RuntimeError: the prefix cache could not be emptied.
         """
         start = time.perf_counter()
-        metrics: dict[str, float] = {}
         if self._owed is not None:
             self._owed.outdated, self._owed = True, None
         with self._at_work("loading weights"):
             if self.limits.lora_rank:
                 folder = None if adapter is None else written or self.write(adapter)
-                metrics["sync/write_s"] = time.perf_counter() - start
+                metrics = {"sync/write_s": self._write_s}
+                self._write_s = 0.0
                 self._serial += 1
                 self.client.set_adapter(f"version-{version}-{self._serial}", self._serial, folder)
             else:

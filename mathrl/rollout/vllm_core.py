@@ -30,8 +30,9 @@ from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from vllm.v1.serial_utils import MsgpackEncoder
 
 from mathrl.rollout.base import OnTokens
+from mathrl.rollout.core import many_requests, swap_adapter
 from mathrl.rollout.core.finished_only import UNDER_WAY
-from mathrl.rollout.core.many_requests import METHOD, Child, children_of
+from mathrl.rollout.core.many_requests import Child, children_of
 from mathrl.rollout.core.scheduler import FinishedOnlyAsyncScheduler, FinishedOnlyScheduler
 from mathrl.rollout.vllm_client import (
     AdapterRefused,
@@ -133,20 +134,17 @@ class CoreClient:
     def set_adapter(self, name: str, number: int, folder: Path | None) -> None:
         with self._core_at_work():
             old, self._lora = self._lora, None
-            if old is not None:
-                self._core.remove_lora(old.lora_int_id)
-            if folder is None:
-                return
-            request = LoRARequest(name, number, str(folder))
+            wanted = None if folder is None else LoRARequest(name, number, str(folder))
+            forget, path = old and old.lora_int_id, wanted and wanted.lora_path
             try:
-                loaded = self._core.add_lora(request)
+                held = self._core.call_utility(swap_adapter.METHOD, forget, name, number, path)
             except EngineDeadError:
                 raise
             except Exception as error:
                 raise AdapterRefused(first_line(error)) from error
-            if not loaded or set(self._core.list_loras()) != {number}:
-                raise RuntimeError(f"vLLM holds the adapters {self._core.list_loras()}, expected {number}")
-            self._lora = request
+            if held != ([] if wanted is None else [number]):
+                raise RuntimeError(f"vLLM holds the adapters {held}, expected {wanted and number}")
+            self._lora = wanted
 
     def reload_weights(self, folder: Path) -> None:
         with self._core_at_work():
@@ -215,7 +213,7 @@ class CoreClient:
             (encoded,) = self._encoder.encode(own[0].request)
             requests.append(bytes(encoded))
             children.append([each.child for each in own])
-        self._core.call_utility(METHOD, requests, children)
+        self._core.call_utility(many_requests.METHOD, requests, children)
 
     @contextmanager
     def _requests(self) -> Iterator[dict[str, Place]]:

@@ -176,7 +176,11 @@ class Trainer:
 
     def _hand_over(self) -> None:
         """From now on the engine samples from the policy as it is; the next ``_prove`` shows that it does."""
-        load = partial(self.engine.load, self.policy.adapter(), version=self.policy.version)
+        adapter = self.policy.adapter()
+        load = partial(self.engine.load, adapter, version=self.policy.version)
+        write = getattr(self.engine, "write", None)
+        if write is not None:  # here: two threads that run Python would wait for each other
+            load = partial(load, written=write(adapter))
         if self.sentinel:
             self.sentinel.begin(load)
         else:

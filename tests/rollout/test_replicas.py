@@ -97,6 +97,11 @@ def test_an_adapter_is_written_once_for_all():
     replicas.load("a", 1)
     assert [engine.loaded for engine in replicas.engines] == ["where a lies"] * 3
     assert [hasattr(engine, "written") for engine in replicas.engines] == [True, False, False]
+    replicas.load("b", 2, written=replicas.write("b"))
+    assert [engine.loaded for engine in replicas.engines] == ["where b lies"] * 3
+    replicas.engines[0].written = "no more"
+    replicas.load("b", 3, written="where b lies")
+    assert replicas.engines[0].written == "no more"
     replicas.load(None, 0)
     assert [engine.loaded for engine in replicas.engines] == [None] * 3
     replicas.close()

@@ -23,6 +23,7 @@ from mathrl.config import Config
 from mathrl.errors import UserError
 from mathrl.policy.model import Policy
 from mathrl.rollout.adapter_files import RAM_DISK
+from mathrl.rollout.core import swap_adapter
 from mathrl.rollout.core.finished_only import UNDER_WAY
 from mathrl.types import Problem, Sampling
 
@@ -329,6 +330,20 @@ def test_too_long_and_empty_prompts_are_refused(synced):
         synced.sample([problem("far", 120)], 1)
     with pytest.raises(UserError, match="'none' has an empty prompt"):
         synced.sample([Problem("none", "", "1")], 1)
+
+
+def test_an_adapter_takes_the_place_of_the_last_one_by_one_message(synced, policy, monkeypatch):
+    asked, call = [], synced.client._core.call_utility
+
+    def noted(method, *args):
+        asked.append(method)
+        return call(method, *args)
+
+    monkeypatch.setattr(synced.client._core, "call_utility", noted)
+    synced.load(policy.adapter(), 30, written=synced.write(policy.adapter()))
+    assert asked == [swap_adapter.METHOD, "reset_prefix_cache"]
+    assert 0 < synced.sync_metrics["sync/write_s"] < 60
+    assert synced.client._core.list_loras() == [synced.client._lora.lora_int_id]
 
 
 def test_an_adapter_that_does_not_fit_is_refused(synced, model_folder):

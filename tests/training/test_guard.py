@@ -76,6 +76,18 @@ class Owed:
         return self.scores
 
 
+class Writing(ScoringWithNext):
+    """Gets its weights by what it has written."""
+
+    def write(self, adapter):
+        self.written_in = threading.current_thread()
+        return "there"
+
+    def load(self, adapter, *, version, written=None):
+        self.loaded_from = written
+        super().load(adapter, version=version)
+
+
 def make_trainer(engine, overlap="off", name="grpo", **settings):
     settings = {
         "rollout__problems_per_step": 4, "rollout__group_size": 3, "train__overlap": overlap,
@@ -306,3 +318,10 @@ def test_weights_that_overflowed_are_told_of_at_the_sync_before_a_checkpoint_can
     trainer.update.move = overflow
     with pytest.raises(NonFiniteError, match="version 1 .* overflowed"):
         trainer.step(0)
+
+
+def test_weights_are_written_before_they_are_loaded_beside_the_trainers_own_scoring():
+    engine = Writing()
+    make_trainer(engine).step(0)
+    assert engine.loaded_from == "there"
+    assert engine.written_in is threading.current_thread() is not engine.loaded_in

@@ -16,6 +16,7 @@ import numpy as np
 from mathrl.rollout.core.many_requests import take_many
 from mathrl.rollout.core.one_adapter import remember_adapters
 from mathrl.rollout.core.process import belong_to_trainer
+from mathrl.rollout.core.swap_adapter import take_swaps
 
 UNDER_WAY = "under way"
 """The request of an output whose one token is a number: the tokens so far of unfinished completions."""
@@ -40,6 +41,7 @@ class FinishedOnly:
         _leave_adapters_unpinned()
         _remember_adapters()
         take_many()
+        take_swaps()
         self._told = time.monotonic()
         self._tokens: dict[str, list[int]] = {}
         self._logprobs: dict[str, list[Any]] = {}
