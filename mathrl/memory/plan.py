@@ -20,7 +20,8 @@ GIB = 1 << 30
 MAX_SEQUENCES = 1024  # sampled at once; beyond, a decode step is bound by the cache's bandwidth anyway
 MAX_MICRO_BATCH = 65536  # tokens; the matrix products gain nothing from more
 KV_BLOCK = 16  # tokens of a cache block on CUDA
-BATCHED_TOKENS = 8192  # tokens of one engine step
+BATCHED_TOKENS = 8192  # tokens of one engine step at least
+BATCHED_BYTES = GIB  # of its activations, up to which it takes twice as many: prompts then share fewer steps
 LOGITS_CHUNK = 1 << 29  # elements of the logits that exist at once (policy/logprobs.py)
 
 TRAINER_CONTEXT = int(0.6 * GIB)  # CUDA context, cuBLAS workspaces
@@ -38,6 +39,7 @@ class Limits:
     lora_rank: int  # 0: serve merged weights
     kv_cache_bytes: int = 0  # 0: what ``memory_fraction`` leaves
     memory_fraction: float = 0.9  # of the device's memory, all of the engine included
+    batched_tokens: int = BATCHED_TOKENS  # of one step
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +142,7 @@ def _engine_rows(config: Config, shape: Shape, sequences: int, adapter: int, ite
     if rollout.engine == "transformers":
         return logits
     replicas = replicas_of(config, shape)
-    working = BATCHED_TOKENS * 2 * itemsize * (shape.intermediate_size + shape.hidden_size)
+    working = batched_tokens(shape, itemsize) * _token_bytes(shape, itemsize)
     return {
         "engine: weights": replicas * shape.num_parameters * itemsize,
         "engine: adapter slot": 0 if rollout.merge_adapter else replicas * adapter * itemsize,
@@ -148,6 +150,17 @@ def _engine_rows(config: Config, shape: Shape, sequences: int, adapter: int, ite
         **logits,
         "engine: CUDA context and graphs": replicas * ENGINE_CONTEXT,
     }
+
+
+def batched_tokens(shape: Shape, itemsize: int) -> int:
+    """Tokens that the engine computes in one step, prompts and completions."""
+    most = 2 * BATCHED_TOKENS
+    return most if most * _token_bytes(shape, itemsize) <= BATCHED_BYTES else BATCHED_TOKENS
+
+
+def _token_bytes(shape: Shape, itemsize: int) -> int:
+    """Of a token's activations in the engine, which keeps none for a backward."""
+    return 2 * itemsize * (shape.intermediate_size + shape.hidden_size)
 
 
 def of_one_rank(config: Config, num_ranks: int) -> Config:
@@ -205,15 +218,16 @@ def engine_limits(config: Config, shape: Shape, device_bytes: int, *, itemsize: 
     replicas = replicas_of(config, shape)
     most = math.ceil(rollout.problems_per_step / replicas) * rollout.group_size  # of one replica
     sequences, cache = min(plan.num_sequences, most), plan.kv_cache_bytes // replicas
+    batched = batched_tokens(shape, itemsize)
     if rollout.gpu_memory_fraction:
-        return Limits(length, sequences, rank, 0, rollout.gpu_memory_fraction / replicas)
+        return Limits(length, sequences, rank, 0, rollout.gpu_memory_fraction / replicas, batched)
     if cache < shape.kv_bytes(itemsize) * (length + KV_BLOCK):
         raise UserError(
             f"{device_bytes / GIB:.1f} GiB of device memory leave no room for vLLM's cache beside the "
             "trainer: take a smaller model or update.micro_batch_tokens, or rollout.engine transformers "
             "(`mathrl plan` shows what takes how much)"
         )
-    return Limits(length, sequences, rank, cache, plan.engine_bytes / replicas / device_bytes)
+    return Limits(length, sequences, rank, cache, plan.engine_bytes / replicas / device_bytes, batched)
 
 
 def _blocks(tokens: int) -> int:

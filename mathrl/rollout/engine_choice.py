@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import torch
 from mathrl.config import Config
 from mathrl.distributed.collectives import world_size
 from mathrl.errors import UserError
-from mathrl.memory.plan import asked_at_once, engine_limits, of_one_rank, replicas_of
+from mathrl.memory.plan import BATCHED_TOKENS, asked_at_once, engine_limits, of_one_rank, replicas_of
 from mathrl.memory.shapes import Shape
 from mathrl.rollout.base import Engine, PromptEncoder, eos_ids
 from mathrl.rollout.vllm_client import Client
@@ -156,6 +157,8 @@ def _vllm(config: Config, policy: Policy, encode: PromptEncoder, completions: in
         itemsize=dtype.itemsize,
         context=base.config.max_position_embeddings,
     )
+    if device == "cpu":
+        limits = replace(limits, batched_tokens=BATCHED_TOKENS)  # more at once gains nothing there either
     correction = config.algorithm.correction is not False  # the only reader of an inexact engine's logprobs
     client = _client(_installed(device == "cuda") or "")
 

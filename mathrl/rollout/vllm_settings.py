@@ -67,7 +67,7 @@ def engine_arguments(
         "seed": seed % (1 << 32),
         "max_model_len": limits.max_model_len,
         "max_num_seqs": limits.max_num_seqs,
-        "max_num_batched_tokens": max(8192, limits.max_model_len, limits.max_num_seqs),
+        "max_num_batched_tokens": max(limits.batched_tokens, limits.max_model_len, limits.max_num_seqs),
         "gpu_memory_utilization": limits.memory_fraction,
         "kv_cache_memory_bytes": limits.kv_cache_bytes or None,
         "enable_prefix_caching": True,

@@ -202,6 +202,10 @@ def test_engine_limits():
         recipe(rollout={"gpu_memory_fraction": 0.3}), shape, 80 * GIB, itemsize=2, context=512
     )
     assert (own.kv_cache_bytes, own.memory_fraction) == (0, 0.3)
+    assert limits.batched_tokens == own.batched_tokens == 16_384
+    assert plan.rows["engine: activations"] == 16_384 * 2 * 2 * (4864 + 896)
+    large = KNOWN_SHAPES["qwen2.5-7b"]
+    assert engine_limits(recipe(), large, 80 * GIB, itemsize=2, context=512).batched_tokens == 8192
     with pytest.raises(UserError, match="no room for vLLM's cache"):
         engine_limits(recipe(), shape, 4 * GIB, itemsize=2, context=512)
 
