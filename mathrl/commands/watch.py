@@ -55,6 +55,8 @@ class Watch:
             say=self._say,
             stopping=lambda: self.stop.asked is not None,
             interruptible=self.stop.interruptible,
+            # what the caller's own function reads is not known
+            reads=space.run.config.tracking.samples_per_step if space.run.after_step is None else None,
         )
         self.saved_step = trainer.steps_done if gather(store.latest())[0] else None
         self.counted_step = trainer.steps_done  # the last that is in the tally

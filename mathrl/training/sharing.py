@@ -1,7 +1,8 @@
 """What ranks tell each other of a step: every rank ends up with all groups, in the problems' order.
 
-A group trains on the rank that sampled it. Selection, metrics and samples come from the whole list, by the
-same code on every rank, and so do not depend on how many ranks there are.
+A group trains on the rank that sampled it; the others are told what selection and metrics ask for, lengths
+and scores, and of the first groups the completions themselves, for whoever reads them. These come from the
+whole list, by the same code on every rank, and so do not depend on how many ranks there are.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from mathrl.distributed.collectives import gather, interleaved, rank, world_size
 from mathrl.errors import UserError
 from mathrl.training.batch import merge_shares
-from mathrl.types import Adapter, Batch, Group, Problem
+from mathrl.types import Adapter, Batch, Completion, Group, Problem, Score
 
 _HASH_BITS = 52  # of an adapter's hash as a metric: numbers of JSON and of charts hold so many exactly
 
@@ -24,20 +26,57 @@ class DivergedError(UserError):
     """Ranks hold different adapters."""
 
 
-def all_groups(problems: Sequence[Problem], own: Sequence[Group]) -> list[Group]:
+class Elsewhere(Sequence[int]):
+    """Tokens that another rank has: how many they are is known, and nothing else."""
+
+    def __init__(self, num: int) -> None:
+        self._num = num
+
+    def __len__(self) -> int:
+        return self._num
+
+    def __getitem__(self, index: Any) -> Any:
+        raise TypeError(f"these {self._num} tokens are on the rank that sampled them")
+
+
+Told = tuple[Any, Any, int, tuple[Score, ...]]
+"""A group without its problem: prompt and completions, or their lengths and reasons alone."""
+
+
+def all_groups(problems: Sequence[Problem], own: Sequence[Group], whole: int | None = None) -> list[Group]:
     """The groups of these problems on all ranks, ``own`` being those of ``own_share(problems)``.
 
     The problems are the same objects everywhere else, so they are not sent.
+
+    Args:
+        whole: of how many groups, the first ones, every rank gets the completions; None: of all. Those of the
+            others have no text, and their tokens are ``Elsewhere``.
     """
-    if world_size() == 1:
+    num = world_size()
+    if num == 1:
         return list(own)
-    told = [(g.prompt_ids, g.completions, g.policy_version, g.scores) for g in own]
+    told = [tell(group, whole is None or n * num + rank() < whole) for n, group in enumerate(own)]
     groups = [
-        [Group(problem, *rest) for problem, rest in zip(problems[r :: world_size()], part, strict=True)]
+        [_heard(problem, *rest) for problem, rest in zip(problems[r::num], part, strict=True)]
         for r, part in enumerate(gather(told))
     ]
     groups[rank()] = list(own)
     return interleaved(groups)
+
+
+def tell(group: Group, whole: bool) -> Told:
+    """What another rank is told of a group."""
+    if whole:
+        return group.prompt_ids, group.completions, group.policy_version, group.scores
+    ends = [(len(c.token_ids), c.finish_reason) for c in group.completions]
+    return len(group.prompt_ids), ends, group.policy_version, group.scores
+
+
+def _heard(problem: Problem, prompt: Any, completions: Any, version: int, scores: tuple[Score, ...]) -> Group:
+    if isinstance(prompt, int):
+        prompt = Elsewhere(prompt)
+        completions = tuple(Completion(Elsewhere(num), "", reason) for num, reason in completions)  # type: ignore[arg-type]
+    return Group(problem, prompt, completions, version, scores)
 
 
 def whole_batch(own: Batch) -> Batch:

@@ -69,6 +69,7 @@ class Hooks:
     say: Callable[[str], None] = lambda sentence: None  # to the user; nothing where it is empty
     stopping: Callable[[], bool] = lambda: False  # whether the run has been told to end, after this step
     interruptible: Callable[[], AbstractContextManager[None]] = nullcontext  # around what changes nothing
+    reads: int | None = None  # a step's first groups, whose completions after_step reads; None: all
 
 
 @dataclass
@@ -251,7 +252,7 @@ class Trainer:
                     scored = self.rewards.score(sampled)
             with clock("sync"):
                 self._prove()
-        return all_groups(problems, scored)
+        return all_groups(problems, scored, self.hooks.reads)
 
     def _judge(self, problems: Sequence[Problem], index: int, _: int, completion: Completion) -> None:
         """Start judging a completion while others are still being sampled."""

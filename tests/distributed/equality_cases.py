@@ -1,7 +1,7 @@
 """What a rank computes for test_equality.py: the same cases in one process and in several."""
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,9 @@ RUNS |= {
 }
 
 
+READ = 3  # groups of a step whose completions are looked at, of five
+
+
 def write_model(folder: Path) -> None:
     """A small model with random weights."""
     sizes = ModelConfig(hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=1, intermediate_size=64)
@@ -183,6 +186,7 @@ def tensors_in(value: Any, name: str) -> dict[str, torch.Tensor]:
 def trained(folder: Path, settings: dict[str, Any], rewards: Parity) -> dict[str, Any]:
     """Three steps: metrics and samples of each, and the state after them."""
     trainer = make_trainer(folder, recipe(folder, settings), rewards, double=True)
+    trainer.hooks = replace(trainer.hooks, reads=READ)
     metrics, samples = [], []
     for index in range(3):
         found, groups = trainer.step(index)
@@ -196,8 +200,15 @@ def trained(folder: Path, settings: dict[str, Any], rewards: Parity) -> dict[str
         )
         samples.append(
             [
-                (g.problem.id, [(c.text, s.reward) for c, s in zip(g.completions, g.scores, strict=True)])
-                for g in groups
+                (
+                    g.problem.id,
+                    len(g.prompt_ids),
+                    [
+                        (len(c.token_ids), c.finish_reason, c.text if n < READ else None, *asdict(s).values())
+                        for c, s in zip(g.completions, g.scores, strict=True)
+                    ],
+                )
+                for n, g in enumerate(groups)
             ]
         )
     agree_on_adapter(trainer.policy.adapter(), "the end")
