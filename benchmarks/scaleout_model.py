@@ -8,8 +8,8 @@ scaleout.json has no shares of a step yet, they are of step_time.py on one H200:
 completions a + b n seconds, from its fixed and its varying lengths; the rest in proportion to the tokens.
 
 To them come, for N ranks: the all-reduce of the adapter's gradients (2 (N - 1) / N of its bytes through the
-slowest link), gathering all groups (each rank receives and unpickles those of all), what every rank computes
-over all groups (selection, metrics), and agreements. Completions of varying length end when the longest of
+slowest link), gathering all groups (each rank receives and unpickles lengths and scores of all), what every rank
+computes over all groups (selection, metrics), and agreements. Completions of varying length end when the longest of
 all has ended: its expected length, not the mean's, times the seconds of a decoding step.
 """
 
@@ -184,7 +184,7 @@ def predict(
     """
     share = max(1.0, problems / ranks)
     found = one(share)
-    tokens = problems * GROUP * (mean_length() if varying else TOKENS)
+    completions = problems * GROUP
     if varying:
         sequences, longest = share * GROUP, longest_of(problems * GROUP)
         empty = one.decode_s(GROUP) - (one.decode_s(sequences) - one.decode_s(GROUP)) * GROUP / max(
@@ -198,10 +198,10 @@ def predict(
         return found
     through = min(link, parts["link"]) if ranks > A_HOST else parts["link"]
     found["reduce"] = parts["reduce_s"] + 2 * (ranks - 1) / ranks * parts["bytes"] / through
-    received = tokens * parts["bytes_a_token"]
     wire = min(link, SOCKET) if ranks > A_HOST else SOCKET
-    found["gather"] = received / wire + tokens * parts["unpickle_a_token_s"] + ROUND_S * math.log2(ranks)
-    found["over all groups"] = problems * GROUP * parts["metrics_a_completion_s"] * (1 - 1 / ranks)
+    a_completion = parts["bytes_a_completion"] / wire + parts["unpickle_a_completion_s"]
+    found["gather"] = completions * a_completion + ROUND_S * math.log2(ranks)
+    found["over all groups"] = completions * parts["metrics_a_completion_s"] * (1 - 1 / ranks)
     found["agree"] = 12 * ROUND_S * math.log2(ranks)
     return found
 
@@ -265,6 +265,7 @@ def measure_parts() -> dict[str, float]:
     import random
 
     from mathrl.rewards.scorer import could_be_judged, rollout_metrics
+    from mathrl.training.sharing import tell
     from mathrl.types import Completion, Group, Problem, Score
 
     rng = random.Random(0)
@@ -283,13 +284,12 @@ def measure_parts() -> dict[str, float]:
         )
         for p in range(64)
     ]
-    told = [(g.prompt_ids, g.completions, g.policy_version, g.scores) for g in groups]
+    told, completions = [tell(group, whole=False) for group in groups], 64 * GROUP
     data = pickle.dumps(told)
-    tokens, completions = 64 * GROUP * TOKENS, 64 * GROUP
     return {
-        "bytes_a_token": len(data) / tokens,
-        "pickle_a_token_s": _median_s(lambda: pickle.dumps(told)) / tokens,
-        "unpickle_a_token_s": _median_s(lambda: pickle.loads(data)) / tokens,
+        "bytes_a_completion": len(data) / completions,
+        "pickle_a_completion_s": _median_s(lambda: pickle.dumps(told)) / completions,
+        "unpickle_a_completion_s": _median_s(lambda: pickle.loads(data)) / completions,
         "metrics_a_completion_s": _median_s(lambda: rollout_metrics(could_be_judged(groups))) / completions,
     }
 

@@ -21,7 +21,7 @@ from mathrl.training.annotate import annotate
 from mathrl.training.micro_batching import MicroBatches
 from mathrl.training.objective import Meter, PolicyLoss
 from mathrl.training.sentinel import Sentinel
-from mathrl.training.trainer import Trainer, short_collections
+from mathrl.training.trainer import Hooks, Trainer, short_collections
 from mathrl.training.update import make_update
 from mathrl.types import Batch, Problem
 
@@ -219,6 +219,7 @@ def make_trainer(
     return Trainer(
         config, algorithm, ProblemStream(problems, 0), engine, scorer, policy,
         make_update(config, algorithm, policy, engine_exact=engine.exact_logprobs),
+        Hooks(reads=config.tracking.samples_per_step),  # as `mathrl train` has it
         sentinel=Sentinel(engine, policy, problems, config.rollout.max_sync_gap),
     )  # fmt: skip
 
