@@ -8,9 +8,9 @@ scaleout.json has no shares of a step yet, they are of step_time.py on one H200:
 completions a + b n seconds, from its fixed and its varying lengths; the rest in proportion to the tokens.
 
 To them come, for N ranks: the all-reduce of the adapter's gradients (2 (N - 1) / N of its bytes through the
-slowest link), gathering all groups (each rank receives and unpickles lengths and scores of all), what every rank
-computes over all groups (selection, metrics), and agreements. Completions of varying length end when the longest of
-all has ended: its expected length, not the mean's, times the seconds of a decoding step.
+slowest link), gathering all groups (each rank receives and unpickles lengths and scores of all), what every
+rank computes over all groups (selection, metrics), and agreements. Completions of varying length end when the
+longest of all has ended: its expected length, not the mean's, times the seconds of a decoding step.
 """
 
 from __future__ import annotations
