@@ -37,7 +37,7 @@ class Case:
 
 
 JOBS = {  # with 128 problems, of which the cases take the first
-    "0.5b": Workload("0.5b", "0.5b", 128, completion=1024, mean_length=300, micro_batch_tokens=16384),
+    "0.5b": Workload("0.5b", "0.5b", 128, completion=1024, mean_length=300),  # micro-batches of step_time.py
     "1.5b": Workload("1.5b", "1.5b", 128, completion=FIXED, micro_batch_tokens=16384),
     "TRL, two GPUs": Workload("0.5b", "0.5b", 128, completion=FIXED),
     "TRL, one GPU": Workload("0.5b", "0.5b", 128, completion=FIXED),
