@@ -63,8 +63,8 @@ def folder_of(job: str) -> str:
 
 
 CASES = (
-    Case("0.5b", "two GPUs"),
     Case("0.5b", "one GPU", alone=True),
+    Case("0.5b", "two GPUs"),
     Case("0.5b", "two GPUs, twice the problems", 128),
     Case("TRL, two GPUs", "as it comes", least_s=25),
     Case("0.5b", "variable lengths on two GPUs", variable=True, least_s=25),
