@@ -162,6 +162,7 @@ class Measurement:
 
     def _keep(self, case: Case, value: dict[str, Any]) -> None:
         self.found["cases"][case.title] = {k: v for k, v in value.items() if k != "case"}
+        self._store()  # whoever ends this before the case does keeps what there is
 
     def _end_jobs_without(self, cases: list[Case]) -> None:
         wanted = {case.job for case in cases}
