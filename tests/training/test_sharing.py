@@ -50,7 +50,8 @@ def test_of_several_engines_the_worst_is_told_with_its_own_error() -> None:
 
 def group(number: int) -> Group:
     completions = tuple(
-        Completion(tuple(range(number, number + n)), f"{number} {n}", "stop", (-0.5,) * n) for n in (1, 4)
+        Completion(tuple(range(number, number + n)), f"{number} {n}", reason, (-0.5,) * n)
+        for n, reason in ((1, "stop"), (4, "length"))
     )
     scores = (Score(1.0, "correct"), Score(0.0, "wrong", "3"))
     return Group(Problem(str(number), "q", "1"), (7,) * (number + 1), completions, 5, scores)
@@ -75,7 +76,7 @@ def test_of_other_ranks_groups_the_first_are_told_whole_and_of_the_rest_lengths_
         assert (got.problem, got.policy_version, got.scores) == (expected.problem, 5, expected.scores)
         assert len(got.prompt_ids) == number + 1
         assert [len(c.token_ids) for c in got.completions] == [1, 4]
-        assert [(c.finish_reason, c.text) for c in got.completions] == [("stop", "")] * 2
+        assert [(c.finish_reason, c.text) for c in got.completions] == [("stop", ""), ("length", "")]
         with pytest.raises(TypeError, match="4 tokens are on the rank that sampled them"):
             list(got.completions[1].token_ids)
     assert len(Elsewhere(3)) == 3
