@@ -173,10 +173,10 @@ def of_one_rank(config: Config, num_ranks: int) -> Config:
 def replicas_of(config: Config, shape: Shape) -> int:
     """vLLM cores of one device: as many as the recipe says, or (0) as the model is small for.
 
-    A core's Python takes about 4 ms a decoding step and 2 µs more for each completion, and computes ahead of
-    the GPU; a model of 135 M parameters takes 4 ms for 1,024 completions, one of 0.5 B as long for 512
-    (benchmarks/results/core_time.md). Only under models that are smaller still does a second core find a GPU
-    with time to spare.
+    Chosen when a core's Python took 4 ms a decoding step and 2 µs more for each completion, about what the
+    GPU needs for 1,024 completions of a model of 135 M parameters: only under smaller ones a second core
+    found a GPU with time to spare. Since then that Python is 1 to 2 ms (benchmarks/results/core_time.md), and
+    whether two still gain has not been measured.
     """
     rollout = config.rollout
     if rollout.num_replicas:
