@@ -262,8 +262,12 @@ class VllmEngine:
         except AdapterRefused as error:
             raise UserError(f"vLLM refuses the adapter: {error}") from error
         except CoreEnded as error:
+            how = f"is lost while {work} ({error})"
+            if not str(error):
+                how = (
+                    f"ended while {work} ({exit_codes(self.client.processes)}; -9: killed, mostly as the "
+                    "machine's memory ran out; otherwise its own error stands above)"
+                )
             raise LostPartError(
-                f"vLLM's process ended while {work} ({exit_codes(self.client.processes)}; -9: killed, mostly "
-                "as the machine's memory ran out; otherwise its own error stands above): a training run goes "
-                "on from its last checkpoint with --resume"
+                f"vLLM's process {how}: a training run goes on from its last checkpoint with --resume"
             ) from error

@@ -39,7 +39,7 @@ class Output(NamedTuple):
 
 
 class CoreEnded(Exception):
-    """vLLM's process is gone."""
+    """vLLM's process is gone, or is of no use any more; then it says why."""
 
 
 class AdapterRefused(Exception):

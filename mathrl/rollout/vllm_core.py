@@ -11,6 +11,7 @@ tests drive them on a real engine.
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import InvalidStateError
@@ -67,6 +68,7 @@ class _Wanted(NamedTuple):
 Place = tuple[int, int] | _Given
 """What a request is for: a completion, of an Ask and its seed, or a given token."""
 
+_TELLING_S = 0.5
 _FEW = 8  # requests: sent one by one up to here
 _REASONS: dict[Any, FinishReason] = {VllmFinishReason.STOP: "stop", VllmFinishReason.LENGTH: "length"}
 
@@ -89,8 +91,11 @@ class CoreClient:
         self._tasks = self._llm.get_supported_tasks()
         self._encoder = MsgpackEncoder()
         self.closed = False
+        self.lost = ""  # why, where it is neither its process's end nor ours
         self.processes = list(self._core.resources.engine_manager.processes)
-        threading.Thread(target=_watch, args=(weakref.ref(self), self.processes), daemon=True).start()
+        own = weakref.ref(self)
+        threading.Thread(target=_watch, args=(own, self.processes), daemon=True).start()
+        threading.Thread(target=_listen, args=(own, self._core.output_queue_thread), daemon=True).start()
 
     def sample(
         self,
@@ -233,14 +238,14 @@ class CoreClient:
         try:
             yield
         except EngineDeadError as error:
-            raise CoreEnded from error
+            raise CoreEnded(self.lost) from error
 
     def _answers(
         self, waiting: dict[str, Place], on_tokens: OnTokens | None = None
     ) -> Iterator[list[tuple[Place, Any]]]:
         """Finished outputs as they come, with what they answer, until ``waiting`` has lost all to them."""
         while waiting:
-            outputs = self._core.get_output().outputs
+            outputs = self._next_outputs()
             if on_tokens is not None:
                 for count in (o for o in outputs if o.request_id == UNDER_WAY):
                     on_tokens(count.new_token_ids[0])
@@ -250,6 +255,15 @@ class CoreClient:
                     raise RuntimeError(f"vLLM gave up a request: {answer.finish_reason!r}")
             if answers:
                 yield answers
+
+    def _next_outputs(self) -> Any:
+        try:
+            return self._core.get_output().outputs
+        except EngineDeadError:
+            raise
+        except Exception as error:  # by vLLM's thread that reads, which has ended with it
+            self.lost = _unread(error)
+            raise CoreEnded(self.lost) from error
 
 
 def _classes(device: str) -> dict[str, Any]:
@@ -273,6 +287,30 @@ def _score(token: int, answer: Any) -> float:
 def _watch(client: weakref.ref[CoreClient], processes: Sequence[Any]) -> None:
     """Wake whoever waits for a core that has been killed; vLLM's client would wait for ever."""
     wait([process.sentinel for process in processes])
+    _wake(client)
+
+
+def _listen(client: weakref.ref[CoreClient], reader: threading.Thread) -> None:
+    """The same for a core that nobody hears any more: vLLM's thread ends at a message it cannot read."""
+    reader.join()
+    alive = client()
+    if alive is not None:
+        with alive._core.outputs_queue.mutex:
+            left = list(alive._core.outputs_queue.queue)
+        errors = [each for each in left if isinstance(each, Exception)]
+        if errors:
+            alive.lost = _unread(errors[0])
+        else:  # whoever samples has it, and tells
+            time.sleep(_TELLING_S)
+    del alive
+    _wake(client)
+
+
+def _unread(error: Exception) -> str:
+    return f"a message of it could not be read: {first_line(error)}"
+
+
+def _wake(client: weakref.ref[CoreClient]) -> None:
     alive = client()
     if alive is None or alive.closed:
         return

@@ -1,7 +1,10 @@
 """A real vLLM engine and who trains with it: proofs of its weights, replicas, steps that train meanwhile."""
 
+import tempfile
 import threading
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
@@ -99,7 +102,15 @@ class TestSentinelOnARealEngine:
 
 
 @pytest.fixture(scope="module")
-def replicas(model_folder, policy):
+def sockets():
+    """Where the replicas' are."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_RPC_BASE_PATH", folder)
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def replicas(model_folder, policy, sockets):
     """Two engines that start at the same time."""
     replicas = Replicas(lambda _: start_engine(model_folder, policy), 2)
     yield replicas
@@ -129,8 +140,24 @@ def test_replicas_sample_what_one_engine_does_and_are_proved_each(synced, replic
             sentinel.finish()
 
 
-def test_a_killed_core_is_told_of_at_once_and_never_waited_for(replicas, policy):
-    """Closing the replicas, of which one is dead, leaves nothing of either."""
+def talk_nonsense(sockets):
+    """What no client can read, to whoever receives messages there."""
+    import zmq
+
+    with zmq.Context() as context:
+        for file in sockets.iterdir():
+            with context.socket(zmq.PUSH) as socket:
+                socket.setsockopt(zmq.SNDTIMEO, 500)
+                socket.setsockopt(zmq.LINGER, 500)
+                socket.connect(f"ipc://{file}")
+                with suppress(zmq.Again):  # it is no socket of answers
+                    socket.send(b"nonsense")
+
+
+def test_a_core_that_is_killed_or_not_understood_is_told_of_at_once_and_never_waited_for(
+    replicas, policy, sockets
+):
+    """Closing the replicas, of which none can be used, leaves nothing of either."""
     engines, engine = replicas.engines, replicas.engines[1]
     processes = [psutil.Process(p.pid) for e in engines for p in e.client.processes]
     assert all(process.is_running() for process in processes)
@@ -148,6 +175,12 @@ def test_a_killed_core_is_told_of_at_once_and_never_waited_for(replicas, policy)
             engine.load(policy.adapter(), 2)
         with pytest.raises(UserError, match="ended while"):
             engine.score([[5, 6]], [[7]])
+        other = engines[0]
+        other.load(policy.adapter(), 1)
+        with pytest.raises(UserError, match=r"is lost while sampling \(a message .* read: .*--resume"):
+            other.sample(prompts, 4, seed=1, on_completion=lambda *_: talk_nonsense(sockets))
+        with pytest.raises(UserError, match=r"is lost while loading weights \(a message .* read: "):
+            other.load(policy.adapter(), 2)
     finally:
         replicas.close()
     assert not any(process.is_running() for process in processes)
