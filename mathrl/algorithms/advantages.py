@@ -154,11 +154,16 @@ def overlong_penalty(lengths: Tensor, max_tokens: int, buffer: int) -> Tensor:
 def _step_mean(values: Tensor, sum_ranks: SumRanks) -> Tensor:
     """The mean (0 of none) over all ranks of (n,) values, a scalar of their type.
 
-    Summed in float64: in float32 the mean would show over how many ranks the values were spread.
+    Summed in float64: in float32 the mean would show over how many ranks the values were spread. The mean of
+    equal values is that value; where they are float64 themselves, what their sum has rounded is added again.
     """
     double = values.double()
     total = sum_ranks(torch.stack((double.sum(), double.new_tensor(float(len(values))))))
-    return (total[0] / total[1].clamp(min=1.0)).to(values.dtype)
+    count = total[1].clamp(min=1.0)
+    mean = total[0] / count
+    if values.dtype == torch.float64:
+        mean = mean + sum_ranks((double - mean).sum()) / count
+    return mean.to(values.dtype)
 
 
 def _group_sum(values: Tensor, group_ids: Tensor, num_groups: int) -> Tensor:

@@ -74,8 +74,10 @@ def test_group_ratio_averages_the_scores_of_the_right_completions():
     assert_close(negative, numbers(0, 0, 0))  # nothing to make likelier
 
 
-@pytest.mark.parametrize("name", ["group_norm", "group_centre", "leave_one_out", "group_ratio"])
-@pytest.mark.parametrize("reward", [0.0, 0.1, -1e6, 1e-30])
+@pytest.mark.parametrize(
+    "name", ["group_norm", "group_centre", "leave_one_out", "group_ratio", "batch_centre", "batch_norm"]
+)
+@pytest.mark.parametrize("reward", [0.0, 0.1, 51.344, -1e6, 1e-30])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_equal_rewards_give_exactly_zero(name, reward, dtype):
     """0.1 + 0.1 + 0.1 is not 3 · 0.1 in binary: without care the std would be 1e-17, not 0."""
