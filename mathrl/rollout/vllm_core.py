@@ -68,7 +68,7 @@ class _Wanted(NamedTuple):
 Place = tuple[int, int] | _Given
 """What a request is for: a completion, of an Ask and its seed, or a given token."""
 
-_TELLING_S = 0.5
+_TELLING_S = 0.5  # for whoever samples, and has got the error already, to tell of it
 _FEW = 8  # requests: sent one by one up to here
 _REASONS: dict[Any, FinishReason] = {VllmFinishReason.STOP: "stop", VllmFinishReason.LENGTH: "length"}
 
@@ -298,10 +298,10 @@ def _listen(client: weakref.ref[CoreClient], reader: threading.Thread) -> None:
         with alive._core.outputs_queue.mutex:
             left = list(alive._core.outputs_queue.queue)
         errors = [each for each in left if isinstance(each, Exception)]
-        if errors:
-            alive.lost = _unread(errors[0])
-        else:  # whoever samples has it, and tells
+        if not errors:
             time.sleep(_TELLING_S)
+        elif not isinstance(errors[0], EngineDeadError):  # which is the core's own last word
+            alive.lost = _unread(errors[0])
     del alive
     _wake(client)
 

@@ -1,10 +1,13 @@
 """A real vLLM engine and who trains with it: proofs of its weights, replicas, steps that train meanwhile."""
 
+import queue
 import tempfile
 import threading
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -185,6 +188,28 @@ def test_a_core_that_is_killed_or_not_understood_is_told_of_at_once_and_never_wa
         replicas.close()
     assert not any(process.is_running() for process in processes)
     assert not any(e._folder.exists() for e in engines)
+
+
+@pytest.mark.parametrize(("kind", "lost"), [("dead", ""), ("unread", "could not be read: malformed")])
+def test_a_core_that_says_that_it_ends_is_not_one_that_could_not_be_understood(kind, lost):
+    """As vLLM's reading thread leaves them: the core's own error, or that of its message."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    from mathrl.rollout import vllm_core
+
+    left, waiting = queue.Queue(), Future()
+    left.put(EngineDeadError() if kind == "dead" else ValueError("malformed"))
+    core = SimpleNamespace(
+        outputs_queue=left, resources=SimpleNamespace(engine_dead=False), utility_results={1: waiting}
+    )
+    client = SimpleNamespace(_core=core, closed=False, lost="")
+    reader = threading.Thread(target=lambda: None)
+    reader.start()
+    vllm_core._listen(lambda: client, reader)
+    assert client.lost.endswith(lost)
+    assert bool(client.lost) == bool(lost)
+    assert core.resources.engine_dead
+    assert isinstance(waiting.exception(timeout=0), EngineDeadError)
 
 
 # --- training meanwhile -------------------------------------------------------------------------------------
