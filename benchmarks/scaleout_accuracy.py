@@ -2,6 +2,7 @@
 
     python benchmarks/scaleout_accuracy.py wordproblems_gpu --gpus 1 2 [--seeds 0 1] [--section.key value …]
     python benchmarks/scaleout_accuracy.py quickstart --ranks 1 2              the same without a GPU
+    python benchmarks/scaleout_accuracy.py … --others="--train.num_steps=60 …"  for all numbers but the first
 
 One supervised stage, or ``--reference DIR`` in its place; then the recipe from it with each number, one after
 the other, every run a command that goes on where it was stopped. Seconds are those of the steps. The
@@ -76,17 +77,27 @@ def main() -> None:
     number.add_argument("--ranks", type=int, nargs="+", help="the same of ranks on a CPU")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--reference", type=Path, help="a model folder to start from, without a first stage")
+    parser.add_argument(
+        "--others", default="", help="fields of the recipe for all numbers but the first: a larger step, say"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/scaleout_accuracy"))
     parser.add_argument("--name", default="scaleout_accuracy", help="of the stored result")
     args, overrides = parser.parse_known_args()
     kind, numbers = ("gpus", args.gpus) if args.gpus else ("ranks", args.ranks)
     reference = args.reference or supervised(args.recipe, args.runs, overrides)
-    result: dict[str, Any] = {"recipe": args.recipe, "overrides": overrides, kind: numbers, "seeds": {}}
+    result: dict[str, Any] = {
+        "recipe": args.recipe,
+        "overrides": overrides,
+        "others": args.others,
+        kind: numbers,
+        "seeds": {},
+    }
     for seed in args.seeds:
         of_seed: dict[str, Any] = {}
         runs: dict[int, Path] = {}
         for n in numbers:
-            runs[n] = train(args.recipe, reference, kind, n, seed, args.runs, overrides)
+            own = [*overrides, *(args.others.split() if n != numbers[0] else ())]
+            runs[n] = train(args.recipe, reference, kind, n, seed, args.runs, own)
             found = measured(runs[n])
             if n != numbers[0]:
                 found["of the first's seconds"] = found["seconds"] / of_seed[str(numbers[0])]["seconds"]

@@ -53,7 +53,7 @@ def test_loss_and_gradient_are_those_of_one_after_the_other(name):
 
 
 def test_on_a_part_of_the_multiprocessors_the_gradient_is_the_same(monkeypatch):
-    """As where MPS runs; the device has more of them than training takes meanwhile, and gives whole eights."""
+    """As where MPS runs."""
     loss, kl, exact = first_step("grpo", "off", 8192, torch.float32)
     monkeypatch.setattr(gpu_share, "_side_by_side", lambda driver, gpu: True)
     gpu_share._stream_of_a_part.cache_clear()
