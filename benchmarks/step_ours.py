@@ -70,6 +70,8 @@ def run(
     after ``until``, a ``time.time()``.
     """
     ways = [arm for arm in arms if arm in WAYS]
+    if ways:
+        work = replace(work, workload=replace(work.workload, overlap="on"))
     w = work.workload
     config = work.recipe()
     cuda = w.device == "cuda"
@@ -236,11 +238,10 @@ class Rounds:
 
     def __init__(self, trainer: Trainer, engine: Any, warmup: int, steps: int, until: float) -> None:
         self.trainer, self.engine, self.until = trainer, engine, until
-        self.warmup, self.steps, self.pace, self.reserved = warmup, steps, Told(), 0
+        self.warmup, self.steps, self.pace = warmup, steps, Told()
         self.cuda = trainer.policy.device.type == "cuda"
         if trainer.overlap:
             trainer.overlap.pace = self.pace
-            self.reserved = trainer.overlap.beside.reserved
         self.found: dict[str, dict[str, Any]] = {}
         self.index = 0
 
@@ -276,8 +277,6 @@ class Rounds:
         for name, value in metrics.items():
             if name.startswith("time/") and name != "time/step_s":
                 found["phases"].setdefault(name.removeprefix("time/").removesuffix("_s"), []).append(value)
-        if self.pace.overlaps:
-            found["reserved_multiprocessors"] = self.reserved
         if "overlap/sampling_s" in metrics:
             found["phases"].setdefault("sampling", []).append(metrics["overlap/sampling_s"])
         found["tokens"] = int(metrics["tokens/sampled"])

@@ -81,8 +81,6 @@ def worker(args: argparse.Namespace) -> None:
     if work.workload.device == "cpu":
         torch.set_num_threads(args.threads)
     if args.worker == "ours":
-        if set(args.arms) & set(WAYS):
-            work = replace(work, workload=replace(work.workload, overlap="on"))
         begin_early(work.recipe())  # as a command does
     side = import_module("step_ours" if args.worker == "ours" else "step_trl")
     side.run(work, args.arms, args.warmup, args.steps, emit, ready, args.until)

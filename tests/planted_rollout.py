@@ -29,7 +29,7 @@ class PlantedEngine:
         done = {
             place: self._completion(derive_seed(seed, problems[place[0]].id, place[1])) for place in places
         }
-        for p, i in self.order(places):
+        for p, i in sorted(places, key=lambda place: derive_seed("order", *place)):
             self.before(self.told)
             on_completion(p, i, done[p, i])
             self.told += 1
@@ -39,9 +39,6 @@ class PlantedEngine:
             Group(problem, self.encode(problem), tuple(done[p, i] for i in range(group_size)))
             for p, problem in enumerate(problems)
         ]
-
-    def order(self, places):
-        return sorted(places, key=lambda place: derive_seed("order", *place))
 
     def load(self, adapter, *, version):
         self.version = version

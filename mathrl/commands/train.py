@@ -44,7 +44,6 @@ from mathrl.rewards.learned import make_reward_model
 from mathrl.rewards.scorer import RewardScorer
 from mathrl.rollout.base import Engine
 from mathrl.rollout.engine_choice import make_engine
-from mathrl.rollout.gpu_share import Beside
 from mathrl.rollout.stop_text import with_stop
 from mathrl.run.checkpoint import CheckpointStore
 from mathrl.run.files import write_json
@@ -179,8 +178,7 @@ def _stages(space: Workspace) -> None:
         with together("preparing to train"):
             trainer = _make_trainer(run, policy, engine, scorer)
         if trainer.overlap:
-            line = f"  training: while others of a step are sampled{_beside(trainer.overlap.beside)}"
-            space.progress.console.print(line, soft_wrap=True, markup=False)
+            space.progress.console.print("  training: while others of a step are sampled")
         elif cfg.train.overlap == "on" or (cfg.train.overlap == "auto" and policy.device.type == "cuda"):
             why = f"  training: after sampling, for {trainer.why_in_turn}"
             space.progress.console.print(why, soft_wrap=True, markup=False)
@@ -192,13 +190,6 @@ def _stages(space: Workspace) -> None:
         )
         after = held_out.measure("after")
         on_rank_0("finishing", lambda: _finish(space, trainer, before, after, stopped_early=early))
-
-
-def _beside(found: Beside) -> str:
-    """How the two share the GPU."""
-    if found.reserved:
-        return f", for which {found.reserved} multiprocessors are kept free"
-    return f"; on this GPU the two take turns, for {found.why}" if found.why else ""
 
 
 def _open_tracker(run: PreparedRun) -> Tracker:

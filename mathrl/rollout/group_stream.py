@@ -21,9 +21,8 @@ class _BrokenOff(Exception):
 class GroupStream:
     """``with GroupStream(…) as stream: for groups in stream: …``; sampling lasts no longer than the block.
 
-    Iterating gives lists of (problem index, group): all that are whole since the last list, until every
-    problem has had its turn. An empty list says that completions of ``news`` tokens have come which are in
-    no list yet (``under_way``). An error of the engine is raised there.
+    Iterating gives lists of (problem index, group): all that are whole since the last list, one at least,
+    until every problem has had its turn. An error of the engine is raised there.
 
     Leaving the block, by an exception or not, breaks the sampling off and waits until it has ended; the
     engine hears of it with its next completion or count of tokens.
@@ -31,8 +30,6 @@ class GroupStream:
     Args:
         engine: ``engine.streams``; nobody else may ask it meanwhile.
         judge: starts judging a completion; called in the sampling thread, by one caller at a time.
-        news: tokens of completions after which an iteration does not wait for whole groups any more; 0: it
-            always does.
     """
 
     def __init__(
@@ -42,7 +39,6 @@ class GroupStream:
         group_size: int,
         seed: int,
         judge: Callable[[Problem, Completion], Future[Any]],
-        news: int = 0,
     ) -> None:
         self.sampling = True  # until the last completion
         self.seconds = 0.0  # that it took
@@ -52,9 +48,7 @@ class GroupStream:
         self._completions: list[dict[int, Completion]] = [{} for _ in problems]
         self._unjudged = [group_size] * len(problems)
         self._lock = threading.Lock()  # of ``_unjudged``: verdicts come from several threads
-        self._given = [False] * len(problems)
-        self._news, self._new = news, 0  # tokens: those that are worth telling of, those since the last time
-        self._whole: SimpleQueue[int | None] = SimpleQueue()  # problems; None: news, or look at ``_error``
+        self._whole: SimpleQueue[int | None] = SimpleQueue()  # problems; None: look at ``_error``
         self._error: BaseException | None = None
         self._left_alone = threading.Event()
         self._thread = threading.Thread(target=self._sample, name="sampling", daemon=True)
@@ -79,16 +73,9 @@ class GroupStream:
             if self._error is not None:
                 raise self._error
             groups = [(p, self._group(p)) for p in whole if p is not None]
-            for p, _ in groups:
-                self._given[p] = True
             left -= len(groups)
-            if groups or self.sampling:
+            if groups:
                 yield groups
-
-    def under_way(self) -> list[tuple[tuple[int, ...], list[Completion]]]:
-        """Prompt and finished completions of each problem that has some, and has not had its turn."""
-        own = [(p, list(found.values())) for p, found in enumerate(self._completions) if not self._given[p]]
-        return [(self._prompts[p], found) for p, found in own if found]
 
     def _group(self, p: int) -> Group:
         problem, found = self._problems[p], self._completions[p]
@@ -121,10 +108,6 @@ class GroupStream:
     def _finished(self, p: int, i: int, completion: Completion) -> None:
         self._go_on()
         self._completions[p][i] = completion
-        self._new += len(completion.token_ids)
-        if 0 < self._news <= self._new:
-            self._new = 0
-            self._whole.put(None)
         judged = self._judge(self._problems[p], completion)
         judged.add_done_callback(lambda _: self._one_judged(p))
 

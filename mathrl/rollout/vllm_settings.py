@@ -13,7 +13,6 @@ from packaging.version import Version
 
 from mathrl.distributed.environment import hidden_from_children, place
 from mathrl.errors import UserError
-from mathrl.rollout.gpu_share import environment_of_engines
 
 if TYPE_CHECKING:  # a command begins vLLM's process before it loads torch, which takes seconds
     import torch
@@ -148,11 +147,9 @@ def engine_environment(device: str) -> Iterator[None]:
         # nothing here is worth the half minute that compiling takes
         wanted |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCH_COMPILE_DISABLE": "1"}
     wanted |= _own_cache()
-    others = environment_of_engines()
-    before = {name: os.environ.get(name) for name in (*wanted, *others)}
+    before = {name: os.environ.get(name) for name in wanted}
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
-    os.environ.update(others)
     quieten()
     try:
         with hidden_from_children():
@@ -161,5 +158,3 @@ def engine_environment(device: str) -> Iterator[None]:
         for name, was in before.items():
             if was is None:
                 del os.environ[name]
-            else:
-                os.environ[name] = was

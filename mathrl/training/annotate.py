@@ -26,8 +26,6 @@ def annotate(
 ) -> Batch:
     """The batch with old_logprobs, ref_logprobs and values, as far as asked for; all (B, T) float32.
 
-    Rows of ref_logprobs that the batch has already are kept; those with a NaN are asked for.
-
     Args:
         parts: how the batch is cut; it remembers what fitted, so that the next call starts there.
 
@@ -37,15 +35,6 @@ def annotate(
     """
     if values and policy.value_model is None:
         raise ValueError("annotate(values=True) needs policy.value_model to be set")
-    if reference and batch.ref_logprobs is not None:
-        known, unknown = batch.ref_logprobs, batch.ref_logprobs.isnan().any(dim=1).nonzero()[:, 0]
-        if len(unknown):
-            rest = annotate(policy, batch.rows(unknown).add(ref_logprobs=None), parts, reference=True)
-            assert rest.ref_logprobs is not None
-            known = known.nan_to_num(0.0)
-            known[unknown, : rest.loss_mask.shape[1]] = rest.ref_logprobs
-        batch = annotate(policy, batch, parts, old=old, values=values) if old or values else batch
-        return batch.add(ref_logprobs=known)
     shape = batch.loss_mask.shape
     wanted = {"old_logprobs": old, "ref_logprobs": reference, "values": values}
     found = {

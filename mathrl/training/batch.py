@@ -58,21 +58,6 @@ def collate(groups: Sequence[Group], pad_id: int) -> Batch:
     )
 
 
-def only_tokens(
-    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]], pad_id: int
-) -> Batch:
-    """A batch for log-probabilities alone: some completions of each prompt, which nobody has judged."""
-    ids, mask = padded([tokens for group in completions for tokens in group], pad_id)
-    return Batch(
-        prompts=tuple(torch.tensor(prompt) for prompt in prompts),
-        group_ids=torch.tensor([g for g, group in enumerate(completions) for _ in group], dtype=torch.long),
-        completion_ids=ids,
-        loss_mask=mask,
-        rewards=torch.zeros(len(ids)),
-        truncated=torch.zeros(len(ids), dtype=torch.bool),
-    )
-
-
 def padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
     """Token ids as (B, T) int64, filled up on the right, and (B, T) bool, True where a row's own are."""
     lengths = torch.tensor([len(row) for row in rows], dtype=torch.long)

@@ -4,15 +4,12 @@ The step is the same as one after the other. Nothing moves before all groups hav
 one policy; and a gradient is a sum over groups, which may be formed in any order. What the loss is divided by
 is known with the last group: parts are added up with totals of 1, and their sum is scaled once, before it is
 clipped. Only what a group knows by itself can train so (``Algorithm.needs_whole_step``).
-
-A group is whole with its longest completion, which is late where lengths vary. What the reference says of a
-completion does not wait for the others: it is asked as soon as that one has ended.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -26,21 +23,17 @@ from mathrl.distributed.group import alone
 from mathrl.errors import NonFiniteError
 from mathrl.rewards.scorer import RewardScorer, could_be_judged
 from mathrl.rollout.base import Engine
-from mathrl.rollout.gpu_share import Beside
 from mathrl.rollout.group_stream import GroupStream
-from mathrl.training.annotate import annotate
-from mathrl.training.batch import collate, merge_shares, only_tokens
-from mathrl.training.micro_batching import MicroBatches
+from mathrl.training.batch import collate, merge_shares
 from mathrl.training.objective import Meter
 from mathrl.training.pace import Pace
 from mathrl.training.update_rule import Made, Update
-from mathrl.types import Batch, Completion, Group, Problem
+from mathrl.types import Batch, Group, Problem
 
 if TYPE_CHECKING:
     from mathrl.policy.model import Policy
 
 _ENOUGH = 16384  # tokens that are worth a pass of their own: fewer leave a fast GPU waiting for launches
-_MOSTLY = 2 / 3  # of a step's tokens trained: else the reference would be asked too often of what does not
 
 
 def why_in_turn(
@@ -66,7 +59,6 @@ class Overlap:
 
     Args:
         prepare: adds to a batch what the update asks for, but for what other groups have to say.
-        parts: cuts forward passes.
     """
 
     config: Config
@@ -76,14 +68,10 @@ class Overlap:
     policy: Policy
     update: Update
     prepare: Callable[[Batch], Batch]
-    parts: MicroBatches
     pace: Pace | None = field(init=False)  # None: every step overlaps
-    beside: Beside = field(init=False)  # where training leaves room for sampling
 
     def __post_init__(self) -> None:
         self.pace = Pace() if self.config.train.overlap == "auto" else None
-        self.beside = Beside(self.policy.device)
-        self._asks_ahead = self.algorithm.needs_reference
 
     @property
     def on(self) -> bool:
@@ -96,11 +84,8 @@ class Overlap:
             parameter.grad = None
         self._loss = torch.zeros((), dtype=torch.float64, device=self.policy.device)
         self._meter = Meter()
-        self._trained: list[tuple[list[Group], Batch]] = []
-        self._known: dict[
-            int, tuple[Completion, torch.Tensor]
-        ] = {}  # id -> the reference's log-probabilities
-        self._tokens = self._tokens_meanwhile = self._tokens_sampled = 0
+        self._parts: list[tuple[list[Group], Batch]] = []
+        self._tokens = self._tokens_meanwhile = 0
         self._sampling_s = 0.0
         self._failed = False
 
@@ -117,12 +102,7 @@ class Overlap:
         scored: dict[int, Group] = {}
         waiting: list[Group] = []
         group_size = self.config.rollout.group_size
-        enough = min(_ENOUGH, self._most)
-        news = enough if self._asks_ahead else 0
-        with (
-            alone(),
-            GroupStream(self.engine, problems, group_size, seed, self.rewards.submit, news) as stream,
-        ):
+        with alone(), GroupStream(self.engine, problems, group_size, seed, self.rewards.submit) as stream:
             arrivals = iter(stream)
             while True:
                 with clock("rollout"):
@@ -133,14 +113,11 @@ class Overlap:
                     judged = self.rewards.score([group for _, group in arrived])
                 scored.update(zip((p for p, _ in arrived), judged, strict=True))
                 waiting += self.algorithm.select(could_be_judged(judged))
-                while sum(map(_size, waiting)) >= enough:
+                while sum(map(_size, waiting)) >= min(_ENOUGH, self._most):
                     self._train(self._taken(waiting), clock, meanwhile=stream.sampling)
-                if news and stream.sampling:
-                    self._ask_ahead(stream, enough, clock)
             while waiting:
                 self._train(self._taken(waiting), clock, meanwhile=stream.sampling)
         self._sampling_s += stream.seconds
-        self._tokens_sampled += sum(len(c.token_ids) for group in scored.values() for c in group.completions)
         return [scored[p] for p in range(len(problems))]
 
     def finish(self, selected: Sequence[Group], own: Sequence[bool]) -> Made | None:
@@ -154,15 +131,14 @@ class Overlap:
         """
         if not self.on or any_rank(self._failed):
             return None
-        self._asks_ahead = self.algorithm.needs_reference and self._tokens >= _MOSTLY * self._tokens_sampled
         first, num_places = {}, 0
         for group in selected:
             first[id(group)] = num_places
             num_places += len(group.completions)
-        trained = [group for groups, _ in self._trained for group in groups]
+        trained = [group for groups, _ in self._parts for group in groups]
         assert {id(g) for g in trained} == {id(g) for g, mine in zip(selected, own, strict=True) if mine}
         with alone():
-            parts = self._trained or [([], self._batch([]))]
+            parts = self._parts or [([], self._batch([]))]
         shares = []
         for groups, batch in parts:
             places = [first[id(g)] + i for g in groups for i in range(len(g.completions))]
@@ -197,54 +173,20 @@ class Overlap:
     ) -> None:
         if self._failed:
             return
-        with self.beside() if meanwhile else nullcontext():
-            with clock("forward"):
-                batch = self._batch(groups)
-            try:
-                with clock("update"):
-                    self._loss += self.update.loss.backward(self.policy, batch, self._meter, Totals(1.0, 1.0))
-            except NonFiniteError:  # the rest is sampled, and the whole step tells whose fault it is
-                self._failed = True
-                return
-        self._trained.append((groups, batch))
+        with clock("forward"):
+            batch = self._batch(groups)
+        try:
+            with clock("update"):
+                self._loss += self.update.loss.backward(self.policy, batch, self._meter, Totals(1.0, 1.0))
+        except NonFiniteError:  # the rest is sampled, and the whole step tells whose fault it is
+            self._failed = True
+            return
+        self._parts.append((groups, batch))
         self._tokens += batch.num_tokens
         self._tokens_meanwhile += batch.num_tokens * meanwhile
 
-    def _ask_ahead(
-        self, stream: GroupStream, enough: int, clock: Callable[[str], AbstractContextManager[None]]
-    ) -> None:
-        """What the reference says of completions that have ended before others of their groups."""
-        asked = []
-        for prompt, completions in stream.under_way():
-            new = [c for c in completions if id(c) not in self._known and c.token_ids]
-            if new:
-                asked.append((prompt, new))
-        if self._failed or sum(len(c.token_ids) for _, new in asked for c in new) < enough:
-            return
-        prompts = [prompt for prompt, _ in asked]
-        batch = only_tokens(prompts, [[c.token_ids for c in new] for _, new in asked], self.policy.pad_id)
-        with self.beside(), clock("forward"):
-            batch = annotate(self.policy, batch.to(self.policy.device), self.parts, reference=True)
-        assert batch.ref_logprobs is not None
-        ended = [c for _, new in asked for c in new]
-        for completion, row in zip(ended, batch.ref_logprobs, strict=True):
-            self._known[id(completion)] = (completion, row[: len(completion.token_ids)])
-
     def _batch(self, groups: Sequence[Group]) -> Batch:
-        batch = collate(groups, self.policy.pad_id).to(self.policy.device)
-        if self._known:
-            batch = batch.add(ref_logprobs=self._answers(groups, batch))
-        return self.prepare(batch)
-
-    def _answers(self, groups: Sequence[Group], batch: Batch) -> torch.Tensor:
-        """(B, T) what the reference has said of these completions; NaN where it has not been asked."""
-        found = torch.full(batch.loss_mask.shape, torch.nan, dtype=torch.float32, device=self.policy.device)
-        for row, completion in enumerate(c for group in groups for c in group.completions):
-            known = self._known.get(id(completion))
-            if known is not None:
-                found[row] = 0.0
-                found[row, : len(known[1])] = known[1]
-        return found
+        return self.prepare(collate(groups, self.policy.pad_id).to(self.policy.device))
 
 
 def _size(group: Group) -> int:

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from mathrl.errors import NonFiniteError, UserError
 from mathrl.rollout.base import Engine
-from mathrl.training.batch import only_tokens
+from mathrl.training.batch import padded
 from mathrl.types import Batch, Problem, Sampling, TokenOutputs
 
 NUM_PROBLEMS = 16
@@ -141,7 +141,7 @@ class Sentinel:
         groups = engine.sample(self._problems, 1, greedy)
         self._prompts = [group.prompt_ids for group in groups]
         self._completions = [group.completions[0].token_ids for group in groups]
-        self._batch = only_tokens(self._prompts, [[tokens] for tokens in self._completions], policy.pad_id)
+        self._batch = _batch(self._prompts, self._completions, policy.pad_id)
 
     @property
     def waits(self) -> bool:
@@ -269,3 +269,16 @@ class Sentinel:
         if move.size == 0.0:
             return {}
         return {"sync/arrived": move.arrived, "sync/arrived_error": move.error}
+
+
+def _batch(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int) -> Batch:
+    """One completion a prompt; only what log-probabilities need."""
+    ids, mask = padded(completions, pad_id)
+    return Batch(
+        prompts=tuple(torch.tensor(prompt) for prompt in prompts),
+        group_ids=torch.arange(len(prompts)),
+        completion_ids=ids,
+        loss_mask=mask,
+        rewards=torch.zeros(len(prompts)),
+        truncated=torch.zeros(len(prompts), dtype=torch.bool),
+    )

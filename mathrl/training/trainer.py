@@ -98,9 +98,7 @@ class Trainer:
         self.forward_parts = MicroBatches(self.config.update.micro_batch_tokens)
         of = (self.config, self.algorithm, self.engine, self.rewards, self.policy)
         self.why_in_turn = why_in_turn(*of)
-        self.overlap = (
-            None if self.why_in_turn else Overlap(*of, self.update, self._prepare, self.forward_parts)
-        )
+        self.overlap = None if self.why_in_turn else Overlap(*of, self.update, self._prepare)
 
     def run(self) -> None:
         """Step until the recipe's last step, its time limit, or a hook says stop.

@@ -17,7 +17,6 @@ from mathrl.config import Config
 from mathrl.data.stream import ProblemStream
 from mathrl.policy.model import Policy
 from mathrl.rewards.scorer import RewardScorer
-from mathrl.rollout import gpu_share
 from mathrl.rollout.engine_choice import make_engine
 from mathrl.training.pace import Pace
 from mathrl.training.sentinel import Sentinel
@@ -50,21 +49,6 @@ def test_loss_and_gradient_are_those_of_one_after_the_other(name):
     assert (regained - gradient).norm() < 0.5 * rounding
     assert same == pytest.approx(loss, rel=2e-3, abs=2e-5)
     assert again == pytest.approx(kl, rel=2e-3, abs=1e-6)
-
-
-def test_on_a_part_of_the_multiprocessors_the_gradient_is_the_same(monkeypatch):
-    """As where MPS runs."""
-    loss, kl, exact = first_step("grpo", "off", 8192, torch.float32)
-    monkeypatch.setattr(gpu_share, "_side_by_side", lambda driver, gpu: True)
-    gpu_share._stream_of_a_part.cache_clear()
-    beside = gpu_share.Beside(torch.device("cuda", torch.cuda.current_device()))
-    count = torch.cuda.get_device_properties(0).multi_processor_count
-    assert beside.why == ""
-    assert 0.15 * count < beside.reserved < 0.35 * count
-    same, again, regained = first_step("grpo", "on", 256, torch.float32)
-    assert (regained - exact).norm() < 1e-5 * exact.norm()
-    assert same == pytest.approx(loss, rel=1e-5, abs=1e-7)
-    assert again == pytest.approx(kl, rel=1e-5, abs=1e-6)
 
 
 def first_step(name: str, overlap: str, tokens: int, dtype: torch.dtype) -> tuple[float, float, torch.Tensor]:

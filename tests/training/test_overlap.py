@@ -1,7 +1,6 @@
 """Groups that train while others are sampled: the same step, and no thread left behind when one fails."""
 
 import threading
-import time
 from dataclasses import replace
 
 import pytest
@@ -126,68 +125,6 @@ def test_refills_train_as_they_come():
     assert len(meanwhile.engine.threads) > 3
     assert torch.equal(merged.completion_ids, batch.completion_ids)
     assert_close(again, metrics, **CLOSE)
-
-
-class RoundByRound(Engine):
-    """Tells the first completion of every group, then the second of every group, and so on."""
-
-    def order(self, places):
-        return sorted(places, key=lambda place: place[1])
-
-
-def reference_rows(trainer):
-    """Rows of each question to the reference, as they are asked; the list is filled by and by."""
-    asked, logprobs = [], trainer.policy.logprobs
-
-    def counted(batch, *, reference=False, **how):
-        if reference:
-            asked.append(batch.num_completions)
-        return logprobs(batch, reference=reference, **how)
-
-    trainer.policy.logprobs = counted
-    return asked
-
-
-def test_the_reference_is_asked_of_completions_whose_groups_are_not_whole():
-    """No group is whole before the ninth completion of twelve, which is held back until there are answers."""
-    asked = []
-    engine = RoundByRound(before=lambda told: told != 8 or wait_for(lambda: sum(asked)))
-    trainer = make_trainer("grpo", "on", engine, update__micro_batch_tokens=16, algorithm__kl_coef=0.04)
-    asked = reference_rows(trainer)
-    found = steps(trainer, 1)
-    in_turn = make_trainer("grpo", "off", RoundByRound(), algorithm__kl_coef=0.04)
-    expected = steps(in_turn, 1)
-    assert_close(found[0], expected[0], **CLOSE)
-    assert_close(found[1][0].ref_logprobs, expected[1][0].ref_logprobs, **CLOSE)
-    assert_close(weights(trainer), weights(in_turn), **CLOSE)
-    assert sum(asked) == 12  # once of each completion
-    assert found[1][0].ref_logprobs.abs().sum() > 0
-
-
-def test_the_reference_is_not_asked_ahead_where_most_groups_teach_nothing():
-    class Seldom(Rewards):
-        def score(self, groups):
-            return super().score(
-                [
-                    replace(g, completions=g.completions if g.problem.id == "0" else g.completions[:1] * 3)
-                    for g in groups
-                ]
-            )
-
-    trainer = make_trainer("dapo", "on", RoundByRound(), rewards=Seldom(), algorithm__kl_coef=0.04)
-    assert trainer.overlap._asks_ahead
-    assert trainer.algorithm.needs_reference
-    trainer.step(0)
-    assert not trainer.overlap._asks_ahead
-    held = make_trainer("grpo", "on", algorithm__kl_coef=0.0)
-    assert not held.overlap._asks_ahead
-
-
-def wait_for(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 # --- failures -----------------------------------------------------------------------------------------------
