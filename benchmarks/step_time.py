@@ -225,6 +225,9 @@ def main() -> None:
         help="fresh processes that measure in turn, steps pooled (0: 3 on the CPU, else 1)",
     )
     parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument(
+        "--peer-batch", type=int, default=0, help="completions TRL trains at once; 0: the case's"
+    )
     parser.add_argument("--replicas", type=int, default=-1, help="of our vLLM engine; -1: the case's")
     parser.add_argument(
         "--uncompiled", action="store_true", help="ours without torch.compile: starts a minute or two sooner"
@@ -250,6 +253,8 @@ def main() -> None:
         workload = replace(workload, compiled=False, compiled_engine=False)
     if args.uncompiled_engine:
         workload = replace(workload, compiled_engine=False)
+    if args.peer_batch:
+        workload = replace(workload, peer_batch=args.peer_batch)
     if args.replicas >= 0:
         workload = replace(workload, replicas=args.replicas)
     os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")  # the same sampler for all

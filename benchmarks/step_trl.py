@@ -172,31 +172,35 @@ def parity(work: Work, trainer: Any) -> dict[str, float]:
     attention = torch.cat([torch.ones_like(prompts), mask], 1)
     model, width = trainer.model, mask.shape[1]
     model.train()
-    with torch.no_grad():
-        current = trainer._get_per_token_logps_and_entropies(model, ids, attention, width)[0]
-        with model.disable_adapter():
-            reference = trainer._get_per_token_logps_and_entropies(model, ids, attention, width)[0]
-    old = current + saved["old_noise"]
-    inputs = {
-        "prompt_ids": prompts,
-        "prompt_mask": torch.ones_like(prompts),
-        "completion_ids": saved["completion_ids"],
-        "completion_mask": mask,
-        "advantages": saved["advantages"],
-        "old_per_token_logps": old,
-        "ref_per_token_logps": reference,
-        "num_items_in_batch": mask.sum(),
-    }
-    if trainer.use_vllm and trainer.vllm_importance_sampling_correction:
-        inputs["importance_sampling_ratio"] = saved["sampling_noise"].exp().clamp(max=2.0)
-        inputs["sampling_per_token_logps"] = old - saved["sampling_noise"]
-    trainer.current_gradient_accumulation_steps = 1
-    loss = trainer._compute_loss(model, inputs)
-    loss.backward()
+    loss = 0.0
+    for rows in torch.arange(len(ids), device=device).split(work.workload.peer_batch):  # as it trains them
+        part = ids[rows], attention[rows], width
+        with torch.no_grad():
+            current = trainer._get_per_token_logps_and_entropies(model, *part)[0]
+            with model.disable_adapter():
+                reference = trainer._get_per_token_logps_and_entropies(model, *part)[0]
+        old, noise = current + saved["old_noise"][rows], saved["sampling_noise"][rows]
+        inputs = {
+            "prompt_ids": prompts[rows],
+            "prompt_mask": torch.ones_like(prompts[rows]),
+            "completion_ids": saved["completion_ids"][rows],
+            "completion_mask": mask[rows],
+            "advantages": saved["advantages"][rows],
+            "old_per_token_logps": old,
+            "ref_per_token_logps": reference,
+            "num_items_in_batch": mask.sum(),
+        }
+        if trainer.use_vllm and trainer.vllm_importance_sampling_correction:
+            inputs["importance_sampling_ratio"] = noise.exp().clamp(max=2.0)
+            inputs["sampling_per_token_logps"] = old - noise
+        trainer.current_gradient_accumulation_steps = 1
+        share = trainer._compute_loss(model, inputs) * (len(rows) / len(ids))  # a mean over completions
+        share.backward()
+        loss += float(share.detach())
     gradients = [p.grad.float().norm() for p in model.parameters() if p.grad is not None]
     model.zero_grad(set_to_none=True)
     trainer._metrics["train"].clear()
-    return {"loss": float(loss.detach()), "grad_norm": float(torch.stack(gradients).norm())}
+    return {"loss": loss, "grad_norm": float(torch.stack(gradients).norm())}
 
 
 class Clock:
@@ -234,7 +238,8 @@ class Clock:
                 clock.end()
                 if after_step is not None:
                     after_step(clock)
-                control.should_training_stop = control.should_training_stop or clock.tell()
+                over = clock.tell()  # of the last step, too, after which it stops by itself
+                control.should_training_stop = control.should_training_stop or over
                 return control
 
         trainer.add_callback(Steps())
