@@ -92,6 +92,15 @@ def test_overrides_win_over_the_file(tmp_path):
             [("sft.path", "b.csv"), ("sft.num_problems", "9")],
             ["sft.num_problems = 9 is for generated problems, and those of b.csv are taken: leave it out"],
         ),
+        (
+            [("data.eval_path", "b.csv")],
+            [
+                "data.eval_path = 'b.csv' is for problems of a file",
+                "are generated: name yours with --data.path",
+            ],
+        ),
+        ([("sft.path", "b.csv"), ("data.eval_path", "c.csv")], ["data.eval_path", "are generated"]),
+        ([("data.where", "level=1")], ["data.where", "are generated"]),
         ([("data.min_steps", "3"), ("data.max_steps", "2")], ["min_steps 3 must be <= max_steps 2"]),
     ],
 )
@@ -215,6 +224,10 @@ def test_what_only_a_model_from_nothing_has_is_refused_beside_a_model(recipe, fi
     [
         {"sft.path": "b.csv", "data.max_operand": "9"},  # the problems of reinforcement are generated
         {"data.path": "a.csv", "sft.epochs": "2"},
+        {"data.path": "a.csv", "data.eval_path": "b.csv", "data.where": "level=1"},
+        {"data.source": "gsm8k", "data.eval_fraction": "0.2"},
+        {"sft.path": "b.csv", "data.question_field": "q"},  # which stands there
+        {"data.shots": "2", "data.shots_path": "b.csv", "data.question_field": "q"},
     ],
 )
 def test_what_counts_beside_problems_of_ones_own_is_taken(fields):
@@ -224,7 +237,7 @@ def test_what_counts_beside_problems_of_ones_own_is_taken(fields):
 def test_every_field_of_one_kind_of_run_is_a_field_and_stands_in_one_kind():
     names = [name for kind in KINDS_OF_RUN for name in kind.fields]
     assert set(names) <= {name for name, _ in all_fields()}
-    assert len(set(names)) == len(names) == 18
+    assert len(set(names)) == len(names) == 31
 
 
 def test_a_saved_run_loads_whatever_its_recipe_said(tmp_path):

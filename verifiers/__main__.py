@@ -91,10 +91,10 @@ def _audit(options: argparse.Namespace) -> int:
 
 
 def _refuse_unknown_names(options: argparse.Namespace) -> None:
-    from verifiers.extraction.rules import extract
+    from verifiers.extraction.rules import find_rule
 
     registry.get(options.type)
-    extract("", options.extract)
+    find_rule(options.extract)
 
 
 def _types(options: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from verifiers.base import MAX_COMPLETION_CHARS, Outcome, Verdict
 from verifiers.extraction.rules import extract as extract_answer
 from verifiers.grammar.plain import read_plain, same_plain
+from verifiers.plugins import is_module_path
 
 MAX_FAST_CHARS = 100_000
 """Longer completions are judged by a worker, under its time limit."""
@@ -25,10 +26,11 @@ def try_fast(
 ) -> Verdict | None:
     """The verdict if both are plain numbers, or there is no answer; None leaves it to `verify`.
 
-    Agrees with `verify` wherever it decides. Time is linear in the length of the completion.
+    Agrees with `verify` wherever it decides. Time is linear in the length of the completion: an extraction
+    rule of the user's own, which may take any, decides nothing here.
     Raises `ValueError` only for an unknown extraction rule.
     """
-    if answer_type not in _NUMERIC_TYPES or options:
+    if answer_type not in _NUMERIC_TYPES or options or is_module_path(extract):
         return None
     start = time.perf_counter()
     if len(completion) > MAX_COMPLETION_CHARS:

@@ -12,6 +12,7 @@ from verifiers.answers.choice import option_letter
 from verifiers.answers.stated import parse_stated
 from verifiers.base import MAX_COMPLETION_CHARS, AnswerType, Outcome, ParseError, Verdict
 from verifiers.extraction.rules import extract as extract_answer
+from verifiers.extraction.rules import find_rule
 from verifiers.fastpath import try_fast
 
 _REFERENCE_CACHE_SIZE = 4096
@@ -48,6 +49,7 @@ def verify(
     Never raises on model text; raises `ValueError` for an unknown answer type or extraction rule.
     """
     start = time.perf_counter()
+    find_rule(extract)  # an unknown one is no fault of the completion
     if len(completion) > MAX_COMPLETION_CHARS:
         detail = f"completion of {len(completion)} characters, at most {MAX_COMPLETION_CHARS} are read"
         return Verdict(Outcome.UNPARSED, None, detail, time.perf_counter() - start)
@@ -65,7 +67,10 @@ def verify(
         reference = parse_reference(answer, answer_type)
     except ParseError as error:
         return verdict(Outcome.BAD_REFERENCE, detail=str(error))
-    extracted = extract_answer(completion, extract, prompt)
+    try:
+        extracted = extract_answer(completion, extract, prompt)
+    except Exception as error:  # noqa: BLE001  a rule of the user's own may raise anything
+        return verdict(Outcome.ERROR, detail=f"{type(error).__name__} while extracting: {error}")
     if extracted is None:
         return verdict(Outcome.NO_ANSWER)
     try:

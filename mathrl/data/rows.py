@@ -23,7 +23,7 @@ from mathrl.data.fields import (
 )
 from mathrl.data.source import Row, find_column, get_field
 from mathrl.errors import UserError, did_you_mean
-from mathrl.rewards.scorer import check_answer_type, extract_answer
+from mathrl.rewards.scorer import check_answer_type, check_extract_rule, extract_answer
 from mathrl.types import Problem
 
 _IN_MIX = tuple(name for name in MixConfig.model_fields if name not in ("name", "weight"))
@@ -38,7 +38,8 @@ def dataset_row(data: DataConfig) -> DatasetRow:
     """The row of a recipe's data set, with the recipe's own field names, answer type and extraction rule.
 
     Raises:
-        UserError: neither a known data set nor a name on the hub (``owner/name``); unknown answer type.
+        UserError: neither a known data set nor a name on the hub (``owner/name``); unknown answer type or
+            extraction rule.
     """
     if data.path and data.source in (GENERATED, ""):
         row = UNKNOWN  # a local file and nothing said about it
@@ -62,6 +63,7 @@ def dataset_row(data: DataConfig) -> DatasetRow:
     }
     row = replace(row, **{key: value for key, value in changes.items() if value})
     check_answer_type(row.answer_type)
+    check_extract_rule(row.extract, "data.extract")
     return row
 
 

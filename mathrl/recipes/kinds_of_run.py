@@ -43,6 +43,19 @@ def _own_demonstrations(config: Config) -> str:
     return _own_problems(config) or own
 
 
+def _generated(config: Config) -> str:
+    return "" if _own_problems(config) else "the problems are generated"
+
+
+def _all_generated(config: Config) -> str:
+    others = config.sft.path or config.data.shots_path  # they are read by the same fields
+    return "" if others else _generated(config)
+
+
+def _name_yours(_: str) -> str:
+    return "name yours with --data.path or --data.source, or leave it out"
+
+
 def _leave_out(name: str) -> str:
     steps = " (the optimiser's steps are sft.max_train_steps)" if name == "sft.max_steps" else ""
     return f"leave it out{steps}"
@@ -82,7 +95,33 @@ GENERATED_DEMONSTRATIONS = KindOfRun(
     lambda _: False,
     _leave_out,
 )
-KINDS_OF_RUN = (FROM_NOTHING, GENERATED, GENERATED_DEMONSTRATIONS)
+OWN_PROBLEMS = KindOfRun(
+    ("data.eval_path", "data.sft_fraction"),
+    "problems of a file or a data set",
+    _generated,
+    lambda _: False,
+    _name_yours,
+)
+FIELDS_OF_FILES = KindOfRun(
+    (
+        "data.config",
+        "data.split",
+        "data.question_field",
+        "data.answer_field",
+        "data.solution_field",
+        "data.options_field",
+        "data.answer_type",
+        "data.answer_type_field",
+        "data.where",
+        "data.eval_split",
+        "data.eval_fraction",
+    ),
+    "problems of a file or a data set",
+    _all_generated,
+    lambda _: False,
+    _name_yours,
+)
+KINDS_OF_RUN = (FROM_NOTHING, GENERATED, GENERATED_DEMONSTRATIONS, OWN_PROBLEMS, FIELDS_OF_FILES)
 
 
 def refuse_of_other_kinds(config: Config, table: Mapping[str, Any], where: str, given: set[str]) -> None:

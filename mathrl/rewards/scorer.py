@@ -21,7 +21,7 @@ from mathrl.rewards.functions import RewardFunction, evaluate_function
 from mathrl.rewards.votes import same_answers
 from mathrl.types import Completion, Group, Problem, Score
 from verifiers import Outcome, ParseError, Verdict, plugins
-from verifiers.extraction.rules import extract
+from verifiers.extraction.rules import extract, find_rule
 from verifiers.extraction.thoughts import PROMPT_TAIL_CHARS, opens_thought, without_thinking
 from verifiers.pool.pool import Request, VerifierPool
 from verifiers.tools.references import Reading, read_reference
@@ -87,12 +87,15 @@ def extract_answer(text: str, rule: str) -> str | None:
     return extract(text, rule)
 
 
-def check_extract_rule(name: str) -> None:
-    """Raise UserError, with near names, where there is no extraction rule of this name."""
+def check_extract_rule(name: str, where: str = "") -> None:
+    """Raise UserError, with near names, where there is no such extraction rule or it cannot be imported.
+
+    ``where`` is the field that names it.
+    """
     try:
-        extract("", name)
+        find_rule(name)
     except ValueError as error:
-        raise UserError(str(error)) from None
+        raise UserError(f"{where}: {error}" if where else str(error)) from None
 
 
 def names_module(name: str) -> bool:

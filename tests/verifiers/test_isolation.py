@@ -83,6 +83,19 @@ def test_an_answer_that_ends_its_worker_is_an_error_for_it_alone(pool: VerifierP
     assert "2 worker processes ended" in verdicts[1].detail
 
 
+def test_a_rule_of_the_users_own_misbehaves_in_a_worker_alone(pool: VerifierPool) -> None:
+    """Even where plain numbers are judged, which otherwise happens in this process."""
+    texts = ["say 7", "exit 1", "spin", "count", "what", "print 7", "say 8", "pid"]
+    verdicts = pool.map(
+        [Request(text, "7", "number", extract="hostile_types:misbehaving_rule") for text in texts]
+    )
+    assert outcomes(verdicts[:7]) == ["correct", "error", "timeout", "error", "error", "correct", "wrong"]
+    assert "2 worker processes ended" in verdicts[1].detail
+    assert verdicts[3].detail.startswith("TypeError while extracting: extraction rule")
+    assert verdicts[4].detail == "ParseError while extracting: unknown verb 'what'"
+    assert verdicts[7].extracted != str(os.getpid())
+
+
 def test_a_worker_killed_from_outside_loses_nothing(pool: VerifierPool, tmp_path: Path) -> None:
     marker = f"die-once {tmp_path / 'marker'}"
     verdicts = pool.map([request("say yes"), request(marker, marker), request("say yes")])
@@ -119,7 +132,7 @@ def test_hanging_and_hungry_answers_among_many_leave_exactly_one_verdict_each() 
 
 
 def test_a_stopped_worker_is_replaced(pool: VerifierPool) -> None:
-    pool.map([request("say yes")] * 8)
+    pool.map([request("sleep 0.5", "sleep 0.5")] * 4)  # both workers are up, and neither still starts
     for pid in pool.worker_pids():
         os.kill(pid, signal.SIGSTOP)
     first, *rest = pool.map([request("say yes")] * 40)

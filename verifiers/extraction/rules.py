@@ -189,7 +189,11 @@ def _imported(path: str) -> Rule:
     return rule
 
 
-def _rule(name: str) -> Rule:
+def find_rule(name: str) -> Rule:
+    """The rule of this name, or the function that `module:function` names.
+
+    Raises `ValueError` for an unknown one, or one that cannot be imported.
+    """
     if name in _RULES:
         return _RULES[name]
     if plugins.is_module_path(name):
@@ -203,9 +207,10 @@ def extract(completion: str, rule: str = "auto", prompt: str = "") -> str | None
     """One final answer by a named rule (or the function `module:function`), None where there is none.
 
     prompt: what stood before the completion, or its last `PROMPT_TAIL_CHARS`; where it opened a thought, a
-    completion that does not close it has no answer. Raises `ValueError` for an unknown rule.
+    completion that does not close it has no answer. Raises `ValueError` for an unknown rule; for a function of
+    the user's own what that raises, and `TypeError` where it returns neither a text nor None.
     """
-    function = _rule(rule)
+    function = find_rule(rule)
     # "\\b" that a string literal swallowed.
     text = without_thinking(completion.replace("\x08oxed", "\\boxed"), prompt)
     if text is None:
@@ -216,7 +221,10 @@ def extract(completion: str, rule: str = "auto", prompt: str = "") -> str | None
         text = _STRUCK_OUT.sub("", text)
     if "$^" in text:
         text = _RAISED_UNIT.sub(r"\1", text)
-    return function(text)
+    found: object = function(text)
+    if found is None or isinstance(found, str):
+        return found
+    raise TypeError(f"extraction rule {rule!r} returned a value of type {type(found).__name__}, no text")
 
 
 _CALCULATOR = re.compile(r"<<[^<>\n]{0,200}>>")  # GSM8K's <<48/2=24>>

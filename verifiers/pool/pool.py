@@ -28,7 +28,7 @@ from typing import Any, Self
 
 from verifiers import registry
 from verifiers.base import Outcome, Verdict
-from verifiers.extraction.rules import extract as extract_answer
+from verifiers.extraction.rules import find_rule
 from verifiers.fastpath import try_fast
 from verifiers.pool.supervisor import Request, Supervisor, Task, TaskQueue
 
@@ -76,21 +76,18 @@ class VerifierPool:
         self._check_usable()
         if problem := malformed(request):
             return _settled(Verdict(Outcome.ERROR, detail=f"malformed request: {problem}"))
-        extract_answer("", request.extract)  # raises for an unknown rule, before anything is queued
+        find_rule(request.extract)  # raises for an unknown one, before anything is queued
         task = Task(request, _name_for_workers(request.answer_type))
         if registry.get(request.answer_type).takes_row and (problem := _unwritable(request.row)):
             return _settled(Verdict(Outcome.ERROR, detail=f"malformed request: {problem}"))
-        try:
-            verdict = try_fast(
-                request.completion,
-                request.answer,
-                request.answer_type,
-                request.extract,
-                request.options,
-                request.prompt,
-            )
-        except Exception as error:  # noqa: BLE001  a user's extraction rule may raise anything
-            verdict = Verdict(Outcome.ERROR, detail=f"{type(error).__name__} while extracting: {error}")
+        verdict = try_fast(
+            request.completion,
+            request.answer,
+            request.answer_type,
+            request.extract,
+            request.options,
+            request.prompt,
+        )
         if verdict is not None:
             return _settled(verdict)
         self._ensure_started()

@@ -14,7 +14,7 @@ from typing import Any
 
 from verifiers import registry
 from verifiers.base import Outcome, Verdict
-from verifiers.extraction.rules import extract as extract_answer
+from verifiers.extraction.rules import find_rule
 from verifiers.pool.pool import Request, VerifierPool
 
 _LISTS = ("any_of", "all_of")
@@ -41,7 +41,7 @@ class Judge:
 
     def __post_init__(self) -> None:
         registry.get(self.answer_type)
-        extract_answer("", self.extract)
+        find_rule(self.extract)
         if self.lists not in _LISTS:
             raise ValueError(f"lists must be any_of or all_of, got {self.lists!r}")
 
