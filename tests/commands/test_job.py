@@ -383,7 +383,7 @@ GOOD = [{"question": f"What is {n} plus 1?", "answer": str(n + 1)} for n in rang
         (["{recipe}", "--data.path", "{good}", "--data.answer_type", "numbr"], ["'numbr'", "'number'"]),
         (["{recipe}", "--data.path", "{good}", "--data.extract", "boxd"], ["data.extract", "'boxed'"]),
         (["{recipe}", "--data.extract", "boxd"], ["data.extract", "'boxed'"]),
-        (["{recipe}", "--data.extract", "no_such_module:rule"], ["'no_such_module:rule'", "ModuleNotFoundError"]),
+        (["{recipe}", "--data.extract", "nowhere:rule"], ["'nowhere:rule'", "ModuleNotFoundError"]),
         (["{recipe}", "--data.path", "{good}"], ["worked solution", "--sft.path", "--sft.skip"]),
         (["{recipe}", "--sft.skip"], ["model.path"]),
         (["{recipe}", "--sft.skip", "--model.path", "{folder}/none"], ["none"]),

@@ -207,8 +207,8 @@ def extract(completion: str, rule: str = "auto", prompt: str = "") -> str | None
     """One final answer by a named rule (or the function `module:function`), None where there is none.
 
     prompt: what stood before the completion, or its last `PROMPT_TAIL_CHARS`; where it opened a thought, a
-    completion that does not close it has no answer. Raises `ValueError` for an unknown rule; for a function of
-    the user's own what that raises, and `TypeError` where it returns neither a text nor None.
+    completion that does not close it has no answer. Raises `ValueError` for an unknown rule; what a function
+    of the user's own raises, and `TypeError` where it returns neither a text nor None.
     """
     function = find_rule(rule)
     # "\\b" that a string literal swallowed.
