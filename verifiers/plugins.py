@@ -24,4 +24,9 @@ def load(path: str) -> object:
     try:
         return getattr(importlib.import_module(module), name)
     except Exception as error:
-        raise ValueError(f"{type(error).__name__}: {error}") from error
+        raise ValueError(told(error)) from error
+
+
+def told(error: Exception) -> str:
+    """What such code has raised, for a sentence."""
+    return str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"

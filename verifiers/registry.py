@@ -59,13 +59,16 @@ def names() -> list[str]:
 
 
 def register(answer_type: type[AnswerType]) -> type[AnswerType]:
-    """Register a class under its `name`; usable as a decorator. Raises `ValueError` for a taken name."""
+    """Register a class under its `name`; usable as a decorator.
+
+    Raises `ValueError` for a taken name, and for a class of which no object can be made.
+    """
     name = getattr(answer_type, "name", None)
     if not isinstance(name, str) or not name:
         raise ValueError(f"{answer_type.__qualname__} needs a class attribute `name`, a non-empty string")
     if name in names():
         raise ValueError(f"answer type {name!r} is already registered; choose another name")
-    _registered[name] = answer_type()
+    _registered[name] = _instance(answer_type.__qualname__, answer_type)
     return answer_type
 
 
@@ -73,7 +76,10 @@ def register(answer_type: type[AnswerType]) -> type[AnswerType]:
 def _load(name: str) -> AnswerType:
     if name in _BUILT_IN:
         return _load_path(_BUILT_IN[name])
-    return _instance(name, _entry_points()[name].load())
+    try:
+        return _instance(name, _entry_points()[name].load())
+    except Exception as error:  # a package of others, which may raise anything while it is imported
+        raise ValueError(f"cannot import answer type {name!r}: {plugins.told(error)}") from error
 
 
 @functools.lru_cache(maxsize=256)
@@ -87,7 +93,10 @@ def _load_path(path: str) -> AnswerType:
 def _instance(source: str, loaded: object) -> AnswerType:
     if not (isinstance(loaded, type) and issubclass(loaded, AnswerType)):
         raise ValueError(f"{source!r} must name a subclass of verifiers.AnswerType, got {loaded!r}")
-    return loaded()
+    try:
+        return loaded()
+    except Exception as error:  # it is abstract still, or wants arguments
+        raise ValueError(plugins.told(error)) from error
 
 
 def get(name: str) -> AnswerType:

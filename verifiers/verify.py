@@ -22,7 +22,8 @@ _REFERENCE_CACHE_SIZE = 4096
 def parse_reference(answer: str, answer_type: str = "auto") -> Any:
     """Read a data set's reference answer; parsed references are cached, so a value must not be changed.
 
-    Raises `ParseError` when the reference cannot be read, `ValueError` for an unknown answer type.
+    Raises `ParseError` when the reference cannot be read, `ValueError` for an unknown answer type, and
+    whatever else a type of the user's own raises.
     """
     kind = registry.get(answer_type)
     if type(kind).parse_reference is not AnswerType.parse_reference:

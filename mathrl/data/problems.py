@@ -182,6 +182,7 @@ def _read(data: DataConfig, row: DatasetRow, path: str, split: str) -> ProblemSe
     seen: set[str] = set()
     words: set[str] = set()
     unread: list[SkippedRow] = []
+    said: dict[int, str] = {}  # row -> what its verifier says of the reference
     chosen = _where(data.where, raw, name)
     for number, fields in chosen:
         try:
@@ -194,7 +195,8 @@ def _read(data: DataConfig, row: DatasetRow, path: str, split: str) -> ProblemSe
         except UnusableRow as error:
             unread.append(SkippedRow(number, str(error), str(find_column(fields, row.answer)), True))
             continue
-        if check_reference(problem) is not None:
+        if (why := check_reference(problem)) is not None:
+            said[number] = f" ({why[:120]})"
             unread.append(SkippedRow(number, _UNREAD, problem.answer, True))
         elif question_key(problem) in seen:
             skipped.append(SkippedRow(number, ASKED_BEFORE, problem.question))
@@ -208,8 +210,9 @@ def _read(data: DataConfig, row: DatasetRow, path: str, split: str) -> ProblemSe
         rows = ", ".join(str(s.row) for s in unread[:5]) + " …" * (len(unread) > 5)
         raise UserError(
             f"{path or name}: {len(unread)} of {total} rows make no problem (rows {rows}; row {first.row}: "
-            f"{first.reason}, {first.text[:40]!r}; answers are the field {row.answer!r}, read as "
-            f"{row.answer_type!r}): set --data.question_field, --data.answer_field or --data.answer_type"
+            f"{first.reason}, {first.text[:40]!r}{said.get(first.row, '')}; answers are the field "
+            f"{row.answer!r}, read as {row.answer_type!r}): set --data.question_field, --data.answer_field "
+            "or --data.answer_type"
         )
     skipped = sorted([*skipped, *unread], key=lambda s: s.row)
     others = len(raw) - len(chosen)

@@ -42,6 +42,8 @@ def check_reference(problem: Problem) -> str | None:
         verifiers.parse_reference(problem.answer, problem.answer_type)
     except ParseError as error:
         return str(error)
+    except Exception as error:  # noqa: BLE001 - a verifier of the user's own may raise anything
+        return f"{type(error).__name__}: {error}"
     return None
 
 

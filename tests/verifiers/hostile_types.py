@@ -75,6 +75,45 @@ class TakesRow(Misbehaving):
         return bool(reference == given)
 
 
+class Unfinished(AnswerType):
+    """Has no `equal`."""
+
+    name: ClassVar[str] = "unfinished"
+
+    def parse(self, text: str) -> Any:
+        return text
+
+
+class Wants(Misbehaving):
+    """Cannot be made without an argument."""
+
+    name: ClassVar[str] = "wants"
+
+    def __init__(self, unit: str) -> None:
+        self.unit = unit
+
+
+class Whole(AnswerType):
+    """Raises whatever `int` does."""
+
+    name: ClassVar[str] = "whole"
+
+    def parse(self, text: str) -> Any:
+        return int(text)
+
+    def equal(self, reference: Any, given: Any) -> bool:
+        return bool(reference == given)
+
+
+class OwnReference(Whole):
+    """Its references have a form of their own, which few have."""
+
+    name: ClassVar[str] = "own_reference"
+
+    def parse_reference(self, text: str) -> Any:
+        return {"seven": 7}[text]
+
+
 def raising_rule(text: str) -> str | None:
     """Raises for every text."""
     raise KeyError(text)

@@ -9,14 +9,18 @@ import sys
 from pathlib import Path
 from typing import ClassVar
 
+import hostile_types
 import pytest
 from hostile_types import Misbehaving
 from test_cli import called, run
 from test_isolation import eventually  # noqa: F401  the tests' folder must be importable, as hostile_types is
 
 from mathrl.cli import main
+from mathrl.rewards.scorer import check_reference
+from mathrl.types import Problem
 from verifiers import AnswerType, Outcome, registry
 from verifiers.pool.pool import Request, VerifierPool
+from verifiers.tools.references import Reading, read_reference
 
 LOUD = """
 import pathlib
@@ -119,3 +123,42 @@ def test_a_type_registered_in_this_process_is_judged_in_another(monkeypatch: pyt
             ]
         )
     assert (pid.outcome, answer.outcome) == (Outcome.WRONG, Outcome.CORRECT)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("Unfinished", "TypeError: Can't instantiate abstract class Unfinished"),
+        ("Wants", "TypeError: Wants.__init__.. missing 1 required positional argument: 'unit'"),
+        ("raising_rule", "must name a subclass of verifiers.AnswerType"),
+        ("Nobody", "AttributeError: module 'hostile_types' has no attribute 'Nobody'"),
+    ],
+)
+def test_a_type_of_which_no_object_can_be_made_is_told_of(name: str, said: str) -> None:
+    with pytest.raises(ValueError, match=f"^cannot import answer type 'hostile_types:{name}': .*{said}"):
+        registry.get(f"hostile_types:{name}")
+    if name in ("Unfinished", "Wants"):
+        with pytest.raises(ValueError, match=said):
+            registry.register(getattr(hostile_types, name))
+        assert "unfinished" not in registry.names()
+
+
+@pytest.mark.parametrize(
+    ("kind", "reference", "outcome"),
+    [("Whole", "7", "correct"), ("Whole", "seven", "error"), ("OwnReference", "seven", "correct"),
+     ("OwnReference", "eight", "error")],
+)  # fmt: skip
+def test_a_reference_at_which_a_type_raises_is_unread(kind: str, reference: str, outcome: str) -> None:
+    """Whatever it raises; in a worker it is an error of that verdict."""
+    named = f"hostile_types:{kind}"
+    with VerifierPool(num_workers=1) as pool:
+        assert pool.submit(Request("7", reference, named, "bare")).result().outcome == outcome
+    raised = {"seven": "ValueError", "eight": "KeyError"}.get(reference, "")
+    said = check_reference(Problem("1", "q", reference, named))
+    read = read_reference(reference, named)
+    if outcome == "correct":
+        assert (said, read.reading) == (None, Reading.MATHEMATICS)
+    else:
+        assert said is not None
+        assert said.startswith(f"{raised}: ")
+        assert (read.reading, read.kind) == (Reading.UNREAD, f"its verifier raises {raised}")

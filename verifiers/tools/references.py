@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from verifiers import ParseError, parse_reference
+from verifiers import ParseError, parse_reference, registry
 from verifiers.answers.auto import names_a_choice
 from verifiers.answers.described import Described
 from verifiers.answers.several import Several
@@ -42,10 +42,13 @@ class ReadReference:
 
 def read_reference(answer: str, answer_type: str = "auto") -> ReadReference:
     """How a reference is read. Raises `ValueError` for an unknown answer type."""
+    registry.get(answer_type)
     try:
         parsed = parse_reference(answer, answer_type)
     except ParseError as error:
         return ReadReference(Reading.UNREAD, _QUOTED.sub("…", str(error)))
+    except Exception as error:  # noqa: BLE001  a type of the user's own may raise anything
+        return ReadReference(Reading.UNREAD, f"its verifier raises {type(error).__name__}")
     if isinstance(parsed, str) and answer_type == "text":
         return ReadReference(Reading.WORDS, "words")
     if isinstance(parsed, Several):  # words where all of its items are
