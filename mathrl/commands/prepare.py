@@ -26,7 +26,7 @@ from mathrl.policy.weight_files import check_weights
 from mathrl.recipes import check_named
 from mathrl.rewards.functions import RewardFunction, checked, load_functions
 from mathrl.rewards.learned import check_reward_model
-from mathrl.rewards.scorer import check_answer_type, check_extract_rule
+from mathrl.rewards.scorer import check_answer_type
 from mathrl.run.folder import RunFolder
 from mathrl.run.tracking import check_trackers
 from mathrl.training.given_adapter import check_adapter
@@ -90,8 +90,6 @@ def prepare(
     check_trackers(config.tracking)
     if config.data.answer_type:
         check_answer_type(config.data.answer_type)
-    if config.data.extract:
-        check_extract_rule(config.data.extract, "data.extract")
     train = load_problems(config.data, "train", config.run.seed)
     shown, train = draw_examples(config.data, train, config.run.seed)
     held_out = _held_out_sets(config)

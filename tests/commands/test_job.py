@@ -378,7 +378,7 @@ GOOD = [{"question": f"What is {n} plus 1?", "answer": str(n + 1)} for n in rang
         (["{recipe}", "--data.path", "{good}", "--data.answer_field", "anser"],
          ["row 1", "'anser'", "'answer'"]),
         (["{recipe}", "--data.path", "{unread}", "--data.answer_type", "number"],
-         ["3 of 3 rows", "answer_type"]),
+         ["3 of 3 rows", "answer_type", "'no idea' (expected one number"]),
         (["{recipe}", "--data.path", "{good}", "--data.where", "level=9"], ["level"]),
         (["{recipe}", "--data.path", "{good}", "--data.answer_type", "numbr"], ["'numbr'", "'number'"]),
         (["{recipe}", "--data.path", "{good}", "--data.extract", "boxd"], ["data.extract", "'boxed'"]),

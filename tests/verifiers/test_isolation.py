@@ -320,6 +320,8 @@ def test_unknown_names_are_refused_on_submit(pool: VerifierPool) -> None:
         pool.submit(Request("1", "1", answer_type="nomber"))
     with pytest.raises(ValueError, match="boxd"):
         pool.submit(Request("1", "1", extract="boxd"))
+    with pytest.raises(ValueError, match="boxd"):  # of a type that a worker judges
+        pool.submit(Request("yes", "yes", "text", extract="boxd"))
 
 
 def test_easy_answers_never_wake_a_worker() -> None:
