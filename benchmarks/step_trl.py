@@ -172,7 +172,7 @@ def parity(work: Work, trainer: Any) -> dict[str, float]:
     attention = torch.cat([torch.ones_like(prompts), mask], 1)
     model, width = trainer.model, mask.shape[1]
     model.train()
-    loss = 0.0
+    trainer.current_gradient_accumulation_steps, loss = 1, 0.0
     for rows in torch.arange(len(ids), device=device).split(work.workload.peer_batch):  # as it trains them
         part = ids[rows], attention[rows], width
         with torch.no_grad():
@@ -193,7 +193,6 @@ def parity(work: Work, trainer: Any) -> dict[str, float]:
         if trainer.use_vllm and trainer.vllm_importance_sampling_correction:
             inputs["importance_sampling_ratio"] = noise.exp().clamp(max=2.0)
             inputs["sampling_per_token_logps"] = old - noise
-        trainer.current_gradient_accumulation_steps = 1
         share = trainer._compute_loss(model, inputs) * (len(rows) / len(ids))  # a mean over completions
         share.backward()
         loss += float(share.detach())

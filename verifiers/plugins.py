@@ -29,4 +29,4 @@ def load(path: str) -> object:
 
 def told(error: Exception) -> str:
     """What such code has raised, for a sentence."""
-    return str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {error}"

@@ -77,9 +77,10 @@ def _load(name: str) -> AnswerType:
     if name in _BUILT_IN:
         return _load_path(_BUILT_IN[name])
     try:
-        return _instance(name, _entry_points()[name].load())
+        loaded = _entry_points()[name].load()
     except Exception as error:  # a package of others, which may raise anything while it is imported
         raise ValueError(f"cannot import answer type {name!r}: {plugins.told(error)}") from error
+    return _instance(name, loaded)
 
 
 @functools.lru_cache(maxsize=256)

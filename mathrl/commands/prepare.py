@@ -26,7 +26,6 @@ from mathrl.policy.weight_files import check_weights
 from mathrl.recipes import check_named
 from mathrl.rewards.functions import RewardFunction, checked, load_functions
 from mathrl.rewards.learned import check_reward_model
-from mathrl.rewards.scorer import check_answer_type
 from mathrl.run.folder import RunFolder
 from mathrl.run.tracking import check_trackers
 from mathrl.training.given_adapter import check_adapter
@@ -88,8 +87,6 @@ def prepare(
         check_reward_model_is_there(config.reward.learned, "reward.model_path")
         check_reward_model(config.reward.learned, "reward.model_path")
     check_trackers(config.tracking)
-    if config.data.answer_type:
-        check_answer_type(config.data.answer_type)
     train = load_problems(config.data, "train", config.run.seed)
     shown, train = draw_examples(config.data, train, config.run.seed)
     held_out = _held_out_sets(config)

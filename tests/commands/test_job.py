@@ -382,6 +382,7 @@ GOOD = [{"question": f"What is {n} plus 1?", "answer": str(n + 1)} for n in rang
         (["{recipe}", "--data.path", "{good}", "--data.where", "level=9"], ["level"]),
         (["{recipe}", "--data.path", "{good}", "--data.answer_type", "numbr"], ["'numbr'", "'number'"]),
         (["{recipe}", "--data.path", "{good}", "--data.extract", "boxd"], ["data.extract", "'boxed'"]),
+        (["{recipe}", "--sft.path", "{good}", "--data.answer_type", "numbr"], ["'numbr'", "'number'"]),
         (["{recipe}", "--data.extract", "boxd"], ["data.extract", "'boxed'"]),
         (["{recipe}", "--data.extract", "nowhere:rule"], ["'nowhere:rule'", "ModuleNotFoundError"]),
         (["{recipe}", "--data.path", "{good}"], ["worked solution", "--sft.path", "--sft.skip"]),

@@ -200,6 +200,14 @@ def test_an_installed_package_adds_a_type_by_name(tmp_path: Path) -> None:
     assert "did you mean 'chemical_formula'" in err
 
 
+def test_an_installed_package_that_cannot_be_imported_is_told_of(tmp_path: Path) -> None:
+    installed(tmp_path, "chemical_formula", "chemical_formula:ChemicalFormula")
+    (tmp_path / "chemical_formula.py").write_text("import no_such_module\n")
+    code, _, err = verifiers("judge", "--type", "chemical_formula", cwd=HERE, path=tmp_path)
+    assert code == 2
+    assert "cannot import answer type 'chemical_formula': ModuleNotFoundError: No module named" in err
+
+
 def test_two_packages_with_one_name_are_refused(tmp_path: Path) -> None:
     installed(tmp_path, "torsion", "first:First")
     installed(tmp_path, "torsion", "second:Second")
