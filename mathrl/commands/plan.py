@@ -12,7 +12,7 @@ from mathrl.config import Config
 from mathrl.errors import UserError
 from mathrl.memory.compiling import compiling
 from mathrl.memory.plan import GIB, MemoryPlan, make_plan, of_one_rank
-from mathrl.memory.shapes import load_shape
+from mathrl.memory.shapes import known_shape, load_shape
 from mathrl.recipes import find_recipe
 
 _ASSUMED = {"max_prompt_tokens": 512, "max_completion_tokens": 1024}  # where a recipe leaves them open
@@ -55,6 +55,7 @@ def _plan(
                 "there is no CUDA device here: say how much memory yours has, --gpu-memory-gib 24"
             )
         size = torch.cuda.mem_get_info()[1]
+    _check_names(config)
     shape = load_shape(config)
     itemsize, chosen = 4 if config.model.dtype == "float32" else 2, compiling(config, shape)
     plan = make_plan(config, shape, int(size), itemsize=itemsize, compiled=chosen.on)
@@ -65,6 +66,30 @@ def _plan(
     if assumed:
         print(f"assumed: {assumed}; the recipe leaves them to the data and the model")
     return 0 if plan.fits else 1
+
+
+def _check_names(config: Config) -> None:
+    """A recipe that training would refuse for a name needs no table; problems and weights are not read.
+
+    Raises:
+        UserError: an algorithm, reward function, data set, answer type, extraction rule or model that is not
+            there.
+    """
+    from mathrl.algorithms.table import resolve_algorithm
+    from mathrl.data.hub import check_model
+    from mathrl.data.rows import dataset_row, parts_of
+    from mathrl.rewards.functions import load_functions
+    from mathrl.rewards.scorer import check_extract_rule
+
+    resolve_algorithm(config.algorithm, config.rollout, config.update)
+    load_functions(config.reward)
+    for data in [part for _, part, _ in parts_of(config.data)] or [config.data]:
+        if data.source or data.path:
+            dataset_row(data)
+        elif data.extract:
+            check_extract_rule(data.extract, "data.extract")
+    if config.model.path and not known_shape(config.model.path):
+        check_model(config.model.path)
 
 
 def _with_limits(config: Config) -> tuple[Config, str]:

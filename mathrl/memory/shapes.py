@@ -138,6 +138,13 @@ KNOWN_SHAPES = {
 }
 
 
+def known_shape(path: str) -> Shape | None:
+    """The sizes of a model on the hub whose name says them."""
+    if path.startswith((".", "/", "~")):
+        return None
+    return KNOWN_SHAPES.get(path.partition("@")[0].rsplit("/", 1)[-1].lower().removesuffix("-instruct"))
+
+
 def load_shape(config: Config) -> Shape:
     """The model's sizes: of the recipe's own, of a folder, or of the hub; known names need no network.
 
@@ -159,9 +166,8 @@ def load_shape(config: Config) -> Shape:
                 tie_word_embeddings=True,
             )
         )
-    name = model.path.partition("@")[0].rsplit("/", 1)[-1].lower().removesuffix("-instruct")
-    if name in KNOWN_SHAPES and not model.path.startswith((".", "/", "~")):
-        return KNOWN_SHAPES[name]
+    if known := known_shape(model.path):
+        return known
     from transformers import AutoConfig
 
     try:

@@ -273,6 +273,39 @@ def test_the_command(capsys, tmp_path):
     assert "does not fit" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--algorithm.name", "grpoo"], "algorithm.name: no algorithm 'grpoo'; did you mean 'grpo'"),
+        (["--reward.functions", "no_such_module:f=0.2"], "reward.functions: 'no_such_module:f' cannot be"),
+        (
+            ["--data.path", "none.jsonl", "--data.answer_type", "numbr"],
+            "data.answer_type: unknown answer type",
+        ),
+        (
+            ["--data.path", "none.jsonl", "--data.extract", "boxd"],
+            "data.extract: unknown extraction rule 'boxd'",
+        ),
+        (["--data.extract", "boxd"], "data.extract: unknown extraction rule 'boxd'; did you mean 'boxed'"),
+        (["--data.source", "gsm9k"], "unknown data set 'gsm9k': did you mean 'gsm8k'"),
+        (["--model.path", "./nowhere"], "there is no model folder ./nowhere"),
+    ],
+)
+def test_a_name_that_is_nowhere_is_refused_without_a_table(words, told, capsys):
+    model = [] if "--model.path" in words else ["--model.path", "Qwen/Qwen2.5-0.5B"]
+    assert main(["plan", "default", "--gpu-memory-gib", "24", *model, *words]) == 2
+    out, err = capsys.readouterr()
+    assert told in err
+    assert "GiB" not in out
+
+
+def test_problems_are_not_read_for_the_table(capsys, tmp_path):
+    missing = ["--data.path", str(tmp_path / "none.jsonl"), "--data.answer_type", "number"]
+    words = ["plan", "default", "--model.path", "Qwen/Qwen2.5-0.5B", "--gpu-memory-gib", "24", *missing]
+    assert main(words) == 0
+    assert "predicted peak" in capsys.readouterr().out
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says how large the device here is")
 def test_the_command_needs_a_size_or_a_device(capsys):
     assert main(["plan", "quickstart"]) == 2
