@@ -362,6 +362,20 @@ def test_a_worker_can_be_started_ahead_of_work() -> None:
         pool.start()
 
 
+def test_work_does_not_wait_for_a_worker_that_is_stopped_while_it_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("verifiers.pool.supervisor._LATE_START_S", 0.3)
+    with VerifierPool(num_workers=2, timeout_s=TIMEOUT_S, memory_mb=256) as pool:
+        pool.start()
+        assert eventually(lambda: len(pool.worker_pids()) == 1)
+        (stopped,) = pool.worker_pids()
+        os.kill(stopped, signal.SIGSTOP)
+        assert pool.submit(request("say yes")).result(timeout=30).correct
+        assert len(pool.worker_pids()) == 2
+    assert not lives(stopped)
+
+
 def test_a_forked_copy_is_refused(pool: VerifierPool) -> None:
     pid = os.fork()
     if pid == 0:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from verifiers import registry
@@ -22,6 +23,7 @@ from verifiers.pool.worker import READY
 _MAX_CHUNK = 32
 _MAX_CHUNK_CHARS = 1 << 20
 _START_LIMIT_S = 120.0
+_LATE_START_S = 10.0  # a start takes one or two; what waits for one that takes longer may have another worker
 _LOAD_LIMIT_S = 60.0
 _SLOW_S = 0.25
 _MAX_FAILED_STARTS = 3
@@ -140,10 +142,15 @@ class TaskQueue:
                 self._num_starting += 1
             return not self.closed
 
-    def end_start(self) -> None:
-        """A supervisor that `wait` sent to start its worker has done so, or failed."""
+    def end_start(self, *, is_late: bool = False) -> None:
+        """A supervisor that `wait` sent to start its worker has done so, or failed.
+
+        Where it is late, others are woken for what it was to take.
+        """
         with self._lock:
             self._num_starting -= 1
+            if is_late:
+                self._wake()
 
     def _unserved(self) -> int:
         return len(self._tasks) - self._num_idle - self._num_starting
@@ -189,6 +196,7 @@ class Supervisor:
         self._child: Child | None = None
         self._successor: Child | None = None  # started as soon as the child may have to be killed
         self._lock = threading.Lock()  # held to start, kill and reap, so that a reused pid is never killed
+        self._is_counted_on = False  # its worker starts, and the queue counts on it
         self.thread = threading.Thread(target=self._run, name="verifier-pool", daemon=True)
 
     @property
@@ -208,8 +216,9 @@ class Supervisor:
         failed_starts = 0
         while self._queue.wait(self._child is not None):
             if self._child is None:
+                self._is_counted_on = True
                 failed_starts = 0 if self._start() else failed_starts + 1
-                self._queue.end_start()
+                self._end_start()
                 if failed_starts >= _MAX_FAILED_STARTS:
                     self._queue.close("the worker processes do not start; their error is on stderr")
             else:
@@ -218,6 +227,12 @@ class Supervisor:
         with self._lock:
             if self._successor is not None:
                 self._successor.reap()
+
+    def _end_start(self, *, is_late: bool = False) -> None:
+        """Once for each start: at its end, or before, where it is late."""
+        if self._is_counted_on:
+            self._is_counted_on = False
+            self._queue.end_start(is_late=is_late)
 
     def _prepare_successor(self) -> None:
         """Start the next child while this one may be hanging, so that replacing it takes no time."""
@@ -237,7 +252,8 @@ class Supervisor:
             print(f"verifier pool: cannot start a worker process: {error}", file=sys.stderr)
             return False
         try:
-            if next(child.messages(_START_LIMIT_S), None) == READY:
+            late = partial(self._end_start, is_late=True)
+            if next(child.messages(_START_LIMIT_S, _LATE_START_S, late), None) == READY:
                 return True
             self._reap()
             return False
