@@ -46,6 +46,58 @@ def is_share(value: Fraction | None) -> bool:
     return value is not None and abs(value) <= 1
 
 
+_SENTENCE = re.compile(r"(?<=[?!])\s+|(?<=\.)\s+(?=\D)")
+_PERCENT_WORD = r"per ?cent(?:age)?(?! ?points?)\b"
+_DESCRIBED = (
+    r"(?:(?:the|his|her|their|its|this|your|our|an?|average|mean|total|overall|combined|approximate|exact|final"
+    r"|new|minimum|maximum|least|greatest|smallest|largest|highest|lowest|net|relative|probability|chance|change"
+    r"|increase|decrease|win|winning|success|in|of|as|answer) ){0,4}"
+)
+_ASKS_FOR_PERCENT = re.compile(
+    rf"\b(?:what|which|how many)(?:'s| is| are| was| were| will be| would be)? {_DESCRIBED}{_PERCENT_WORD}"
+    rf"|\b(?:find|calculate|determine|compute|give|state|express|write|estimate) {_DESCRIBED}{_PERCENT_WORD}"
+    rf"|\b(?:as|in) (?:an? )?{_PERCENT_WORD}"
+)
+_ASKS_FOR_SOMETHING = re.compile(
+    r"\?|\b(?:find|calculate|determine|compute|give|state|express|write|estimate|what|how)\b"
+)
+_ANOTHER_FORM = re.compile(
+    r"\bas an? (?:\w+ )?(?:decimal|fraction|ratio|integer)\b|\band (?:what|how|which)\b"
+)
+_BARE_NUMBER = re.compile(r"-?(\d[\d,]*(?:\.\d+)?)(?:\\[dt]?frac\{\d+\}\{\d+\}| \d+/\d+)?")
+_QUESTION_CHARS = 1000
+
+
+def asks_for_percent(question: str) -> bool:
+    """A question asks for a percentage where its last sentences that ask for anything do: "What percentage of
+    the flowers are roses?" does, "What is 60 percent of 80?" does not, nor do several questions in one.
+    """
+    text = " ".join(question[-_QUESTION_CHARS:].lower().split())
+    if "percent" not in text and "per cent" not in text:
+        return False
+    sentences = _SENTENCE.split(text)
+    asking = [i for i, sentence in enumerate(sentences) if _ASKS_FOR_SOMETHING.search(sentence)]
+    marked = [i for i in asking if "?" in sentences[i]]
+    if not asking:
+        return False
+    asked = " ".join(sentences[(marked or asking)[-1] :])
+    return bool(_ASKS_FOR_PERCENT.search(asked)) and not _ANOTHER_FORM.search(asked)
+
+
+def as_asked(answer: str, question: str, answer_type: str = "auto", options: Sequence[str] = ()) -> str:
+    """A bare number above 1 that answers a question for a percentage is that many percent, with the sign or
+    without it; a smaller one may be a share and stays as it is.
+
+    The reference as `verify` is to have it: no verifier sees the question. Only of the types auto and number,
+    without options.
+    """
+    found = _BARE_NUMBER.fullmatch(answer.strip())
+    if found is None or answer_type not in ("auto", "number") or options:
+        return answer
+    is_asked_for = float(found[1].replace(",", "")) > 1 and asks_for_percent(question)
+    return answer.strip() + "\\%" if is_asked_for else answer
+
+
 # Rounding
 
 
@@ -274,7 +326,7 @@ def same_words(reference: str, given: str) -> bool:
 
 
 RULES: dict[str, tuple[Callable[..., object], ...]] = {
-    "percentages": (percent_readings, is_share),
+    "percentages": (percent_readings, is_share, asks_for_percent, as_asked),
     "rounding": (stated_decimals, may_round, within_own_digits),
     "units": (unit_factor, may_be_left_out, may_mean_both, changes_value),
     "hedging and order": (one_value, order_counts),

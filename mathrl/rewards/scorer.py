@@ -23,6 +23,7 @@ from mathrl.types import Completion, Group, Problem, Score
 from verifiers import Outcome, ParseError, Verdict, plugins
 from verifiers.extraction.rules import extract, find_rule
 from verifiers.extraction.thoughts import PROMPT_TAIL_CHARS, opens_thought, without_thinking
+from verifiers.policy import as_asked
 from verifiers.pool.pool import Request, VerifierPool
 from verifiers.tools.references import Reading, read_reference
 
@@ -200,7 +201,7 @@ class RewardScorer:
             end = self._prompt_ends[problem.id] = prompt_end(self.prompt_text(problem))
         return Request(
             completion.text,
-            problem.answer,
+            as_asked(problem.answer, problem.question, problem.answer_type, problem.options),
             problem.answer_type,
             self.extract,
             problem.options,

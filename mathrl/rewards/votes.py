@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from mathrl.types import Problem
 from verifiers import Outcome, Verdict
+from verifiers.policy import as_asked
 from verifiers.pool.pool import Request
 
 MAX_COMPARISONS = 500
@@ -61,7 +62,14 @@ class _Vote:
         pairs = [(self.now, i) if backwards else (i, self.now) for i in self.like]
         p = self.problem
         return [
-            Request(self.texts[given], self.texts[reference], p.answer_type, "bare", p.options, row=p.row)
+            Request(
+                self.texts[given],
+                as_asked(self.texts[reference], p.question, p.answer_type, p.options),
+                p.answer_type,
+                "bare",
+                p.options,
+                row=p.row,
+            )
             for given, reference in pairs
         ]
 

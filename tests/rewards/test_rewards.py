@@ -49,6 +49,17 @@ def test_rewards_are_the_weighted_sum_of_their_parts(scorer):
     assert not scored[0].scores[1].correct
 
 
+def test_a_percentage_that_is_asked_for_may_have_its_sign(scorer):
+    texts = tuple(completion(f"#### {given}") for given in ("75%", "75", "75 percent", "74%"))
+    for question, right in (
+        ("What percentage are roses?", [1, 1, 1, 0]),
+        ("How many are roses?", [0, 1, 0, 0]),
+    ):
+        (scored,) = scorer.score([Group(Problem("a", question, "75", "number"), (1,), texts)])
+        assert [int(s.correct) for s in scored.scores] == right
+        assert scored.problem.answer == "75"
+
+
 def test_the_format_reward_is_for_answers_that_were_read(scorer):
     """Right or wrong; not for what no verifier can read, which would pay for the mark alone."""
     group = Group(

@@ -43,6 +43,11 @@ def test_answers_are_one_where_each_is_right_for_the_other(answer_type, texts, f
     assert same_answers(Counted(), [(problem(answer_type), texts)]) == [first]
 
 
+def test_answers_in_percent_are_one_where_a_percentage_is_asked_for() -> None:
+    asked = Problem("p", "What percentage of them are roses?", "77", "number")
+    assert same_answers(Counted(), [(asked, ["75%", "75", "75.0", "0.75", "74"])]) == [[0, 0, 0, 0, 4]]
+
+
 def test_problems_are_asked_together_and_apart() -> None:
     judge = Counted()
     options = ("ten", "twelve", "fifteen")

@@ -65,6 +65,58 @@ def test_percentages(reference: str, given: str, expected: bool) -> None:
     assert accepts(reference, given) is expected
 
 
+@pytest.mark.parametrize(
+    ("question", "asks"),
+    [
+        ("There are 3 roses and 5 tulips. What percentage of the flowers are roses?", True),
+        ("If he won 63% of 200 games, what is his new win percentage?", True),
+        ("By how many percent did the price rise?", True),
+        ("It cost $150 and is now $135. Find the percent increase. Round to the nearest integer.", True),
+        ("How much is left? Give your answer as a percentage.", True),
+        ("What is the probability, expressed\nas a percent, of a six?", True),
+        ("What percent of 6.5 is 1.3?", True),
+        ("What is 60 percent of 80?", False),
+        ("What is twenty percent of 80?", False),
+        ("It fell by 10 percent. How many are left?", False),
+        ("What percentage did he pay? The rest was a gift. How many dollars was it?", False),
+        ("What percentage is that, and how many dollars?", False),
+        ("By how many percentage points did it rise?", False),
+        ("What percent of the pie is left, as a fraction?", False),
+        ("How many must they win so that their percentage of wins is 64%?", False),
+        ("", False),
+    ],
+)
+def test_questions_for_a_percentage(question: str, asks: bool) -> None:
+    assert policy.asks_for_percent(question) is asks
+
+
+def test_a_number_is_a_percentage_where_one_is_asked_for() -> None:
+    asked = "What percentage of them are roses?"
+    assert policy.as_asked("75", asked) == "75\\%"
+    assert policy.as_asked(" 1,250.5 ", asked, "number") == "1,250.5\\%"
+    for same in ("0.5", "1", "75%", "75 roses", "", "x"):  # 0.5 may be a share: 50 % meets it as it is
+        assert policy.as_asked(same, asked) == same
+    assert policy.as_asked("75", "How many are roses?") == "75"
+    assert policy.as_asked("75", asked, "text") == "75"
+    assert policy.as_asked("75", asked, "auto", ("70", "75")) == "75"
+    given = ["75", "75\\%", "75 \\text{ percent}", "76\\%", "76", "7500\\%"]
+    assert [accepts(policy.as_asked("75", asked), form) for form in given] == [True] * 3 + [False] * 3
+    mixed = policy.as_asked("33\\frac{1}{3}", asked)
+    assert [accepts(mixed, form) for form in ("33\\frac13\\%", "\\frac{100}{3}", "34\\%")] == [
+        True,
+        True,
+        False,
+    ]
+
+
+def test_a_number_in_percent_is_none_without_percent() -> None:
+    words = ("75 percent", "75 per cent of it", "75 pct", "75 apples", "75 percentage points")
+    assert [verify(f"\\boxed{{{form}}}", "75", "number").correct for form in words] == [False] * 3 + [
+        True
+    ] * 2
+    assert all(verify(f"\\boxed{{{form}}}", "75%", "number").correct for form in words)
+
+
 def test_shares_are_small_either_way() -> None:
     values = [Fraction(-5), Fraction(-1), Fraction(1), Fraction(3, 2), None]
     assert [policy.is_share(value) for value in values] == [False, True, True, False, False]

@@ -110,6 +110,17 @@ def test_a_reference_that_is_a_list_needs_a_type_that_reads_it() -> None:
     assert "any_of or all_of" in record().problem
 
 
+def test_a_line_with_its_question_tells_whether_a_percentage_is_asked_for() -> None:
+    def reference(question: object) -> str:
+        line = json.dumps({"answer": "75", "completion": "\\boxed{75\\%}", "question": question}).encode()
+        request = next(read_records([line])).request
+        assert request is not None
+        return request.answer
+
+    asked = ("What percentage are roses?", "How many are roses?", None, 7)
+    assert [reference(question) for question in asked] == ["75\\%", "75", "75", "75"]
+
+
 def test_the_conformance_kit_hands_rows_on(pool: VerifierPool, tmp_path: Path) -> None:
     table = tmp_path / "residue.jsonl"
     lines = [

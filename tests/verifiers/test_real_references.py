@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from verifiers import Outcome, verify
+from verifiers.policy import as_asked, asks_for_percent
 
 
 def rows(folder: Path, *names: str) -> Iterator[dict]:
@@ -114,3 +115,17 @@ def test_aqua_options_are_read_as_letters_and_as_texts(data_dir: Path) -> None:
         ]:
             verdict = verify(f"\\boxed{{{given}}}", letter, "choice", options=options)
             assert verdict.correct is expected, (options, letter, given, verdict)
+
+
+def test_percentages_are_right_with_their_sign_where_gsm8k_asks_for_one(data_dir: Path) -> None:
+    asked = [
+        (row["question"], row["answer"].rpartition("####")[2].strip())
+        for row in rows(data_dir, "gsm8k/train.jsonl", "gsm8k/test.jsonl")
+        if asks_for_percent(row["question"])
+    ]
+    assert len(asked) == 105  # all of them do, by eye
+    for question, reference in asked:
+        text = as_asked(reference, question, "number")
+        for ending in ("#### {}%", "#### {}", "#### {} percent", "The answer is $\\boxed{{{}\\%}}$."):
+            assert verify(ending.format(reference), text, "number").correct
+            assert not verify(ending.format(number(reference) + 1), text, "number").correct

@@ -81,6 +81,17 @@ def test_trl_references_of_every_form(reward: trainers.TrlReward) -> None:
         assert as_trl_calls(reward, inputs, [f"\\boxed{{{text}}}"])[0] == [value], (reference, text)
 
 
+def test_trl_prompts_tell_whether_a_percentage_is_asked_for(reward: trainers.TrlReward) -> None:
+    texts = [r"\boxed{75\%}", r"\boxed{75}", r"\boxed{74\%}"]
+    question = "What percentage are roses?"
+    conversation = [{"role": "system", "content": "How many?"}, {"role": "user", "content": question}]
+    for prompt, completions in ((question, texts), (conversation, [chat(text) for text in texts])):
+        inputs = [{"prompt": prompt, "solution": "75"}] * 3
+        assert as_trl_calls(reward, inputs, completions)[0] == [1.0, 1.0, 0.0]
+    inputs = [{"prompt": ASKED, "solution": "75"}] * 3
+    assert as_trl_calls(reward, inputs, [chat(text) for text in texts])[0] == [0.0, 1.0, 0.0]
+
+
 def test_trl_settings_columns_and_thoughts() -> None:
     inputs = [{"prompt": ASKED, "answer": "B", "options": ["5", "7"]}] * 2
     letters = verifiers.as_trl_reward("answer", answer_type="choice", correct=2.0, wrong=-1.0, num_workers=1)
@@ -194,6 +205,8 @@ def test_verl_gets_a_score() -> None:
     assert score(function, r"\boxed{1/3}", ["1/2", "1/3"]) == 1.0
     assert score(function, r"\boxed{7y}", "7y+") == 0.0
     assert score(function, r"\boxed{5}", 5, reward_router_address=None) == 1.0  # later verl passes more
+    assert score(function, r"\boxed{75\%}", "75", {"question": "What percentage are roses?"}) == 1.0
+    assert score(function, r"\boxed{75\%}", "75", {"question": "How many are roses?"}) == 0.0
     letters = as_verl_calls({"answer_type": "choice"})
     assert score(letters, r"\boxed{7}", "B", {"options": ["5", "7"]}) == 1.0
     thinks = as_verl_calls({"prompt_end": "<think>\n", "lists": "all_of"})

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _LEADING_NUMBER = re.compile(r"\s*[-+]?[\\$€£¥]*\s*[\d.,]+%?", re.ASCII)
 _COUNTED_NOUN = re.compile(r"\s*[A-Za-z][A-Za-z .'/-]{0,60}")
+_PERCENT = re.compile(r"\s*(?:per ?cent|pct)\b", re.IGNORECASE)
 
 
 class Number(AnswerType):
@@ -27,7 +28,7 @@ class Number(AnswerType):
         if plain is None:
             match = _LEADING_NUMBER.match(text[:300])
             if match and _COUNTED_NOUN.fullmatch(text[match.end() :]):
-                plain = read_plain(match[0].rstrip(".,"))
+                plain = read_plain(match[0].rstrip(".,") + "%" * bool(_PERCENT.match(text, match.end())))
         if plain is not None:
             return plain
         from verifiers.answers.auto import Auto

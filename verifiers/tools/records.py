@@ -9,6 +9,7 @@ from typing import Any
 
 from verifiers.base import Outcome
 from verifiers.plugins import is_module_path
+from verifiers.policy import as_asked
 from verifiers.pool.supervisor import Request
 
 
@@ -41,12 +42,16 @@ def _read(line: bytes, number: int, answer_type: str, extract: str) -> Record:
     if not isinstance(fields, dict):
         return Record(None, problem=f"line {number} must be a JSON object, got {type(fields).__name__}")
     try:
+        own_type, options = _name(fields, "type", answer_type), _options(fields)
+        question = fields.get("question")
         request = Request(
             completion=_text(fields, "completion"),
-            answer=_answer(fields, _name(fields, "type", answer_type)),
-            answer_type=_name(fields, "type", answer_type),
+            answer=as_asked(
+                _answer(fields, own_type), question if isinstance(question, str) else "", own_type, options
+            ),
+            answer_type=own_type,
             extract=_name(fields, "extract", extract),
-            options=_options(fields),
+            options=options,
             prompt=_text(fields, "prompt", ""),
             row=fields,
         )

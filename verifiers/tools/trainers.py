@@ -15,6 +15,7 @@ from typing import Any
 from verifiers import registry
 from verifiers.base import Outcome, Verdict
 from verifiers.extraction.rules import find_rule
+from verifiers.policy import as_asked
 from verifiers.pool.pool import Request, VerifierPool
 
 _LISTS = ("any_of", "all_of")
@@ -55,8 +56,12 @@ class Judge:
         prompt: str = "",
         options: Any = None,
         row: Mapping[str, Any] = {},
+        question: str = "",
     ) -> Request:
-        """One judgement. A reference may be a text, a number, true or false, or a list of these."""
+        """One judgement. A reference may be a text, a number, true or false, or a list of these.
+
+        question: what was asked, where it is known: a reference of 75 is 75 percent where it asks for that.
+        """
         if hasattr(reference, "tolist"):  # an array or a scalar of numpy, as columns of tables come
             reference = reference.tolist()
         answer_type = self.answer_type
@@ -64,9 +69,8 @@ class Judge:
             answer_type = answer_type if answer_type in _LISTS else self.lists
             reference = json.dumps(list(reference), default=str)
         texts = tuple(str(option) for option in options) if isinstance(options, list | tuple) else ()
-        return Request(
-            completion, str(reference), answer_type, self.extract, texts, prompt or self.prompt_end, row
-        )
+        text = as_asked(str(reference), question, answer_type, texts)
+        return Request(completion, text, answer_type, self.extract, texts, prompt or self.prompt_end, row)
 
     def verdicts(self, requests: Sequence[Request]) -> list[Verdict]:
         """One verdict a request, in order."""
@@ -109,7 +113,12 @@ class TrlReward:
             prompt = _prompt_text(prompts[i]) if prompts else ""
             requests.append(
                 self.judge.request(
-                    _completion_text(completion), row[self.column], prompt, row.get("options"), row
+                    _completion_text(completion),
+                    row[self.column],
+                    prompt,
+                    row.get("options"),
+                    row,
+                    _question_text(prompts[i]) if prompts else "",
                 )
             )
         verdicts = self.judge.verdicts(requests)
@@ -150,6 +159,14 @@ def _prompt_text(prompt: Any) -> str:
     if isinstance(prompt, list | tuple):
         last = prompt[-1] if prompt else None
         return _content(last) if isinstance(last, Mapping) and last.get("role") == "assistant" else ""
+    return prompt if isinstance(prompt, str) else ""
+
+
+def _question_text(prompt: Any) -> str:
+    """A text as it is; of a conversation, what the user said last."""
+    if isinstance(prompt, list | tuple):
+        asked = [m for m in prompt if isinstance(m, Mapping) and m.get("role") == "user"]
+        return _content(asked[-1]) if asked else ""
     return prompt if isinstance(prompt, str) else ""
 
 

@@ -31,12 +31,22 @@ def compute_score(
     """The score of a solution: 1.0 where it is right, else 0.0, also where the reference cannot be read.
 
     extra_info: the row, for answer types that ask for it; its `options` are those of a multiple-choice
-    question. data_source is not looked at. The keyword arguments are what `reward_kwargs` may hold; they mean
-    what the fields of `verifiers.tools.trainers.Judge` mean. Others that verl passes are ignored.
+    question, and its `question` says whether a percentage is asked for. data_source is not looked at. The
+    keyword arguments are what `reward_kwargs` may hold; they mean what the fields of
+    `verifiers.tools.trainers.Judge` mean. Others that verl passes are ignored.
     """
     key = (answer_type, extract, lists, prompt_end, timeout_s, memory_mb)
     if key not in _judges:
         _judges[key] = Judge(answer_type, extract, lists, prompt_end, 1, timeout_s, memory_mb)
     judge, row = _judges[key], dict(extra_info or {})
-    (verdict,) = judge.verdicts([judge.request(solution_str, ground_truth, "", row.get("options"), row)])
+    question = row.get("question")
+    request = judge.request(
+        solution_str,
+        ground_truth,
+        "",
+        row.get("options"),
+        row,
+        question if isinstance(question, str) else "",
+    )
+    (verdict,) = judge.verdicts([request])
     return float(verdict.outcome is Outcome.CORRECT)
