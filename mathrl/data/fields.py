@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 _MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](?:role|content|from|value)['"]\s*:""")
 _LIST_AS_TEXT = re.compile(r"""\s*\[\s*(["']).*\1\s*\]\s*""", re.DOTALL)
+_STRING = re.compile(r"""'(?:\\.|[^'\\])*'|["](?:\\.|[^"\\])*["]""", re.DOTALL)
 _OPTION_LABEL = re.compile(r"\s*\(?[A-J]\s*[).:]\s*")
 _ROLES = {"human": "user", "gpt": "assistant", "developer": "system"}  # as other tools write them
 
@@ -210,6 +211,8 @@ def read_messages(value: Any, what: str = "the question") -> list[tuple[str, str
 
 
 def _literal(text: str) -> Any:
+    if re.search(r"\0\s*\0", _STRING.sub("\0", text)):  # Python would join ['6' '7'] to the one text 67
+        raise UnusableRow("a list stored as text without commas, as numpy prints one: store it as JSON")
     for read in (json.loads, ast.literal_eval):  # neither runs anything
         try:
             with warnings.catch_warnings():

@@ -145,6 +145,13 @@ def test_other_answers_make_the_row_unusable_with_a_reason(value: object, reason
         read_answer(value)
 
 
+@pytest.mark.parametrize("text", ["['6' '7']", "['6'\n '7']", "['it''s', '7']", '["a" "b", "c"]'])
+def test_a_list_as_numpy_prints_it_is_refused_and_not_joined(text: str) -> None:
+    with pytest.raises(UnusableRow, match="without commas"):
+        list_in(text)
+    assert list_in(r"""['a\'', '', "' '", '"']""") == ["a'", "", "' '", '"']
+
+
 def test_answers_in_a_list_keep_its_shape() -> None:
     assert read_answers([" 4 ", 5.0, True, ["6", Decimal("1.50")]]) == ["4", "5", True, ["6", "1.5"]]
     for bad in ([], ["4", None], ["4", []], [["4"], {"value": 2}]):

@@ -61,6 +61,7 @@ def test_unread_references_of_one_kind_count_together() -> None:
 
 def test_a_list_is_words_where_all_of_its_items_are() -> None:
     assert read_reference('["Tuesday", "Friday"]', "any_of").reading is Reading.WORDS
+    assert read_reference("['6' '7']", "any_of").reading is not Reading.MATHEMATICS  # of numpy, and not 67
     assert read_reference('["Tuesday", "5"]', "all_of").reading is Reading.MATHEMATICS
     assert read_reference('["5", "7y+"]', "any_of").reading is Reading.UNREAD
 

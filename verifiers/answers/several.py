@@ -24,6 +24,7 @@ from verifiers.grammar.clean import clean
 
 MAX_SEVERAL = 64
 MAX_LIST_CHARS = 20_000
+_STRING = re.compile(r"""'(?:\\.|[^'\\])*'|["](?:\\.|[^"\\])*["]""", re.DOTALL)
 
 _auto, _boolean = Auto(), Boolean()
 
@@ -155,6 +156,8 @@ def _json_list(text: str) -> list[Any] | None:
         return None
     if len(text) > MAX_LIST_CHARS:
         raise ParseError(f"a list of {len(text)} characters, at most {MAX_LIST_CHARS} are read")
+    if re.search(r"\0\s*\0", _STRING.sub("\0", text)):
+        return None  # ['6' '7'], as numpy prints a list: Python would join it to the one text 67
     for read in (json.loads, ast.literal_eval):  # neither runs anything
         try:
             value = read(text)
