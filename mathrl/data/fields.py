@@ -10,6 +10,7 @@ import ast
 import json
 import math
 import re
+import struct
 import warnings
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
@@ -145,7 +146,10 @@ def read_options(value: Any) -> tuple[str, ...]:
 
 
 def json_value(value: Any) -> Any:
-    """A value of a row as JSON can hold it: decimals as numbers, dates and the like as text, NaN as null."""
+    """A value of a row as JSON can hold it: decimals as numbers, dates and the like as text, NaN as null.
+
+    Arrays, tensors and their numbers are what ``tolist`` gives, 32-bit floats as ``single`` writes them.
+    """
     if isinstance(value, Decimal):
         value = int(value) if value.is_finite() and value == value.to_integral_value() else float(value)
     if isinstance(value, float):
@@ -156,7 +160,34 @@ def json_value(value: Any) -> Any:
         return {str(key): json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [json_value(item) for item in value]
+    if hasattr(value, "tolist") and hasattr(value, "dtype"):
+        return json_value(single(value.tolist()) if is_single(value.dtype) else value.tolist())
     return str(value)
+
+
+def is_single(dtype: Any) -> bool:
+    """Whether numbers of this type are 32-bit floats: of numpy, torch, pandas or ``datasets``."""
+    return str(dtype).lower().rpartition(".")[2] == "float32"
+
+
+def single(value: Any) -> Any:
+    """A 32-bit float as the number of fewest digits that it stands for: 0.1, where Python has 0.10000000149.
+
+    Lists are gone through; anything else stays as it is.
+    """
+    if isinstance(value, list):
+        return [single(item) for item in value]
+    if not isinstance(value, float):
+        return value
+    written = (float(f"{value:.{digits}g}") for digits in range(1, 10))
+    return next((number for number in written if _stored(number) == value), value)
+
+
+def _stored(number: float) -> float | None:
+    try:
+        return float(struct.unpack("f", struct.pack("f", number))[0])
+    except OverflowError:  # rounded up, it is more than 32 bits hold
+        return None
 
 
 def field_text(value: Any) -> str:

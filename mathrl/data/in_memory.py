@@ -9,7 +9,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from mathrl.data.fields import json_value
+from mathrl.data.fields import is_single, json_value, single
+from mathrl.data.source import rows_of
 from mathrl.errors import UserError, cannot_write
 from mathrl.types import Problem
 
@@ -25,9 +26,10 @@ def write_rows(rows: Iterable[Any], folder: Path, name: str = "problems") -> Pat
     Raises:
         UserError: no row, or one that is neither a mapping nor a Problem; the file cannot be written.
     """
-    records = getattr(rows, "to_dict", None) if hasattr(rows, "itertuples") else None
-    if records:  # a pandas table, which gives the names of its columns when one goes through it
-        rows = records("records")
+    if hasattr(rows, "itertuples"):  # a pandas table, which gives its columns' names when one goes through it
+        rows = _records(rows)
+    elif hasattr(rows, "to_list") and hasattr(rows, "features"):  # a datasets.Dataset
+        rows = rows_of(rows)
     if isinstance(rows, Mapping | str | bytes) or not isinstance(rows, Iterable):
         raise UserError(f"{name} must be a list of rows, each a dictionary, not a {type(rows).__name__}")
     lines = [json.dumps(_row(row, number, name), ensure_ascii=False) for number, row in enumerate(rows, 1)]
@@ -45,6 +47,15 @@ def write_rows(rows: Iterable[Any], folder: Path, name: str = "problems") -> Pat
         except OSError as error:
             raise UserError(f"{path} cannot be written: {cannot_write(error)}") from error
     return path
+
+
+def _records(table: Any) -> list[dict[Any, Any]]:
+    """The rows of a pandas table."""
+    rows: list[dict[Any, Any]] = table.to_dict("records")
+    for name in (name for name, dtype in table.dtypes.items() if is_single(dtype)):
+        for row in rows:
+            row[name] = single(row[name])
+    return rows
 
 
 def _row(row: Any, number: int, name: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mathrl.data.fields import is_single, single
 from mathrl.data.hub import broken_off, gated, http_errors, on_hub, split_revision
 from mathrl.data.text_files import Row, read_text_file
 from mathrl.errors import UserError, did_you_mean, first_line
@@ -56,7 +57,27 @@ def _read_parquet(path: Path) -> list[Row]:
             if "BatchSize must be greater than 0" in str(cause):  # how it meets a file without rows
                 return []
             raise ValueError(str(cause)) from None
-        return table.to_list()
+        return rows_of(table)
+
+
+def rows_of(table: Any) -> list[Row]:
+    """The rows of a ``datasets.Dataset``; 32-bit floats as they were written, 0.1 and not 0.10000000149."""
+    rows: list[Any] = table.to_list()
+    for name, feature in table.features.items():
+        if "float32" in str(feature):
+            for row in rows:
+                row[name] = _as_written(row[name], feature)
+    return rows
+
+
+def _as_written(value: Any, feature: Any) -> Any:
+    if isinstance(value, float):
+        return single(value) if is_single(feature.dtype) else value
+    if isinstance(value, Mapping):
+        return {key: _as_written(item, feature[key]) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_as_written(item, getattr(feature, "feature", None) or feature[0]) for item in value]
+    return value
 
 
 def read_hub(
@@ -81,9 +102,9 @@ def read_hub(
     datasets.config.HF_HUB_OFFLINE = was_offline or not reachable
     try:
         with _quiet(datasets):
-            return datasets.load_dataset(
-                repo, config or None, split=split, revision=revision or named
-            ).to_list()
+            return rows_of(
+                datasets.load_dataset(repo, config or None, split=split, revision=revision or named)
+            )
     except GatedRepoError:
         raise gated("data set", repo) from None
     except (ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:

@@ -8,6 +8,7 @@ import pytest
 from data_files import ROWS, load, write
 
 from mathrl.config import Config, DataConfig
+from mathrl.data.in_memory import write_rows
 from mathrl.data.problems import (
     DATASETS,
     DatasetRow,
@@ -15,6 +16,7 @@ from mathrl.data.problems import (
     load_problems,
     make_problem,
 )
+from mathrl.data.source import read_file
 from mathrl.data.stream import ProblemStream
 from mathrl.data.wordproblems import is_drill
 from mathrl.errors import UserError
@@ -80,6 +82,30 @@ def test_decimals_of_parquet_are_numbers(tmp_path):
     assert {p.answer for p in both} == {format((n + 1) / 10, "g") for n in range(50)}
     assert {p.meta["level"] for p in both} == {2}
     assert json.dumps([dict(p.meta) for p in both])
+
+
+def test_32_bit_floats_of_tables_are_the_numbers_that_were_written(tmp_path):
+    import datasets
+    import pandas
+
+    told = pandas.DataFrame({"question": ["How far?", "How much?"], "answer": [0.1, 16777216.0]})
+    table = datasets.Dataset.from_pandas(told.astype({"answer": "float32"}))
+    table = table.add_column("seen", [{"at": [0.7]}, {"at": []}])
+    table = table.cast_column("seen", {"at": datasets.Sequence(datasets.Value("float32"))})
+    table.to_parquet(tmp_path / "a.parquet")
+    rows = read_file(tmp_path / "a.parquet")
+    assert [(row["answer"], row["seen"]["at"]) for row in rows] == [(0.1, [0.7]), (16777216.0, [])]
+    kept = read_file(write_rows(told.astype({"answer": "float32"}), tmp_path))
+    assert [row["answer"] for row in kept] == [0.1, 16777216.0]
+    assert read_file(write_rows(table, tmp_path)) == rows
+
+
+def test_arrays_of_a_table_are_lists_of_answers(tmp_path):
+    import pandas
+
+    pandas.DataFrame({"question": ["Which?"], "answer": [["6", "7"]]}).to_parquet(tmp_path / "a.parquet")
+    table = pandas.read_parquet(tmp_path / "a.parquet")  # pandas makes arrays of the lists
+    assert read_file(write_rows(table, tmp_path))[0]["answer"] == ["6", "7"]
 
 
 def test_messages_are_asked_as_the_question_they_are(tmp_path):

@@ -5,11 +5,13 @@ import json
 import math
 from decimal import Decimal
 
+import numpy as np
 import pytest
 
 from mathrl.data.fields import (
     UnusableRow,
     field_text,
+    is_single,
     json_value,
     list_in,
     questions_in,
@@ -17,6 +19,7 @@ from mathrl.data.fields import (
     read_answers,
     read_options,
     read_question,
+    single,
 )
 
 
@@ -150,6 +153,20 @@ def test_a_list_as_numpy_prints_it_is_refused_and_not_joined(text: str) -> None:
     with pytest.raises(UnusableRow, match="without commas"):
         list_in(text)
     assert list_in(r"""['a\'', '', "' '", '"']""") == ["a'", "", "' '", '"']
+
+
+def test_arrays_and_32_bit_floats_are_the_numbers_that_were_written() -> None:
+    pairs = [[0.1, 3.3], [16777216.0, -1e-7]]
+    assert json_value(np.array(pairs, np.float32)) == pairs
+    assert is_single("torch.float32")
+    assert not is_single("torch.float64")
+    given = {"a": np.float32(0.7), "b": np.int64(7), "c": np.bool_(True), "d": np.array(["6", "7"])}
+    assert json_value(given) == {"a": 0.7, "b": 7, "c": True, "d": ["6", "7"]}
+    assert json_value(np.array([{"role": "user"}], object)) == [{"role": "user"}]
+    largest = float(np.finfo(np.float32).max)
+    assert single(largest) == pytest.approx(largest)
+    assert math.isnan(single(math.nan))
+    assert single(math.inf) == math.inf
 
 
 def test_answers_in_a_list_keep_its_shape() -> None:
