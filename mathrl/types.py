@@ -7,6 +7,8 @@ and can be pickled. Shapes: P problems a step, G completions a problem, B = P·G
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +19,7 @@ if TYPE_CHECKING:  # torch takes seconds to import; commands that touch no tenso
 
 FinishReason = Literal["stop", "length"]
 
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a surrogate pair, as JSON escapes it
 _OPTION_LETTERS = "ABCDEFGHIJ"  # that the verifiers read
 
 
@@ -193,3 +196,20 @@ def derive_seed(*parts: int | str) -> int:
     """A 63-bit seed from (run seed, step, problem id, …); equal parts give equal seeds on every machine."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def whole_text(text: str) -> str:
+    """The text with U+FFFD for every half of a surrogate pair: JSON can hold one, UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def read_json(text: str) -> Any:
+    """The value of a JSON text, its texts as ``whole_text`` has them. Raises ValueError where it is none."""
+    value = json.loads(text)
+    if not _HALF.search(text):
+        return value
+    return json.loads(whole_text(json.dumps(value, ensure_ascii=False)))

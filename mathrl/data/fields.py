@@ -7,7 +7,6 @@ number nor a known form makes the row unusable, with the reason.
 from __future__ import annotations
 
 import ast
-import json
 import math
 import re
 import struct
@@ -15,6 +14,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any, NamedTuple
+
+from mathrl.types import read_json
 
 _MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](?:role|content|from|value)['"]\s*:""")
 _LIST_AS_TEXT = re.compile(r"""\s*\[\s*(["']).*\1\s*\]\s*""", re.DOTALL)
@@ -244,7 +245,7 @@ def read_messages(value: Any, what: str = "the question") -> list[tuple[str, str
 def _literal(text: str) -> Any:
     if re.search(r"\0\s*\0", _STRING.sub("\0", text)):  # Python would join ['6' '7'] to the one text 67
         raise UnusableRow("a list stored as text without commas, as numpy prints one: store it as JSON")
-    for read in (json.loads, ast.literal_eval):  # neither runs anything
+    for read in (read_json, ast.literal_eval):  # neither runs anything
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of \sqrt, which is no escape of Python's

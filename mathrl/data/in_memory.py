@@ -12,7 +12,7 @@ from typing import Any
 from mathrl.data.fields import is_single, json_value, single
 from mathrl.data.source import rows_of
 from mathrl.errors import UserError, cannot_write
-from mathrl.types import Problem
+from mathrl.types import Problem, whole_text
 
 _OWN = tuple(f.name for f in fields(Problem) if f.name not in ("id", "row", "meta"))
 
@@ -35,7 +35,7 @@ def write_rows(rows: Iterable[Any], folder: Path, name: str = "problems") -> Pat
     lines = [json.dumps(_row(row, number, name), ensure_ascii=False) for number, row in enumerate(rows, 1)]
     if not lines:
         raise UserError(f"{name} is empty: give at least one row")
-    text = "\n".join(lines) + "\n"
+    text = whole_text("\n".join(lines) + "\n")
     digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
     path = folder / f"{name}-{digest}.jsonl"
     if not path.exists():

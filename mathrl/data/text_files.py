@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mathrl.types import read_json
+
 Row = Mapping[str, Any]
 
 _MOST_INNER = 200  # names inside of a column; above, they are data and no names
@@ -57,7 +59,7 @@ def _json_values(text: str) -> list[Any]:
     values = []
     for number, line in lines:
         try:
-            values.append(json.loads(line))
+            values.append(read_json(line))
         except ValueError as error:
             if values:
                 raise ValueError(f"line {number}: {error}") from None
@@ -65,7 +67,7 @@ def _json_values(text: str) -> list[Any]:
     else:
         several = len(values) == 1 and isinstance(values[0], list)
         return list(values[0]) if several else values
-    value = json.loads(text)
+    value = read_json(text)
     return value if isinstance(value, list) else [value]
 
 

@@ -15,7 +15,7 @@ import httpx
 
 from mathrl.errors import UserError, did_you_mean
 from mathrl.rollout.base import OnCompletion, OnTokens
-from mathrl.types import Adapter, Completion, FinishReason, Group, Problem, Sampling, derive_seed
+from mathrl.types import Adapter, Completion, FinishReason, Group, Problem, Sampling, derive_seed, whole_text
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 ATTEMPTS = 6  # of a request that a busy server turned away; waits of 1, 2, 4 … seconds between them
@@ -201,7 +201,7 @@ def _reason(answer: httpx.Response) -> str:
 
 def _completion(answer: Any) -> Completion:
     choice = answer["choices"][0]
-    text = choice["message"].get("content") if "message" in choice else choice.get("text")
-    tokens = int((answer.get("usage") or {}).get("completion_tokens") or len((text or "").split()))
+    text = whole_text((choice["message"].get("content") if "message" in choice else choice.get("text")) or "")
+    tokens = int((answer.get("usage") or {}).get("completion_tokens") or len(text.split()))
     reason: FinishReason = "length" if choice.get("finish_reason") == "length" else "stop"
-    return Completion((0,) * max(tokens, 1), text or "", reason)  # a server tells how many, not which
+    return Completion((0,) * max(tokens, 1), text, reason)  # a server tells how many, not which

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 from mathrl.errors import UserError, cannot_write
 from mathrl.run.files import to_json, write_bytes
+from mathrl.types import read_json
 
 Row = dict[str, Any]
 
@@ -46,7 +47,7 @@ def append_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_rows(file: Path, *, growing: bool = False) -> Iterator[tuple[int, Row]]:
-    """(line number, row) of every line that is not blank; bytes that are no UTF-8 become U+FFFD.
+    """(line number, row) of every line that is not blank; what is no UTF-8, and half a character, is U+FFFD.
 
     Args:
         growing: something appends to it, or was killed while it did: an unfinished last line is no row.
@@ -96,7 +97,7 @@ def _lines(file: Path) -> list[bytes]:
 
 def _parse(file: Path, number: int, line: bytes) -> Row:
     try:
-        row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8", errors="replace"))
+        row = read_json(line.decode("utf-8-sig" if number == 1 else "utf-8", errors="replace"))
     except json.JSONDecodeError as error:
         raise UserError(f"{file}, line {number}: not JSON ({error.msg})") from None
     if not isinstance(row, dict):

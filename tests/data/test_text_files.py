@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from mathrl.data.fields import list_in
+from mathrl.data.in_memory import write_rows
 from mathrl.data.source import read_file
 from mathrl.errors import UserError
 
@@ -79,6 +81,15 @@ def test_what_is_no_file_of_rows_is_told_in_a_sentence(tmp_path, name, text, wor
     with pytest.raises(UserError, match=words) as told:
         rows(tmp_path, name, text)
     assert "\n" not in str(told.value)
+
+
+def test_half_a_character_is_read_as_a_sign_for_it_wherever_it_comes_from(tmp_path):
+    told = {"question": "What \ud800 is 1?", "answer": ["1", "\ude00"], "deep": {"a": "\ud83d\ude00"}}
+    read = {"question": "What \ufffd is 1?", "answer": ["1", "\ufffd"], "deep": {"a": "\U0001f600"}}
+    assert rows(tmp_path, "a.jsonl", json.dumps(told)) == [read]
+    assert rows(tmp_path, "a.json", json.dumps([told], indent=1)) == [read]
+    assert read_file(write_rows([told], tmp_path)) == [read]
+    assert list_in(r'["1", "\ude00"]') == read["answer"]
 
 
 def test_a_parquet_file_without_rows_is_told_as_such(tmp_path):

@@ -105,6 +105,13 @@ def test_whole_prompts_go_as_token_ids(server):
     assert group.completions == (Completion((0, 0), " #### 2", "length"),)
 
 
+def test_half_a_character_of_a_server_can_be_written_and_read(server):
+    server.plan = [(200, {"choices": [{"text": "\ud83d 2", "finish_reason": "stop"}]})]
+    engine = EndpointEngine(Server(server.url), lambda problem: (1, 5, 7), Sampling())
+    (group,) = engine.sample(PROBLEMS[:1], 1, Sampling(temperature=0.0))
+    assert group.completions[0].text == "\ufffd 2"
+
+
 def test_a_busy_server_is_asked_again_and_a_refusal_is_told(server, monkeypatch):
     monkeypatch.setattr(endpoint.asyncio, "sleep", lambda seconds: noted(seconds))
     waits = []
