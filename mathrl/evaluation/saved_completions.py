@@ -56,7 +56,8 @@ def read_saved(path: Path, benchmark: Benchmark | None = None) -> SavedFile:
             read; None: ``question`` and ``answer``, type and form by what they hold.
 
     Raises:
-        UserError: not a file of these forms, or a field is missing (which, in which line).
+        UserError: not a file of these forms, a field is missing (which, in which line), or a
+            problem has no completion.
     """
     path = find_completions(path)
     rows = list(read_rows(path))
@@ -66,9 +67,16 @@ def read_saved(path: Path, benchmark: Benchmark | None = None) -> SavedFile:
     if first.get("kind") == "header":
         return SavedFile(first.get("name", path.stem), tuple(_own(path, rows[1:], first)), first, "mathrl")
     row = benchmark or Benchmark(name=path.stem)
-    if "resps" in first and "doc" in first:
-        return SavedFile(row.name, tuple(_harness(path, rows, row)), {}, "lm-evaluation-harness")
-    return SavedFile(row.name, tuple(_plain(path, rows, row)), {}, "question, answer, completion")
+    harness = "resps" in first and "doc" in first
+    found = tuple((_harness if harness else _plain)(path, rows, row))
+    bare = next((saved.problem for saved in found if not saved.completions), None)
+    if bare is not None:
+        raise UserError(
+            f"{path}: problem {bare.id} ({bare.question[:40]!r}) has no completion: leave it out, or give an "
+            "empty text, which counts as no answer"
+        )
+    origin = "lm-evaluation-harness" if harness else "question, answer, completion"
+    return SavedFile(row.name, found, {}, origin)
 
 
 def _own(

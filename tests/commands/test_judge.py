@@ -223,6 +223,12 @@ def test_references_that_are_lists(tmp_path: Path) -> None:
             "",
             "only samples of generate_until",
         ),
+        (
+            '{"completions": [], "question": "q", "answer": "1"}\n',
+            "",
+            "problem file/1 ('q') has no completion",
+        ),
+        ('{"doc": {"question": "q"}, "resps": [], "doc_id": 7, "target": "1"}\n', "", "problem file/7"),
         ('{"kind": "header"}\n', "", "holds no completion yet"),
         ('{"kind": "header"}\n{"kind": "greedy"}\n', "", "line 2: no field 'problem_id'"),
         ('{"completion": "c", "question": "q", "answer": "1"}\n', "--answer-type numbr", "'numbr'"),
