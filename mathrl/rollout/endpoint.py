@@ -140,7 +140,7 @@ class EndpointEngine:
             async def one(p: int, i: int) -> Completion:
                 body = self._body(problems[p], sampling, derive_seed(seed, problems[p].id, i))
                 async with seats:
-                    completion = _completion(await self._post(client, problems[p], body))
+                    completion = self._read(await self._post(client, problems[p], body), problems[p])
                 if on_completion is not None:
                     on_completion(p, i, completion)
                 return completion
@@ -177,8 +177,8 @@ class EndpointEngine:
                 why = type(error).__name__
                 continue
             if answer.status_code == 200:
-                return answer.json()
-            why = f"{answer.status_code}: {_reason(answer)}"
+                return _said(answer)
+            why = f"{answer.status_code}: {_reason(_said(answer))}"
             if answer.status_code not in _BUSY:
                 raise UserError(f"{self.server.url} refuses the request for problem {problem.id} ({why})")
         raise UserError(
@@ -186,13 +186,25 @@ class EndpointEngine:
             "same evaluation goes on from there"
         )
 
+    def _read(self, said: Any, problem: Problem) -> Completion:
+        try:
+            return _completion(said)
+        except (LookupError, TypeError, AttributeError):  # a proxy's answer, or one without a choice
+            raise UserError(
+                f"{self.server.url} answers problem {problem.id} with no completion ({_reason(said)}): check "
+                "--endpoint; what is finished is kept"
+            ) from None
 
-def _reason(answer: httpx.Response) -> str:
-    """The server's own words, in one line."""
+
+def _said(answer: httpx.Response) -> Any:
     try:
-        said = answer.json()
+        return answer.json()
     except ValueError:
-        said = answer.text
+        return answer.text
+
+
+def _reason(said: Any) -> str:
+    """The server's own words, in one line."""
     if isinstance(said, Mapping):
         error = said.get("error", said)
         said = error.get("message", error) if isinstance(error, Mapping) else error

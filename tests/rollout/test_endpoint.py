@@ -132,6 +132,23 @@ def test_a_busy_server_is_asked_again_and_a_refusal_is_told(server, monkeypatch)
         engine_of(server, concurrency=1).sample(PROBLEMS[:1], 1, greedy)
 
 
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ({"choices": []}, r"\{'choices': \[\]\}"),
+        ({"choices": None}, "None"),
+        ({"choices": [{"message": None}]}, "message"),
+        ({"error": {"message": "out of\n credit"}}, r"\(out of credit\)"),
+        ([], r"\[\]"),
+        ("<html>", "<html>"),
+    ],
+)
+def test_an_answer_without_a_completion_is_told_in_a_sentence(server, answer, told):
+    server.plan = [(200, answer)]
+    with pytest.raises(UserError, match=f"problem sums/0 with no completion .*{told}.*: check --endpoint"):
+        engine_of(server).sample(PROBLEMS[:1], 1, Sampling(temperature=0.0, max_completion_tokens=9))
+
+
 def test_a_server_that_cannot_be_asked_is_told_in_a_sentence(server, monkeypatch):
     with pytest.raises(UserError, match="must begin with http"):
         Server("localhost:8000")
