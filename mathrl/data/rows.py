@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import PurePath
 from typing import Any
@@ -115,6 +116,11 @@ def make_problem(row: DatasetRow, raw: Row, where: str, problem_id: str) -> Prob
         if extracted is None:
             raise UnusableRow(f"no answer in the form {rule!r}")
         answer = extracted
+    options = read_options(find_column(raw, row.options))
+    if _is_place(answer, options):
+        raise UnusableRow(
+            f"the answer {answer} is a place among the {len(options)} options: give the right one's letter"
+        )
     meta = {key: json_value(find_column(raw, key)) for key in row.meta}
     return Problem(
         id=problem_id,
@@ -122,11 +128,18 @@ def make_problem(row: DatasetRow, raw: Row, where: str, problem_id: str) -> Prob
         answer=answer,
         answer_type=answer_type,
         solution=_CALCULATOR.sub("", solution).strip() if isinstance(solution, str) and solution else None,
-        options=read_options(find_column(raw, row.options)),
+        options=options,
         meta={key: value for key, value in meta.items() if value is not None},
         system_prompt=asked.system_prompt,
         row={key: json_value(value) for key, value in raw.items()},
     )
+
+
+def _is_place(answer: str, options: Sequence[str]) -> bool:
+    """Whether a reference counts the options, from 0 or 1: no option has this number in it."""
+    if not re.fullmatch(r"\d\d?", answer) or int(answer) > len(options):
+        return False
+    return bool(options) and not any(re.search(rf"(?<!\d)0*{int(answer)}(?!\d)", o) for o in options)
 
 
 def _reference(row: DatasetRow, raw: Row, given: Any) -> tuple[str, str]:

@@ -8,6 +8,7 @@ import pytest
 from data_files import ROWS, load, write
 
 from mathrl.config import Config, DataConfig
+from mathrl.data.fields import UnusableRow
 from mathrl.data.in_memory import write_rows
 from mathrl.data.problems import (
     DATASETS,
@@ -106,6 +107,28 @@ def test_arrays_of_a_table_are_lists_of_answers(tmp_path):
     pandas.DataFrame({"question": ["Which?"], "answer": [["6", "7"]]}).to_parquet(tmp_path / "a.parquet")
     table = pandas.read_parquet(tmp_path / "a.parquet")  # pandas makes arrays of the lists
     assert read_file(write_rows(table, tmp_path))[0]["answer"] == ["6", "7"]
+
+
+@pytest.mark.parametrize(
+    ("options", "answer", "place"),
+    [
+        (["red", "blue", "green"], 0, True),
+        (["red", "blue", "green"], "3", True),
+        (["red", "blue", "green"], 4, False),
+        (["10 km", "12 km", "20 km"], 2, True),  # an answer of 2 is none of these
+        (["2 km", "3 km", "5 km"], 2, False),
+        (["02", "1.5", "x"], 2, False),
+        (["red", "blue"], "B", False),
+        ([], 0, False),
+    ],
+)
+def test_an_answer_that_counts_the_options_is_no_reference(options, answer, place):
+    raw = {"question": "Which?", "options": options, "answer": answer}
+    if place:
+        with pytest.raises(UnusableRow, match=f"the answer {answer} is a place among the 3 options: give"):
+            make_problem(DatasetRow("x"), raw, "row 1,", "x/1")
+    else:
+        assert make_problem(DatasetRow("x"), raw, "row 1,", "x/1").answer == str(answer)
 
 
 def test_messages_are_asked_as_the_question_they_are(tmp_path):
