@@ -83,7 +83,8 @@ def _candidates(rows: Sequence[Row], question: str, answer: str) -> Iterator[tup
     for row in DATASETS.values():
         unusual = set(row.question) != set(UNKNOWN.question) or row.answer != UNKNOWN.answer
         said = {question, answer} - {""} <= {*row.question, row.answer}
-        if row.name != GENERATED and unusual and said and _has(rows, [*row.question, row.answer]):
+        here = _has(rows, [*row.question, row.answer]) and _is_this_set(row, there)
+        if row.name != GENERATED and unusual and said and here:
             yield row, True
     options = next(_named(there, _OPTIONS), "options")
     for asked in [question] if question else _named(there, _QUESTION):
@@ -92,6 +93,16 @@ def _candidates(rows: Sequence[Row], question: str, answer: str) -> Iterator[tup
                 solution = next((s for s in _named(there, _SOLUTION) if s not in (told, asked)), "")
                 row = replace(UNKNOWN, question=(asked,), answer=told, solution=solution)
                 yield replace(row, options=options), False
+
+
+def _is_this_set(row: DatasetRow, there: set[str]) -> bool:
+    """Whether the other columns are the set's as well: many a file has the same two names.
+
+    Question and Answer alone tell no set, and worked solutions in a column that the set lacks would be lost.
+    """
+    usual = {name.lower() for name in (*row.question, row.answer)} == {"question", "answer"}
+    solutions = set(_named(there, _SOLUTION)) - {row.answer, *row.question}
+    return (not usual or any(name in there for name in row.meta)) and (row.solution in there or not solutions)
 
 
 def _named(there: set[str], wanted: Sequence[str]) -> Iterator[str]:

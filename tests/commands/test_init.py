@@ -109,6 +109,20 @@ def nine(**columns):
 VERL = {"prompt": [{"role": "user", "content": "P{n}"}], "reward_model": {"ground_truth": "3"}}
 
 
+def test_the_two_names_of_a_known_set_do_not_make_a_file_that_set():
+    mine = nine(Question="P{n}", Answer="(1, {n})", Solution="So (1, {n}).")
+    for rows, solution in (
+        (mine, "Solution"),
+        (nine(problem="P{n}", answer="{n}", rationale="So."), "rationale"),
+    ):
+        guess = guess_columns(rows, "file")
+        assert (guess.known, guess.row.solution, guess.row.lists) == (False, solution, "any_of")
+    assert guess_columns(mine, "file").row.answer_type == "auto"
+    theirs = nine(Question="P{n}", Answer="[1, {n}]", Answer_type="list of integer", Picture=None)
+    assert guess_columns(theirs, "file").row.name == "theoremqa"
+    assert guess_columns(nine(problem="P{n}", answer="{n}", solution="So."), "file").known
+
+
 @pytest.mark.parametrize(
     ("rows", "columns", "answer_type", "extract"),
     [
