@@ -145,6 +145,8 @@ def _parse(text: str, where: str) -> dict[str, Benchmark]:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{where} is not TOML: {error}") from None
+    if not tables:
+        raise UserError(f"{where} names no benchmark: give it a table, such as [mine], for each")
     rows = {}
     for name, fields in tables.items():
         if not isinstance(fields, dict):
