@@ -11,7 +11,7 @@ from cyclopts import App, Parameter
 from rich.console import Console
 
 from mathrl.commands.earlier_results import EarlierResults
-from mathrl.commands.evaluation_options import EvaluationOptions
+from mathrl.commands.evaluation_options import EvaluationOptions, check_fields
 from mathrl.commands.launch import ALONE, LaunchOptions, launch
 from mathrl.commands.model_source import EndpointSource, ModelSource, find_endpoint, find_model
 from mathrl.commands.recipe_fields import Overrides, takes_fields
@@ -41,7 +41,8 @@ from mathrl.run.stop import StopSignals
 from mathrl.types import Problem
 
 _EPILOGUE = """\
-A model is asked as a recipe asks: fields of a recipe, --section.key value, may stand among the options.
+A model is asked as a recipe asks: its fields of model, and of the engine and the verifiers' limits, may stand
+among the options.
 
 Examples:
   mathrl eval RUN --reference --data test.jsonl
@@ -130,6 +131,7 @@ def evaluate_model(
         UserError: what is wrong with the request, before anything is generated.
         Stopped: by Ctrl-C or SIGTERM; it has been said how to go on.
     """
+    check_fields(name for name, _ in overrides)
     if not model and not options.endpoint:
         raise UserError("name what to evaluate: a run, a model's folder or a hub name")
     benchmarks = _benchmarks(options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +10,47 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from mathrl.errors import UserError
+
+_FIELDS = (
+    "model.", "update.", "run.device", "rollout.engine", "rollout.gpu_memory_fraction",
+    "rollout.merge_adapter", "rollout.max_sequences", "rollout.num_replicas", "rollout.compile_engine",
+    "reward.num_workers", "reward.timeout_s", "reward.memory_mb",
+)  # fmt: skip
+_OWN_OPTIONS = {
+    "rollout.temperature": "--temperature",
+    "rollout.top_p": "--top-p",
+    "rollout.max_completion_tokens": "--max-completion-tokens",
+    "evaluate.num_samples": "--samples",
+    "evaluate.num_problems": "--max-problems",
+    "data.shots": "--shots",
+    "data.shots_path": "--shots-data",
+    "data.path": "--data",
+    "data.eval_path": "--data",
+    "run.seed": "--seed",
+    "run.name": "--out",
+    "run.output_dir": "--out",
+}
+
+
+def check_fields(given: Iterable[str]) -> None:
+    """Refuse fields of a recipe that evaluation does not read, for what they say would not be so.
+
+    Raises:
+        UserError: the field, and where the same is said.
+    """
+    for name in given:
+        if name.startswith(_FIELDS):
+            continue
+        if name in _OWN_OPTIONS:
+            advice = f"say it with {_OWN_OPTIONS[name]}"
+        elif name.startswith("data."):
+            advice = (
+                "the columns and the answer type of a file are told by a table of a TOML file, as "
+                "mathrl/evaluation/benchmarks.toml has them: --benchmark FILE.toml with --data NAME=FILE"
+            )
+        else:
+            advice = "it changes nothing in how a model is asked and judged; leave it out"
+        raise UserError(f"an evaluation takes no --{name}: {advice}")
 
 
 def _hidden(text: str) -> Parameter:

@@ -41,7 +41,11 @@ REFUSED = (
     ("{m} " + G + "--against {t}/nowhere", "cannot read"),
     ("{m} " + G + "--model.prompt chat", "no chat template"),
     ("{m} " + G + "--model.promt chat", "model.prompt"),
+    ("{m} " + G + "--data.answer_field gold", "no --data.answer_field: the columns and the answer type of a"),
+    ("{m} " + G + "--rollout.temperature 0.5", "no --rollout.temperature: say it with --temperature"),
+    ("{m} " + G + "--train.num_steps 5", "no --train.num_steps: it changes nothing"),
     ("{m} --benchmark {t}/bad.toml", "is not TOML"),
+    ("{m} --benchmark {t}/none.toml", "none.toml names no benchmark"),
     ("{m} --benchmark {t}/key.toml", "unknown key 'anser': did you mean 'answer'"),
     ("{m} --benchmark {t}/type.toml", "'numbr'"),
 )
@@ -61,6 +65,7 @@ def bad_files(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(files / "long.jsonl", [*ROWS, {"question": "many words " * 400, "answer": "#### 1"}])
     (files / "none.jsonl").write_text("")
     (files / "bad.toml").write_text("[x\n")
+    (files / "none.toml").write_text("")
     (files / "key.toml").write_text('[x]\nanser = "a"\n')
     (files / "type.toml").write_text('[x]\nanswer_type = "numbr"\n')
     wide, tokenizer = build_base(
