@@ -93,7 +93,10 @@ class EarlierResults:
 
     def _again(self, name: str) -> Result:
         table, file = self.benchmarks[name], self.file.parent / name / FILE
-        advice = f"name it too with --benchmark (what was sampled is not sampled again), {_WAYS_OUT}"
+        advice = (
+            "name it too with --benchmark, or its file with --data (what was sampled is not sampled again), "
+            f"{_WAYS_OUT}"
+        )
         if table.get("difference") or table.get("ranking"):
             told = "comparison" if table.get("difference") else "ranking"
             raise UserError(f"{self.file} has a {told} of {name}, which would be gone: {advice}")

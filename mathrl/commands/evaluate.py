@@ -135,7 +135,7 @@ def evaluate_model(
     if not model and not options.endpoint:
         raise UserError("name what to evaluate: a run, a model's folder or a hub name")
     benchmarks = _benchmarks(options)
-    files = _files("--data", options.data, benchmarks)
+    files = _files("--data", options.data, benchmarks, named=bool(options.benchmark))
     shots_files = _files("--shots-data", options.shots_data, benchmarks)
     if shots_files and not options.shots:
         raise UserError("--shots-data gives examples and --shots says how many; --shots is missing")
@@ -194,24 +194,31 @@ def _default_out(source: ModelSource | EndpointSource) -> Path:
 
 def _benchmarks(options: EvaluationOptions) -> list[Benchmark]:
     names = [name.strip() for name in options.benchmark.split(",") if name.strip()]
-    if not names and len(options.data) == 1 and "=" not in options.data[0]:
-        return [
-            Benchmark(name=Path(options.data[0]).stem)
-        ]  # fields question and answer, type by the reference
+    if not names and options.data and not any("=" in file for file in options.data):
+        own = [Path(file).stem for file in options.data]
+        twice = next((name for name in own if own.count(name) > 1), None)
+        if twice is not None:
+            raise UserError(f"two files of --data are named {twice!r}, as their results would be: rename one")
+        return [Benchmark(name=name) for name in own]  # question and answer, type by the reference
     if not names:
         raise UserError("name a benchmark: --benchmark gsm8k (see mathrl eval --list), or a file with --data")
     return find_benchmarks(names)
 
 
-def _files(option: str, given: Sequence[str], benchmarks: Sequence[Benchmark]) -> dict[str, str]:
-    """Benchmark -> local file, from values such as ``FILE`` (of the only benchmark) or ``NAME=FILE``."""
+def _files(
+    option: str, given: Sequence[str], benchmarks: Sequence[Benchmark], *, named: bool = True
+) -> dict[str, str]:
+    """Benchmark -> local file, from values such as ``FILE`` (of the only benchmark) or ``NAME=FILE``.
+
+    Not ``named``, the benchmarks are the files themselves.
+    """
     files: dict[str, str] = {}
     names = [b.name for b in benchmarks]
     for item in given:
         name, sign, path = item.partition("=")
         if not sign or Path(item).is_file():  # a file may have "=" in its name
-            name, path = names[0], item
-            if len(names) > 1:
+            name, path = names[0] if named or len(names) == 1 else Path(item).stem, item
+            if named and len(names) > 1:
                 raise UserError(f"{option} {item}: say which benchmark it is, as {option} {names[0]}={item}")
         if name not in names:
             raise UserError(

@@ -259,6 +259,26 @@ def test_results_that_cannot_be_told_again_are_not_replaced(
     assert results(out)["gsm8k"]["difference"] == json.loads(kept)["benchmarks"]["gsm8k"]["difference"]
 
 
+def test_files_of_ones_own_are_evaluated_together(folder: Path, tmp_path: Path, capsys) -> None:
+    files = [
+        write(tmp_path / name, [{"question": f"{name}?", "answer": 3}]) for name in ("a.jsonl", "b.jsonl")
+    ]
+    words = ["eval", str(folder / "model"), "--max-completion-tokens", "16", "--out"]
+    one, two = (["--data", str(file)] for file in files)
+    assert main([*words, str(tmp_path / "before"), *one, *two]) == 0
+    compared = ["--against", str(tmp_path / "before")]
+    assert main([*words, str(tmp_path / "out"), *one, *compared]) == 0
+    assert main([*words, str(tmp_path / "out"), *two, *compared]) == 2
+    assert "has a comparison of a, which would be gone: name it too with" in capsys.readouterr().err
+    assert main([*words, str(tmp_path / "out"), *two, *one, *compared]) == 0  # as that says
+    sources = {name: table["benchmark"]["source"] for name, table in results(tmp_path / "out").items()}
+    assert {name: source.split()[0] for name, source in sources.items()} == {"a": "a.jsonl", "b": "b.jsonl"}
+    (tmp_path / "more").mkdir()
+    same = write(tmp_path / "more" / "a.jsonl", [{"question": "And now?", "answer": 4}])
+    assert main([*words, str(tmp_path / "out"), *one, "--data", str(same)]) == 2
+    assert "two files of --data are named 'a'" in capsys.readouterr().err
+
+
 def test_few_shot_prompts_show_examples_and_none_of_the_questions(folder: Path, tmp_path: Path) -> None:
     shown = [
         {"question": f"Bob counts {i} cats. How many?", "answer": f"They are {i}.\n#### {i}"}
