@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 
+from mathrl.commands.model_source import check_base
 from mathrl.config import Config
 from mathrl.data.hub import push_folder
 from mathrl.errors import UserError
@@ -65,6 +66,7 @@ def export_run(run_dir: Path, out_dir: Path, which: Literal["last", "best"] = "l
     content = read_checkpoint(checkpoint)
     adapter: Adapter = content["state"]["trainer"]["adapter"]
     reference = str(run.reference) if config.makes_reference else config.model.path
+    check_base(run_dir, reference)
     trusted = config.model.trust_remote_code
     tokenizer = load_tokenizer(reference, trusted=trusted)
     with writing(out_dir), atomic(out_dir) as temporary:

@@ -32,6 +32,23 @@ def check_reward_model_is_there(path: str, option: str) -> None:
             raise UserError(f"{option} {path!r} holds no sequence-classification model: {error}") from None
 
 
+def check_base(run: Path, model: str) -> None:
+    """Refuse, at once, a run whose model cannot be had.
+
+    Raises:
+        UserError: as ``check_model``; a relative folder may lie where the run was trained.
+    """
+    try:
+        check_model(model)
+    except UserError as error:
+        if Path(model).expanduser().is_absolute():
+            raise
+        raise UserError(
+            f"{error}; the run {run} names its model {model!r} as seen from where it was trained: if that is "
+            "a folder there, run this command there"
+        ) from None
+
+
 @dataclass(frozen=True)
 class ModelSource:
     """Where the weights are and how they are asked."""
@@ -153,7 +170,10 @@ def find_model(
     if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
         base = adapter_config(path).get("base_model_name_or_path") or "MODEL"
         raise UserError(f"{path} is an adapter, not a model: evaluate {base} with --adapter {path}")
-    check_model(model)
+    if run is None:
+        check_model(model)
+    else:
+        check_base(run, model)
     source = find_adapter(adapter) if adapter else None
     table.setdefault("model", {})["path"] = model
     table["sft"] = {"skip": True}

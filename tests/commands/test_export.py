@@ -3,6 +3,7 @@
 import errno
 import os
 
+import huggingface_hub
 import peft
 import pytest
 import torch
@@ -11,7 +12,7 @@ import transformers
 from mathrl.cli import main
 from mathrl.commands import export
 from mathrl.commands.export import export_run
-from mathrl.config import CheckpointConfig, Config, ModelConfig
+from mathrl.config import CheckpointConfig, Config, ModelConfig, SftConfig
 from mathrl.errors import UserError
 from mathrl.policy.scratch import build_base
 from mathrl.recipes import dump
@@ -157,3 +158,25 @@ def test_a_name_that_the_hub_cannot_have_is_refused_before_anything_is_written(e
     assert main(["export", str(run.path), str(folder / "never"), "--push", "not a name"]) == 2
     assert "--push 'not a name' is no name on the hub" in capsys.readouterr().err
     assert not (folder / "never").exists()
+
+
+def test_a_base_model_that_is_elsewhere_is_told_at_once_and_from_where_it_was_named(
+    tmp_path, monkeypatch, capsys
+):
+    run, _ = make_run(tmp_path, torch.float32, {1: 0.1})
+    run.reference.rename(tmp_path / "base")
+    (tmp_path / "data.jsonl").write_text('{"question": "q", "answer": 1}\n')
+    (tmp_path / "run" / "adapter").mkdir()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(export, "load_tokenizer", lambda *a, **k: pytest.fail("it was looked for on the hub"))
+    for model, told in (
+        ("base", "run this command there"),
+        (str(tmp_path / "bsae"), "there is no model folder"),
+    ):
+        run.config.write_text(dump(Config(model=ModelConfig(path=model), sft=SftConfig(skip=True))))
+        for words in (
+            ["export", str(run.path), str(tmp_path / "out")],
+            ["eval", str(run.path), "--reference", "--data", str(tmp_path / "data.jsonl")],
+        ):
+            assert main(words) == 2
+            assert told in capsys.readouterr().err
