@@ -71,7 +71,7 @@ def load_tokenizer(path: str, *, trusted: bool = False) -> Any:
         trusted: run code that comes with it (``model.trust_remote_code``).
 
     Raises:
-        UserError: there is none, it needs code of its own, or it has no end-of-sequence token.
+        UserError: there is none, it needs code of its own, or has no vocabulary or no end-of-sequence token.
     """
     folder = Path(local_model(path))
     if folder.is_dir() and not any((folder / name).exists() for name in TOKENIZER_FILES):
@@ -86,6 +86,11 @@ def load_tokenizer(path: str, *, trusted: bool = False) -> Any:
     except Exception as error:
         _refuse_code(path, error)
         raise UserError(f"no tokenizer could be loaded from {path!r} ({first_line(error)})") from error
+    if not tokenizer.encode("1", add_special_tokens=False):  # made of tokenizer_config.json alone
+        raise UserError(
+            f"the tokenizer of {path!r} has no token for 1, so its vocabulary is missing (tokenizer.json, "
+            "tokenizer.model or vocab.json): save the tokenizer beside the model again"
+        )
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"the tokenizer of {path!r} has no eos_token, so a completion could never end; set one"

@@ -93,6 +93,15 @@ def test_a_base_model_a_short_file_and_no_solutions(model, tmp_path, capsys):
     assert config.rollout.problems_per_step == 5
 
 
+def test_a_tokenizer_without_its_vocabulary_is_told(model, tmp_path, capsys):
+    folder = model(CHAT)
+    (folder / "tokenizer.json").unlink()  # transformers makes an empty one of tokenizer_config.json alone
+    change = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(change))
+    status, told, _ = init(capsys, tmp_path, folder, file(tmp_path, ROWS))
+    assert (status, "so its vocabulary is missing (tokenizer.json" in told) == (2, True)
+
+
 def test_a_model_that_thinks_has_room_for_it(model, tmp_path, capsys):
     _, told, out = init(capsys, tmp_path, model(THINKING), file(tmp_path, ROWS))
     assert "thinks where it is let" in told
