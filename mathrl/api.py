@@ -326,5 +326,5 @@ def _fields(sections: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(f"{name} must be a dictionary of fields, such as rollout={{'group_size': 4}}")
         for key, value in section.items():
             nested = _fields({f"{name}.{key}": value}) if isinstance(value, Mapping) else {}
-            fields |= nested or {f"{name}.{key}": value}
+            fields |= nested or {f"{name}.{key}": str(value) if isinstance(value, Path) else value}
     return fields

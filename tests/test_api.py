@@ -289,6 +289,7 @@ def test_a_dictionary_within_a_section_is_a_section_of_its_own(tmp_path, monkeyp
     assert (config.data.history.enabled, config.data.history.window) == (True, 9)
     assert config.data.answer_type_field == "answer_type", "records name their own"
     assert api._fields({"a": {"b": {"c": 1}, "d": {}}}) == {"a.b.c": 1, "a.d": {}}
+    assert api._fields({"run": {"output_dir": Path("a")}}) == {"run.output_dir": "a"}
 
 
 def test_problem_records_and_data_sets_are_rows(tmp_path):
