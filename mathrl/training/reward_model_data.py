@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mathrl.config import Config
-from mathrl.data.fields import UnusableRow, read_messages
+from mathrl.data.fields import UnusableRow, read_answer, read_messages
 from mathrl.data.source import Row, get_field, read_file
 from mathrl.errors import UserError
 from mathrl.rewards.learned import Message, encode_conversations
@@ -188,8 +188,10 @@ def _pair(row: Row, where: str, margins: bool) -> Pair:
 
 
 def _messages(value: Any, role: str, what: str, where: str) -> tuple[Message, ...]:
-    """A text as one message of ``role``, or the messages of a list; none of them empty."""
+    """A text or number as one message of ``role``, or the messages of a list; none of them empty."""
     try:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            value = read_answer(value)  # the column of a CSV file in which every text is a number
         found = (
             [(role, value)] if isinstance(value, str) else read_messages(value, repr(what)) if value else []
         )

@@ -43,6 +43,14 @@ def test_texts_and_lists_of_messages_are_the_same_pair(tmp_path):
     assert texts == {"Question: What is 2 + 2?\nAnswer: 4<|endoftext|>"}
 
 
+def test_a_column_of_numbers_is_one_of_texts(tmp_path):
+    (tmp_path / "pairs.csv").write_text(
+        "question,chosen,rejected\nWhat is 2 - 2?,0,1\nAnd 1.5 + 1?,2.5,3.0\n"
+    )
+    sides = [(p.chosen[0]["content"], p.rejected[0]["content"]) for p in read_pairs(tmp_path / "pairs.csv")]
+    assert sides == [("0", "1"), ("2.5", "3")]
+
+
 @pytest.mark.parametrize(
     ("row", "words"),
     [
