@@ -6,6 +6,7 @@ before anything heavy is imported.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -20,7 +21,7 @@ from cyclopts import App, Argument, CycloptsError, Parameter
 
 from mathrl import __version__
 from mathrl.distributed.environment import settle_in
-from mathrl.errors import UserError, did_you_mean
+from mathrl.errors import UserError, cannot_write, did_you_mean
 
 COMMANDS = {
     "train": (
@@ -124,6 +125,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         sys.stderr.close()
         return 0
+    except OSError as error:  # of a file that is written whole; what grows meanwhile has its own sentence
+        if not own.is_main or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where, go_on = error.filename or "a file", words[0] in ("train", "sft", "reward-model")
+        advice = "make room and go on with --resume" if go_on else "make room"
+        print(f"mathrl: {where} cannot be written: {cannot_write(error)}; {advice}", file=sys.stderr)
+        return EXIT_USER_ERROR
 
 
 def _refuse_ranks(words: Sequence[str]) -> None:

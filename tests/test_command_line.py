@@ -1,13 +1,16 @@
 """The command line: words and fields come apart, wrong ones are told in a sentence, nothing heavy loads."""
 
+import errno
 import json
 import os
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 
+from mathrl import cli
 from mathrl.cli import COMMANDS, QUIET, main
 from mathrl.commands.recipe_fields import takes_fields
 from mathrl.recipes import all_fields, dump, load_recipe
@@ -221,3 +224,16 @@ def test_libraries_below_are_told_to_be_quiet_unless_the_user_wants_to_hear_them
             for module in ("transformers.modeling_utils", "mine"):
                 warnings.warn_explicit("will be removed", FutureWarning, "file.py", 1, module)
         assert len(seen) == 1 + heard
+
+
+def test_a_disk_that_is_full_is_a_sentence_wherever_it_is_met(monkeypatch, capsys):
+    def full(words):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/x/report.html")
+
+    monkeypatch.setattr(cli, "make_app", lambda **kwargs: full)
+    assert main(["report!"]) == 2
+    told = capsys.readouterr().err
+    assert told == "mathrl: runs/x/report.html cannot be written: the disk is full; make room\n"
+    monkeypatch.setattr(cli, "make_app", lambda **kwargs: lambda words: Path(words[0]).read_text())
+    with pytest.raises(FileNotFoundError):  # any other error of the system is as it was
+        main(["train!"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -64,6 +65,7 @@ def atomic(path: Path) -> Iterator[Path]:
 
     Raises:
         UserError: a file would take the place of a folder, and all in it would be gone.
+        OSError: the disk is full, whatever the writer in the block raises for that; it names ``path``.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     remove(temporary)
@@ -79,8 +81,19 @@ def atomic(path: Path) -> Iterator[Path]:
             remove(aside)
         else:
             temporary.replace(path)
+    except Exception as error:
+        if is_full(error):  # safetensors has an error of its own, and a write to an open file names none
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
     finally:
         remove(temporary)
+
+
+def is_full(error: Exception) -> bool:
+    """Whether a disk, or a quota of it, had no room; ``safetensors`` tells it in words alone."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(
+        f"(os error {number})" in str(error) for number in (errno.ENOSPC, errno.EDQUOT)
+    )
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -4,6 +4,7 @@ import errno
 import re
 
 import pytest
+from safetensors import SafetensorError
 
 from mathrl.errors import UserError
 from mathrl.run.files import atomic, refuse_taken, write_json, write_text, writing
@@ -44,6 +45,22 @@ def test_the_folders_above_what_the_user_names_are_made_and_a_full_disk_is_told(
         raise OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(UserError, match=r"file/below cannot be written: "), writing(file / "below"):
         pass
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_one_error_that_names_the_file(tmp_path, error):
+    with pytest.raises(OSError, match="No space left") as raised, atomic(tmp_path / "adapter"):
+        raise error
+    assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, str(tmp_path / "adapter"))
+    with pytest.raises(SafetensorError), atomic(tmp_path / "adapter"):
+        raise SafetensorError("header too large")
 
 
 def test_a_file_that_the_user_names_is_refused_before_the_work(tmp_path):
