@@ -73,10 +73,14 @@ def rows_of(table: Any) -> list[Row]:
 def _as_written(value: Any, feature: Any) -> Any:
     if isinstance(value, float):
         return single(value) if is_single(feature.dtype) else value
+    of_items = (
+        getattr(feature, "feature", None) or feature
+    )  # an array of several dimensions has none of its own
     if isinstance(value, Mapping):
-        return {key: _as_written(item, feature[key]) for key, item in value.items()}
+        return {key: _as_written(item, of_items[key]) for key, item in value.items()}
     if isinstance(value, list):
-        return [_as_written(item, getattr(feature, "feature", None) or feature[0]) for item in value]
+        of_items = of_items[0] if isinstance(of_items, list | tuple) else of_items
+        return [_as_written(item, of_items) for item in value]
     return value
 
 

@@ -17,7 +17,7 @@ from mathrl.data.problems import (
     load_problems,
     make_problem,
 )
-from mathrl.data.source import read_file
+from mathrl.data.source import read_file, rows_of
 from mathrl.data.stream import ProblemStream
 from mathrl.data.wordproblems import is_drill
 from mathrl.errors import UserError
@@ -99,6 +99,8 @@ def test_32_bit_floats_of_tables_are_the_numbers_that_were_written(tmp_path):
     kept = read_file(write_rows(told.astype({"answer": "float32"}), tmp_path))
     assert [row["answer"] for row in kept] == [0.1, 16777216.0]
     assert read_file(write_rows(table, tmp_path)) == rows
+    shape = datasets.Features({"at": datasets.Array2D((1, 2), "float32")})
+    assert rows_of(datasets.Dataset.from_dict({"at": [[[0.1, 0.7]]]}, shape)) == [{"at": [[0.1, 0.7]]}]
 
 
 def test_arrays_of_a_table_are_lists_of_answers(tmp_path):
