@@ -82,7 +82,7 @@ class MixedStream(ProblemStream):
     """Several parts, each in an order and with epochs of its own, drawn from in proportion to their weights.
 
     Of n problems a part gives n · weight / sum of weights. What does not come out even is carried over, so
-    that after every step each part has given its share of all problems so far up to one problem.
+    that after every step each part has given its share of all problems so far up to a problem or two.
     """
 
     def __init__(
@@ -133,12 +133,18 @@ class MixedStream(ProblemStream):
         self._owed = dict(state["owed"])
 
     def _counts(self, n: int) -> dict[str, int]:
-        """Problems of each part: what it is owed, rounded so that they are n (largest remainders first)."""
-        whole = {name: math.floor(owed + 1e-9) for name, owed in self._owed.items()}
-        behind = sorted(self._owed, key=lambda name: whole[name] - self._owed[name])
-        for name in behind[: n - sum(whole.values())]:
-            whole[name] += 1
-        return whole
+        """Problems of each part, n together, none below 0: one after the other from the part owed most.
+
+        No part gives more than its share of n, rounded up: that many it was found to have at the start.
+        """
+        counts, owed = dict.fromkeys(self.shares, 0), dict(self._owed)
+        most = {name: math.ceil(n * share - 1e-9) for name, share in self.shares.items()}
+        for _ in range(n):
+            free = [name for name in owed if counts[name] < most[name]]
+            chosen = max(free, key=lambda name: round(owed[name], 9))  # equal but for rounding: the first
+            owed[chosen] -= 1
+            counts[chosen] += 1
+        return counts
 
 
 def make_stream(found: ProblemSet, seed: int, history: History | None = None) -> ProblemStream:

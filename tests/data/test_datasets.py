@@ -1,6 +1,7 @@
 """Rows of data sets as their cards show them, dotted fields, and mixes of several sets."""
 
 import json
+import math
 from collections import Counter
 
 import pytest
@@ -12,6 +13,7 @@ from mathrl.data.problems import load_problems
 from mathrl.data.stream import MixedStream, make_stream
 from mathrl.errors import UserError
 from mathrl.recipes import dump, load_config, load_recipe
+from mathrl.types import Problem
 
 DAPO = (
     "Solve the following math problem step by step. The last line of your response should be of the form "
@@ -195,6 +197,30 @@ def test_every_step_has_its_shares_and_a_resumed_stream_goes_on(mix):
     assert [[(p.meta["part"], p.id) for p in second.take(6)] for _ in range(7)] == steps[5:]
     with pytest.raises(UserError, match="'many' gives 150 of a step's 200 problems and has"):
         stream.take(200)
+
+
+def test_many_small_parts_give_as_many_problems_as_are_asked_for():
+    """Also where a part has just given more than its share, and where it has no more than its share."""
+    for shares in (
+        {"a": 5.0, "b": 1.0, "c": 1.0, "d": 1.0, "e": 0.34},
+        {"a": 0.05, "b": 1.0, "c": 1.0, "d": 1.0},
+        {"a": 3.0, "b": 1.0, "c": 0.05},
+    ):
+        for asked in ([2] * 200, [4, 1, 1] * 70):  # steps; and steps with refills
+            total = sum(shares.values())
+            sizes = {name: math.ceil(max(asked) * weight / total) for name, weight in shares.items()}
+            problems = [
+                Problem(f"{name}/{i}", f"{name} {i}", "1", meta={"part": name})
+                for name, size in sizes.items()
+                for i in range(size)
+            ]
+            stream, so_far = MixedStream(problems, 0, shares), Counter()
+            for n in asked:
+                taken = stream.take(n)
+                assert len({p.id for p in taken}) == len(taken) == n
+                so_far += Counter(p.meta["part"] for p in taken)
+            for name, weight in shares.items():
+                assert abs(so_far[name] - sum(asked) * weight / total) < 2
 
 
 def test_a_mix_keeps_one_history(mix):
