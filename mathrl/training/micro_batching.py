@@ -36,7 +36,9 @@ class MicroBatches:
     def run(
         self, batch: Batch, work: Callable[[Tensor, Batch], None], gradients_of: Sequence[Tensor] = ()
     ) -> None:
-        """Call ``work(rows, batch.rows(rows))`` for parts of the batch that together are all of it.
+        """Call ``work(rows, batch.rows(rows))`` for parts of the batch that together are all that trains.
+
+        A row without a token that trains has nothing to compute, and is in no part.
 
         Args:
             batch: any.
@@ -47,7 +49,7 @@ class MicroBatches:
         Raises:
             UserError: a single completion does not fit.
         """
-        rest = torch.arange(batch.num_completions)
+        rest = batch.loss_mask.any(dim=1).nonzero()[:, 0].cpu()
         while len(rest):
             done = self._pass(batch, rest, work, gradients_of)
             rest = rest[~torch.isin(rest, done)]

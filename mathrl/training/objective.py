@@ -7,7 +7,7 @@ backward: however the rows are cut into micro-batches, the losses and gradients 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,7 +33,7 @@ from mathrl.distributed.agreement import together
 from mathrl.distributed.collectives import gather, sum_ranks
 from mathrl.distributed.group import alone
 from mathrl.errors import NonFiniteError
-from mathrl.training.batch import places_of
+from mathrl.training.batch import minibatches, places_of
 from mathrl.training.micro_batching import MicroBatches
 from mathrl.types import Batch, TokenOutputs
 
@@ -184,6 +184,17 @@ def global_totals(batch: Batch) -> Totals:
     own = Totals.of(batch.loss_mask)
     both = sum_ranks(torch.tensor(own, dtype=torch.float64, device=batch.loss_mask.device))
     return Totals(*both.tolist())
+
+
+def training_minibatches(
+    batch: Batch, num: int, generator: torch.Generator
+) -> Iterator[tuple[Batch, Totals]]:
+    """Those of ``minibatches`` in which any token trains on any rank, and the totals of each."""
+    for rows in minibatches(batch, num, generator):
+        part = batch.rows(rows)
+        totals = global_totals(part)
+        if totals.tokens:
+            yield part, totals
 
 
 def _token_sums(

@@ -165,7 +165,7 @@ class _Fisher:
         product = torch.zeros_like(vector)
 
         def add(rows: Tensor, part: Batch) -> None:
-            whole = len(rows) == self.batch.num_completions
+            whole = part.num_tokens == self.batch.num_tokens
             graph = self.kept
             if graph is None or not whole:
                 self.kept = None  # its memory, before another graph is built

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mathrl.algorithms.losses import Totals
 from mathrl.algorithms.table import Algorithm
 from mathrl.config import Config
 from mathrl.distributed.collectives import sum_gradients, sum_ranks
 from mathrl.errors import NonFiniteError
 from mathrl.policy.value import ValueModel
-from mathrl.training.batch import minibatches
-from mathrl.training.objective import Meter, PolicyLoss, global_totals
+from mathrl.training.objective import Meter, PolicyLoss, global_totals, training_minibatches
 from mathrl.training.trust_region_update import TrustRegion
 from mathrl.training.update_rule import Made, Update
 from mathrl.training.value_update import ValueUpdate
@@ -77,14 +77,17 @@ class FirstOrder(Update):
         )
 
     def move(self, policy: Policy, batch: Batch) -> dict[str, float]:
-        """``num_epochs`` × ``num_minibatches`` optimiser steps; metrics are means over them."""
+        """``num_epochs`` × ``num_minibatches`` optimiser steps; metrics are means over them.
+
+        A minibatch in which no token trains makes none: the optimiser would move along its momentum alone.
+        """
         cfg, rate = self.config.update, self._set_learning_rate()
         seed = derive_seed(self.config.run.seed, "minibatches", self.num_calls)
         shuffle = torch.Generator().manual_seed(seed)
         meter, steps = Meter(), []
         for _ in range(cfg.num_epochs):
-            for rows in minibatches(batch, cfg.num_minibatches, shuffle):
-                steps.append(self._step(policy, batch.rows(rows), meter))
+            for part, totals in training_minibatches(batch, cfg.num_minibatches, shuffle):
+                steps.append(self._step(policy, part, meter, totals))
         means = {n: sum(s[n] for s in steps) / len(steps) for n in steps[0]}
         return meter.metrics() | means | {"policy/learning_rate": rate}
 
@@ -112,10 +115,10 @@ class FirstOrder(Update):
             group["lr"] = rate
         return rate
 
-    def _step(self, policy: Policy, batch: Batch, meter: Meter) -> dict[str, float]:
+    def _step(self, policy: Policy, batch: Batch, meter: Meter, totals: Totals) -> dict[str, float]:
         """One optimiser step on a minibatch."""
         self.optimizer.zero_grad(set_to_none=True)
-        return self._follow(policy, batch, self.loss.backward(policy, batch, meter))
+        return self._follow(policy, batch, self.loss.backward(policy, batch, meter, totals))
 
     def _follow(self, policy: Policy, batch: Batch, loss: Tensor) -> dict[str, float]:
         """The optimiser's step along the ranks' gradients."""

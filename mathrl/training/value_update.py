@@ -14,9 +14,9 @@ from mathrl.distributed.agreement import together
 from mathrl.distributed.collectives import sum_gradients, sum_ranks
 from mathrl.errors import NonFiniteError
 from mathrl.policy.value import ValueModel
-from mathrl.training.batch import minibatches, places_of
+from mathrl.training.batch import places_of
 from mathrl.training.micro_batching import MicroBatches
-from mathrl.training.objective import global_totals, rows_to_blame
+from mathrl.training.objective import rows_to_blame, training_minibatches
 from mathrl.types import Batch, derive_seed
 
 
@@ -50,15 +50,15 @@ class ValueUpdate:
         self.num_calls += 1
         steps = []
         for _ in range(self.config.algorithm.value_epochs):
-            for rows in minibatches(batch, self.config.update.num_minibatches, shuffle):
-                steps.append(self._step(batch.rows(rows)))
+            for part, totals in training_minibatches(batch, self.config.update.num_minibatches, shuffle):
+                steps.append(self._step(part, totals))
         means = {name: sum(s[name] for s in steps) / len(steps) for name in steps[0]}
         return means | {"value/explained_variance": explained}
 
-    def _step(self, batch: Batch) -> dict[str, float]:
+    def _step(self, batch: Batch, totals: Totals) -> dict[str, float]:
         """One optimiser step on the clipped squared error, its mean over the minibatch's tokens."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._backward(batch, global_totals(batch))
+        loss = self._backward(batch, totals)
         sum_gradients(self.model.parameters)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters, self.config.update.max_grad_norm)
         if not math.isfinite(float(norm)):

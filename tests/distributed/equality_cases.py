@@ -1,6 +1,6 @@
 """What a rank computes for test_equality.py: the same cases in one process and in several."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from mathrl.policy.scratch import build_base
 from mathrl.policy.value import ValueModel
 from mathrl.rewards.scorer import RewardScorer
 from mathrl.rollout.transformers import TransformersEngine
+from mathrl.training.batch import without_truncated
 from mathrl.training.objective import Meter, PolicyLoss
 from mathrl.training.sharing import agree_on_adapter
 from mathrl.training.trainer import Trainer
@@ -42,8 +43,11 @@ def flat(parameters: Iterable[torch.Tensor]) -> list[float]:
     return torch.cat([p.detach().flatten() for p in parameters]).tolist()
 
 
-def step(name: str, **settings: Any) -> dict[str, Any]:
-    """Weights after one update, and its metrics; advantages are computed by each rank for its rows."""
+def step(name: str, cut: Sequence[int] = (), **settings: Any) -> dict[str, Any]:
+    """Weights after one update, and its metrics; advantages are computed by each rank for its rows.
+
+    The rows ``cut`` are those of the step that reached the length limit: they train no more.
+    """
     config, algorithm = configured(
         name,
         algorithm__correction=True,
@@ -57,8 +61,10 @@ def step(name: str, **settings: Any) -> dict[str, Any]:
     update = make_update(config, algorithm, policy)
     update.critic = None  # PPO's is tested by itself below
     moved = 0.0 if algorithm.update_rule == "trust_region" else 0.1
-    batch = algorithm.advantages(share(annotated(policy, algorithm, moved=moved)))
-    metrics = update(policy, batch)
+    batch = annotated(policy, algorithm, moved=moved)
+    batch.truncated[list(cut)] = True
+    batch = algorithm.advantages(share(batch))
+    metrics = update(policy, without_truncated(batch) if cut else batch)
     return {"metrics": metrics, "weights": flat(policy.trainable_parameters())}
 
 
@@ -237,6 +243,9 @@ def run(folder: Path) -> dict[str, dict[str, Any]]:
     """Every case by name, as this rank sees it."""
     found = {name: step(name) for name in NAMES} | {"ppo critic": critic_step()}
     found["minibatches"] = step("grpo", update__num_minibatches=4, update__num_epochs=2)
+    cut = (0, 1, 2, 4, 5, 7, 8)  # all of one of two ranks, and of some minibatches
+    found |= {f"{name}, cut": step(name, cut) for name in ("dapo", "rloo", "trpo")}
+    found["minibatches, cut"] = step("grpo", cut, update__num_minibatches=4, update__num_epochs=2)
     rewards = Parity(recipe(folder, {"reward": {"num_workers": 1}}).reward, "gsm8k")
     try:
         return {

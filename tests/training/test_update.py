@@ -249,6 +249,29 @@ def test_the_coefficient_adapts_in_a_run(name):
     assert update.kl_coef == pytest.approx(0.102)  # far above its target
 
 
+@pytest.mark.parametrize("name", ["grpo", "ppo"])
+def test_minibatches_in_which_nothing_trains_make_no_step(name):
+    """One row of nine trains, in three minibatches: the weights of two passes over that row alone.
+
+    A step of a gradient of zero would go on along the momentum of the first.
+    """
+    moved = []
+    for num in (3, 1):
+        settings = {"update__num_epochs": 2, "algorithm__value_epochs": 2, "update__num_minibatches": num}
+        config, algorithm = configured(name, **settings)
+        policy = double_policy()
+        update = make_update(config, algorithm, policy)
+        critic = update.critic.model.parameters if update.critic else []
+        for parameter in critic:
+            parameter.data = parameter.data.double()
+        batch = annotated(policy, algorithm)
+        batch.loss_mask[torch.arange(9) != 2] = False
+        metrics = update(policy, batch)
+        metrics.pop("value/explained_variance", None)
+        moved.append((metrics, to_vector([*policy.trainable_parameters(), *critic]).detach()))
+    assert_close(moved[0], moved[1], rtol=1e-10, atol=1e-12)
+
+
 # --- not finite ---------------------------------------------------------------------------------------------
 
 
