@@ -130,6 +130,7 @@ class Batch:
     values: Tensor | None = None  # (B, T) float32: value of the prefix before token t
     returns: Tensor | None = None  # (B, T) float32: target of the value model
     advantages: Tensor | None = None  # (B, T) float32
+    sampled_mask: Tensor | None = None  # (B, T) bool: tokens that were sampled; None: loss_mask has them all
     places: Tensor | None = (
         None  # (B,) int64: the row's number among the step's rows, of all ranks; None: 0 … B-1
     )
@@ -145,9 +146,14 @@ class Batch:
         return int(self.loss_mask.sum())
 
     @property
+    def sampled(self) -> Tensor:
+        """(B, T) bool: what rewards and advantages are of, though not all of it may train."""
+        return self.loss_mask if self.sampled_mask is None else self.sampled_mask
+
+    @property
     def lengths(self) -> Tensor:
-        """(B,) int64: completion tokens of each row."""
-        return self.loss_mask.sum(dim=1)
+        """(B,) int64: sampled tokens of each row."""
+        return self.sampled.sum(dim=1)
 
     def add(self, **tensors: Tensor | None) -> Batch:
         """The batch with these fields set."""

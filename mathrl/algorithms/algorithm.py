@@ -113,11 +113,11 @@ class Algorithm:
         return [g for g in groups if len(set(g.rewards)) > 1]
 
     def advantages(self, batch: Batch, kl_coef: float | None = None) -> Batch:
-        """The batch with ``advantages`` (and, for gae, ``returns``): (B, T), 0 where masked.
+        """The batch with ``advantages`` (and, for gae, ``returns``): (B, T), 0 where nothing was sampled.
 
         ``kl_coef`` replaces the row's where the coefficient adapts.
         """
-        mask = batch.loss_mask
+        mask = batch.sampled
         rewards = batch.rewards + self.overlong(batch)
         penalty = self.kl_penalty(batch, self.kl_coef if kl_coef is None else kl_coef)
         if self.advantage != "gae":
@@ -139,11 +139,11 @@ class Algorithm:
     def kl_penalty(self, batch: Batch, kl_coef: float) -> Tensor:
         """(B, T) what KL(old || reference) costs each token's reward; 0 where the KL is in the loss."""
         if self.kl_place == "loss" or kl_coef == 0:
-            return torch.zeros(batch.loss_mask.shape, dtype=batch.rewards.dtype, device=batch.rewards.device)
+            return torch.zeros(batch.sampled.shape, dtype=batch.rewards.dtype, device=batch.rewards.device)
         assert batch.old_logprobs is not None
         assert batch.ref_logprobs is not None
         kl = KL_ESTIMATORS[self.kl_estimator](batch.old_logprobs, batch.ref_logprobs, self.kl_knee)
-        return torch.where(batch.loss_mask, kl_coef * kl, 0.0).to(batch.rewards.dtype)
+        return torch.where(batch.sampled, kl_coef * kl, 0.0).to(batch.rewards.dtype)
 
     def reward_metrics(self, batch: Batch, kl_coef: float) -> dict[str, float]:
         """Means a completion, over all ranks, of what the algorithm itself adds to the rewards."""

@@ -153,7 +153,7 @@ def _annotation_gaps(
     config: Config, algorithm: Algorithm, policy: Policy, update: Update, batch: Batch
 ) -> list[tuple[str, float]]:
     """Largest difference, relative to the largest value, of each thing that was computed for the batch."""
-    bare = batch.add(**dict.fromkeys(_ANNOTATIONS))
+    bare = batch.add(**dict.fromkeys(_ANNOTATIONS), loss_mask=batch.sampled, sampled_mask=None)
     again = annotate(
         policy,
         bare,

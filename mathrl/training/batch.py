@@ -112,7 +112,7 @@ def without_truncated(batch: Batch) -> Batch:
     Their rewards have counted in the advantages of their group: only their own tokens train no more, and are
     no more part of what a loss is divided by (overlong filtering, arXiv:2503.14476, section 3.4).
     """
-    return batch.add(loss_mask=batch.loss_mask & ~batch.truncated[:, None])
+    return batch.add(loss_mask=batch.sampled & ~batch.truncated[:, None], sampled_mask=batch.sampled)
 
 
 def micro_batches(batch: Batch, max_tokens: int) -> Iterator[Tensor]:

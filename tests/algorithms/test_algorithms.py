@@ -18,6 +18,7 @@ from mathrl.commands import train as job
 from mathrl.config import AlgorithmConfig, RolloutConfig, UpdateConfig
 from mathrl.errors import UserError
 from mathrl.recipes import differences, load_recipe
+from mathrl.training.batch import without_truncated
 from mathrl.training.objective import Meter, PolicyLoss
 from mathrl.types import Completion, Group, Problem, Score
 
@@ -246,6 +247,23 @@ def test_overlong_penalty_enters_the_rewards_before_the_baseline():
     got = algorithm.advantages(batch).advantages
     assert_close(got[:, 0], shaped - shaped.mean())
     assert_close(algorithm.reward_metrics(batch, 0.0), {"reward/overlong": -1.25 / 3})
+
+
+@pytest.mark.parametrize("name", ["dapo", "rloo", "ppo"])
+def test_what_is_cut_trains_no_more_and_counts_as_before(name):
+    """Advantages and reward terms are those of all that was sampled, before and after the cut are masked."""
+    algorithm = resolved(name, overlong_buffer=4) if name == "dapo" else resolved(name)
+    batch = build_batch((7, 96, 6), (3,)).add(
+        rewards=tensor([1.0, 1.0, 0.0]), truncated=tensor([False, True, False])
+    )
+    noise = torch.randn(3, *batch.loss_mask.shape, generator=torch.Generator().manual_seed(0))
+    batch = batch.add(old_logprobs=noise[0], ref_logprobs=noise[1], values=noise[2])
+    whole = algorithm.advantages(batch)
+    cut = without_truncated(whole)
+    assert cut.loss_mask.sum(1).tolist() == [7, 0, 6]
+    assert algorithm.reward_metrics(cut, 0.5) == algorithm.reward_metrics(whole, 0.5) != {}
+    assert torch.equal(algorithm.advantages(cut).advantages, whole.advantages)
+    assert torch.equal(without_truncated(cut).sampled, whole.loss_mask)
 
 
 def test_kl_in_the_reward_by_hand():

@@ -38,7 +38,16 @@ KINDS = {
         "--update.num_minibatches",
         "2",
     ],
-    "ppo": ["--algorithm.name", "ppo", "--algorithm.value_warmup_steps", "1", "--algorithm.value_rank", "2"],
+    "ppo": [
+        "--algorithm.name",
+        "ppo",
+        "--algorithm.value_warmup_steps",
+        "1",
+        "--algorithm.value_rank",
+        "2",
+        "--reward.mask_truncated",
+        "true",
+    ],
     "trpo": ["--algorithm.name", "trpo", "--algorithm.cg_iterations", "4"],
     "trpo, critic": [
         "--algorithm.name",
