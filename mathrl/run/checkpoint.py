@@ -26,10 +26,10 @@ _STATE, _BEST = "state.pt", "best.json"
 
 
 class CheckpointStore:
-    """The folder ``checkpoints/`` of a run: ``step-00000040/state.pt`` …, and ``best.json``.
+    """The folder ``checkpoints/`` of a run: ``step-00000040/state.pt`` …, with ``best.json`` in the best.
 
-    A checkpoint appears under its name only when all of it is on the disk. The newest ``keep_last`` stay, and
-    the best one besides.
+    A checkpoint appears under its name only when all of it is on the disk, its mark with it. The newest
+    ``keep_last`` stay, and the best one besides.
 
     Args:
         folder: made when the first checkpoint is saved.
@@ -45,22 +45,22 @@ class CheckpointStore:
         Args:
             step: steps done.
             state: nested dicts, lists, tuples, tensors, numbers, strings, None and ``Adapter``s.
-            best: mark this one as the best so far.
+            best: mark this one as the best so far; a step that was marked keeps its mark.
 
         Raises:
             UserError: the disk is full or cannot be written; the checkpoints before are untouched.
         """
-        path = self.folder / f"step-{step:08d}"
+        path, best = self.path(step), best or step == self._best_step()
         data = {"format": _FORMAT, "step": step, "generators": _generators(), "state": _plain(state)}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._sweep()
             with atomic(path) as temporary:
                 temporary.mkdir()
+                if best:
+                    write_json(temporary / _BEST, {"step": step})
                 _write(temporary / _STATE, data)
             _sync(self.folder)
-            if best:
-                write_json(self.folder / _BEST, {"step": step})
         except OSError as error:
             raise UserError(self._cannot_write(step, error)) from error
         self._forget()
@@ -99,11 +99,12 @@ class CheckpointStore:
         return data["state"]
 
     def _best_step(self) -> int | None:
-        file = self.folder / _BEST
-        if not file.is_file():
-            return None
-        step: int = json.loads(file.read_text(encoding="utf-8"))["step"]
-        return step if (self.path(step) / _STATE).is_file() else None
+        steps = self.steps()
+        marked = {step for step in steps if (self.path(step) / _BEST).is_file()}
+        file = self.folder / _BEST  # checkpoints of before had one mark for all
+        if file.is_file():
+            marked |= {json.loads(file.read_text(encoding="utf-8"))["step"]} & {*steps}
+        return max(marked, default=None)
 
     def _sweep(self) -> None:
         """Remove what a killed process left half-written."""

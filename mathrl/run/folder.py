@@ -132,7 +132,7 @@ class RunFolder:
         Raises:
             UserError: it cannot be made, or another process works in it.
         """
-        with self.owned.open(empty=overwrite, swept=(self.evaluations, self.batches)):
+        with self.owned.open(empty=overwrite, swept=(self.evaluations, self.batches, self.checkpoints)):
             try:
                 write_text(self.config, dump(config))
             except OSError as error:

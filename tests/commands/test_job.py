@@ -103,6 +103,8 @@ def assert_same_end(run: Path, whole: Path) -> None:
         mine, theirs = (read_evaluation(r / "evaluations" / f"{when}.jsonl").records for r in (run, whole))
         assert mine == theirs
     assert (run / "report.html").is_file()
+    best = [CheckpointStore(r / "checkpoints", 2).best() for r in (run, whole)]
+    assert best[0].name == best[1].name
     left = [p.name for p in run.rglob("*") if p.name.endswith((".tmp", ".old")) or p.name == "lock"]
     assert left == []
     assert not (run / "earlier").exists()
@@ -130,7 +132,8 @@ KILLED_AT = (  # one process each, in this order; every next one goes on from wh
     "rename step-00000002",
     f"{LOOK} 1",
     f"{LOG} 1",
-    "rename best.json",
+    "rename step-00000003",
+    "call mathrl.run.checkpoint:CheckpointStore._forget 1",
     f"{ROLLOUT} 2",
     "rename step-00000006",
     "rename step-00000007",

@@ -91,9 +91,35 @@ def test_the_last_and_the_best_stay(tmp_path):
 
 def test_a_step_is_saved_again_in_its_place(tmp_path):
     store = CheckpointStore(tmp_path, 2)
-    store.save(5, {"value": 1})
+    store.save(5, {"value": 1}, best=True)
     assert store.load(store.save(5, {"value": 2}))["value"] == 2
     assert store.steps() == [5]
+    assert store.best() == store.path(5)
+
+
+def test_a_checkpoint_comes_with_its_mark_or_not_at_all(tmp_path, monkeypatch):
+    """Killed as soon as the checkpoint has its name: it is the best, as its own state says."""
+    store = CheckpointStore(tmp_path, 2)
+    store.save(10, {"value": 1}, best=True)
+
+    def killed(folder):
+        if folder == tmp_path:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "_sync", killed)
+    with pytest.raises(KeyboardInterrupt):
+        store.save(20, {"value": 2}, best=True)
+    assert store.best() == store.latest() == store.path(20)
+
+
+def test_the_best_of_a_folder_with_one_mark_for_all_is_kept(tmp_path):
+    store = CheckpointStore(tmp_path, 1)
+    store.save(10, {"value": 1})
+    (tmp_path / "best.json").write_text('{"step": 10}')
+    store.save(20, {"value": 2})
+    assert (store.steps(), store.best()) == ([10, 20], store.path(10))
+    store.save(30, {"value": 3}, best=True)
+    assert (store.steps(), store.best()) == ([30], store.path(30))
 
 
 class _FullDisk(io.BytesIO):

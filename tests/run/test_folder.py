@@ -113,9 +113,12 @@ def test_what_a_killed_process_left_is_swept_and_a_folder_moved_aside_comes_back
     (folder.path / ".summary.json.99.tmp").write_text("{")
     (folder.path / ".adapter.99.old").mkdir()  # killed between the two renames of a replacement
     (folder.path / ".adapter.99.tmp").mkdir()
+    (folder.checkpoints / ".step-00000005.99.old").mkdir(parents=True)
     assert folder.check(cfg, resume=True, overwrite=False) is True
     begin(cfg, resume=True)
-    assert {p.name for p in folder.path.iterdir()} == {".mathrl-run", "config.toml", "adapter"}
+    found = {p.name for p in folder.path.iterdir()}
+    assert found == {".mathrl-run", "config.toml", "adapter", "checkpoints"}
+    assert [p.name for p in folder.checkpoints.iterdir()] == ["step-00000005"]  # before one is looked for
 
 
 def test_where_no_folder_can_be_made_one_sentence_says_why(tmp_path):
