@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 import signal
 from collections.abc import Iterable, Sequence
 
@@ -61,6 +62,11 @@ def cannot_write(error: OSError) -> str:
     """Why something could not be written, in words: "the disk is full" or what the system says."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     return "the disk is full" if full else error.strerror or str(error)
+
+
+def says_full(error: BaseException) -> bool:
+    """Whether an error is a full disk's; libraries that are no Python say so in its words alone."""
+    return any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
 
 
 def first_line(error: Exception) -> str:

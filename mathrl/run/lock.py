@@ -23,7 +23,7 @@ from typing import Self
 
 import psutil
 
-from mathrl.errors import UserError, cannot_write
+from mathrl.errors import UserError, cannot_write, says_full
 
 _BEAT_S = 5.0  # a holder touches the file so often
 _SILENT_S = 20.0  # and is gone where nobody has touched it for so long
@@ -151,14 +151,22 @@ def opened(folder: Path, what: str) -> Iterator[None]:
     """Inside, the folder is there and its lock is held.
 
     Raises:
-        UserError: it cannot be made, or another process holds the lock.
+        UserError: it cannot be made, another process holds the lock, or the disk is full, whatever was being
+            written inside and by which library.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be made: {cannot_write(error)}") from error
     with FolderLock(folder, what):
-        yield
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, UserError) or not says_full(error):
+                raise
+            raise UserError(
+                f"{what} cannot be written: the disk is full; make room and go on from what is saved"
+            ) from error
 
 
 def _place() -> str:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from mathrl.config import Config
 from mathrl.errors import UserError
@@ -132,6 +133,25 @@ def test_where_no_folder_can_be_made_one_sentence_says_why(tmp_path):
         with pytest.raises(UserError, match=why) as error:
             begin(cfg)
         assert "\n" not in str(error.value)
+
+
+def test_a_full_disk_is_one_sentence_whatever_is_being_written(tmp_path):
+    cfg, folder = config(tmp_path), RunFolder(tmp_path / "run")
+
+    def by_python():
+        Path("/dev/full").write_text("a report")
+
+    def by_a_library():
+        raise SafetensorError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        )  # as it says it
+
+    for write in (by_python, by_a_library):
+        told = f"^the run in {folder.path} cannot be written: the disk is full; make room"
+        with pytest.raises(UserError, match=told), folder.open(cfg, overwrite=False):
+            write()
+    with pytest.raises(FileNotFoundError), folder.open(cfg, overwrite=False):
+        (folder.path / "nothing").read_text()
 
 
 def test_results_go_aside_once_and_a_kill_meanwhile_is_made_good(tmp_path):
