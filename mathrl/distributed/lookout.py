@@ -27,6 +27,7 @@ import psutil
 import torch.distributed as dist
 
 from mathrl.distributed.environment import Place
+from mathrl.errors import first_line
 
 BEAT_S = 1.0
 SILENT_S = 30.0
@@ -259,7 +260,7 @@ class Lookout:
         left = [rank for rank in range(self.place.world) if rank not in ending.lost]
         if self.last_words is None or not left or left[0] != self.place.rank:
             return
-        thread = threading.Thread(target=self.last_words, daemon=True)
+        thread = threading.Thread(target=_try_to_save, args=(self.last_words,), daemon=True)
         thread.start()
         thread.join(_LAST_WORDS_S)
 
@@ -277,6 +278,13 @@ def connect(own: Place) -> dist.Store:
 def _read_ending(text: bytes) -> Ending:
     told = json.loads(text)
     return Ending(told["sentence"], told["status"], tuple(told["lost"]), told["by"])
+
+
+def _try_to_save(words: Callable[[], None]) -> None:
+    try:
+        words()
+    except Exception as error:  # noqa: BLE001 - why the run ends has been said, and that counts
+        _say(f"the last whole step could not be saved: {first_line(error)}")
 
 
 def _say(sentence: str) -> None:

@@ -44,6 +44,7 @@ def make_not_finite(trainer: Any, batch: Any, *rest: Any) -> None:
 def fill_the_disk(tracker: Any, *rest: Any) -> None:
     tracker.metrics_file.unlink()
     tracker.metrics_file.symlink_to("/dev/full")
+    (tracker.metrics_file.parent / "checkpoints").symlink_to("/dev/full")
 
 
 def move_the_weights(trainer: Any, *rest: Any) -> None:

@@ -145,9 +145,13 @@ def test_an_engine_of_one_rank_that_keeps_old_weights(arguments, tmp_path):
 def test_a_full_disk(arguments, tmp_path):
     ranks = ForkedRanks(arguments, tmp_path, Plant(0, "mathrl.run.tracking:Tracker.log 3", fill_the_disk))
     assert ranks.wait() == [2, 2], ranks.told
-    (sentence,) = ranks.sentences
+    sentence, last = ranks.sentences
     assert sentence.startswith("rank 0: ")
     assert "the disk is full; make room and go on with --resume" in sentence
+    assert last.startswith(
+        "the last whole step could not be saved: the checkpoint of step 3 cannot be written"
+    )
+    assert "Traceback" not in ranks.told
 
 
 def test_adapters_that_differ(arguments, tmp_path):
