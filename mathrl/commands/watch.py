@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import psutil
 import torch
 
@@ -126,7 +127,8 @@ class Watch:
         ask = self.run.after_step
         if ask is None:
             return False
-        return any_rank(on_rank_0("after_step", lambda: ask(done, metrics, self.groups)) is False)
+        answer = on_rank_0("after_step", lambda: ask(done, metrics, self.groups))
+        return any_rank(isinstance(answer, bool | np.bool_) and not answer)  # a comparison may be NumPy's
 
     def _measure_memory(self, metrics: Metrics) -> None:
         """The most that any rank takes."""
