@@ -141,6 +141,15 @@ class HistoryConfig(Section):
     window: int = Field(32, ge=1, description="newest tries (completions) of a problem that count")
     min_tries: int = Field(16, ge=1, description="tries before a problem is passed over at all")
 
+    @model_validator(mode="after")
+    def _remembered(self) -> HistoryConfig:
+        if self.min_tries > self.window:
+            raise ValueError(
+                f"min_tries {self.min_tries} must be <= window {self.window}: older tries are forgotten, so "
+                "that no problem would ever have enough"
+            )
+        return self
+
 
 class MixConfig(Section):
     """A ``[[data.mix]]`` table: one of several data sets; what it leaves out is as ``[data]`` says."""

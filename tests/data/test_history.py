@@ -109,3 +109,10 @@ def test_a_problem_counts_as_solved_from_the_rate_on():
 def test_a_probability_of_one_is_refused():
     with pytest.raises(ValueError, match="0.95"):
         HistoryConfig(skip_solved=1.0)
+
+
+def test_more_tries_than_are_remembered_are_refused():
+    """With them no problem would ever be passed over, and nothing would say so."""
+    with pytest.raises(ValueError, match=r"min_tries 64 must be <= window 32: older tries are forgotten"):
+        HistoryConfig(min_tries=64)
+    assert HistoryConfig(min_tries=32).window == 32
