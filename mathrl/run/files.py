@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mathrl.errors import UserError, cannot_write
+from mathrl.errors import UserError, cannot_write, says_full
 
 
 def refuse_taken(path: Path, option: str, *, overwrite: bool) -> None:
@@ -82,18 +82,11 @@ def atomic(path: Path) -> Iterator[Path]:
         else:
             temporary.replace(path)
     except Exception as error:
-        if is_full(error):  # safetensors has an error of its own, and a write to an open file names none
+        if says_full(error):  # safetensors has an error of its own, and a write to an open file names none
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
     finally:
         remove(temporary)
-
-
-def is_full(error: Exception) -> bool:
-    """Whether a disk, or a quota of it, had no room; ``safetensors`` tells it in words alone."""
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(
-        f"(os error {number})" in str(error) for number in (errno.ENOSPC, errno.EDQUOT)
-    )
 
 
 def write_bytes(path: Path, content: bytes) -> None:

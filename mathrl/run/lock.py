@@ -164,8 +164,9 @@ def opened(folder: Path, what: str) -> Iterator[None]:
         except Exception as error:
             if isinstance(error, UserError) or not says_full(error):
                 raise
+            where = getattr(error, "filename", None) or what
             raise UserError(
-                f"{what} cannot be written: the disk is full; make room and go on from what is saved"
+                f"{where} cannot be written: the disk is full; make room and go on from what is saved"
             ) from error
 
 
