@@ -4,7 +4,8 @@ A function is told apart by the names of its parameters:
 
     def short(problem, completion, verdict): ...          one completion -> a number
     def diverse(problem, completions, verdicts): ...      the completions of one problem -> a number each
-    def accuracy(completions, answer, **columns): ...     TRL's form: all completions of a step at once
+    def accuracy(completions, answer, **columns): ...     TRL's form: all completions of a step at once, those
+                                                          of all ranks, which rank 0 asks it for
 
 Any of them may be ``async``: its calls then wait for each other's answers at once. ``problem`` is a
 ``mathrl.types.Problem`` (its ``row`` holds all columns of the data), ``completion`` a
@@ -62,6 +63,11 @@ class RewardFunction:
             raise UserError(f"reward function {name!r}: reward/{name} is a metric already; give another name")
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "style", self.style or _style(self.call, name))
+
+    @property
+    def compares_all(self) -> bool:
+        """Whether one call is given all completions of a step, and may hold them against each other."""
+        return self.style in ("trl", "trl_chat")
 
     @property
     def is_async(self) -> bool:

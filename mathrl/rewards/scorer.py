@@ -15,6 +15,7 @@ from statistics import fmean, pstdev
 
 import verifiers
 from mathrl.config import RewardConfig
+from mathrl.distributed.collectives import world_size
 from mathrl.distributed.environment import workers_a_rank
 from mathrl.errors import UserError
 from mathrl.rewards.functions import RewardFunction, evaluate_function
@@ -147,7 +148,7 @@ class RewardScorer:
     @property
     def asks_whole_step(self) -> str:
         """A reward function that is given all completions of a step at once; empty where there is none."""
-        whole = (f.name for f in self.functions if f.is_async or f.style in ("trl", "trl_chat"))
+        whole = (f.name for f in self.functions if f.is_async or f.compares_all)
         return next(whole, "")
 
     def submit(self, problem: Problem, completion: Completion) -> Future[Verdict]:
@@ -157,15 +158,18 @@ class RewardScorer:
     def score(self, groups: Sequence[Group]) -> list[Group]:
         """The groups with one Score a completion, in order.
 
+        Of several ranks' shares of a step, functions that are given all of it have their say afterwards:
+        ``compare_all``.
+
         Raises:
             UserError: a reward function failed.
         """
         verdicts = self._verdicts(groups)
         extra = [
             self._model_terms(groups),
-            *(self._function_terms(f, groups, verdicts) for f in self.functions),
+            *(self._function_terms(f, groups, verdicts) for f in self.functions if not f.compares_all),
         ]
-        return [
+        scored = [
             replace(
                 group,
                 scores=tuple(
@@ -176,6 +180,40 @@ class RewardScorer:
                 ),
             )
             for g, group in enumerate(groups)
+        ]
+        return scored if world_size() > 1 else self.with_terms(scored, self.compare_all(scored))
+
+    @property
+    def compares_all(self) -> bool:
+        """Whether a reward function is given all completions of a step, those of all ranks."""
+        return any(f.compares_all for f in self.functions)
+
+    def compare_all(self, scored: Sequence[Group]) -> list[Terms]:
+        """What the functions that are given all completions of a step at once say of these.
+
+        Raises:
+            UserError: a reward function failed.
+        """
+        outcomes = [[score.outcome for score in group.scores] for group in scored]
+        return [
+            (f.name, self._values(f, scored, outcomes, [[] for _ in scored]))
+            for f in self.functions
+            if f.compares_all
+        ]
+
+    def with_terms(self, scored: Sequence[Group], terms: Sequence[Terms]) -> list[Group]:
+        """The groups with these terms in their rewards."""
+        if not terms:
+            return list(scored)
+        return [
+            replace(
+                group,
+                scores=tuple(
+                    _plus(score, {name: values[g][i] for name, values in terms})
+                    for i, score in enumerate(group.scores)
+                ),
+            )
+            for g, group in enumerate(scored)
         ]
 
     def judge(self, groups: Sequence[Group]) -> list[Group]:
@@ -241,10 +279,18 @@ class RewardScorer:
     def _function_terms(
         self, function: RewardFunction, groups: Sequence[Group], verdicts: Sequence[Sequence[Verdict]]
     ) -> Terms:
+        outcomes = [[verdict.outcome for verdict in said] for said in verdicts]
+        return function.name, self._values(function, groups, outcomes, verdicts)
+
+    def _values(
+        self,
+        function: RewardFunction,
+        groups: Sequence[Group],
+        outcomes: Sequence[Sequence[str]],
+        verdicts: Sequence[Sequence[Verdict]],
+    ) -> list[list[float]]:
         """Weighted values; 0 where the reference could not be read, for that never trains."""
-        readable = [
-            i for i, said in enumerate(verdicts) if Outcome.BAD_REFERENCE not in {v.outcome for v in said}
-        ]
+        readable = [i for i, found in enumerate(outcomes) if Outcome.BAD_REFERENCE not in found]
         asked = evaluate_function(
             function,
             [groups[i] for i in readable],
@@ -254,7 +300,7 @@ class RewardScorer:
         values = [[0.0] * len(g.completions) for g in groups]
         for i, row in zip(readable, asked, strict=True):
             values[i] = [function.weight * value for value in row]
-        return function.name, values
+        return values
 
     def _score(self, completion: Completion, verdict: Verdict, extra: Mapping[str, float]) -> Score:
         cfg = self.config
@@ -275,6 +321,11 @@ class RewardScorer:
             return cfg.truncated
         apart = {Outcome.UNPARSED: cfg.unparsed, Outcome.NO_ANSWER: cfg.no_answer}.get(outcome)
         return cfg.wrong if apart is None else apart
+
+
+def _plus(score: Score, terms: Mapping[str, float]) -> Score:
+    parts = {**score.parts, **terms}
+    return replace(score, reward=sum(parts.values()), parts=parts)
 
 
 def _explained(verdict: Verdict, completion: Completion, prompt: str) -> Verdict:

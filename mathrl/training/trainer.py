@@ -15,13 +15,13 @@ from mathrl.algorithms.table import Algorithm
 from mathrl.clock import Clock
 from mathrl.config import Config
 from mathrl.data.stream import ProblemStream
-from mathrl.distributed.agreement import any_rank, together
+from mathrl.distributed.agreement import any_rank, on_rank_0, together
 from mathrl.distributed.collectives import gather, own_share, sum_ranks, world_size
 from mathrl.distributed.group import alone
 from mathrl.distributed.timing import forget_calls, seconds_away, seconds_by_rank, step_metrics
 from mathrl.errors import NonFiniteError, UserError
 from mathrl.policy.model import Policy
-from mathrl.rewards.scorer import RewardScorer, could_be_judged, rollout_metrics
+from mathrl.rewards.scorer import RewardScorer, Terms, could_be_judged, rollout_metrics
 from mathrl.rollout.base import Engine
 from mathrl.training.annotate import annotate
 from mathrl.training.batch import collate_share, without_truncated
@@ -252,7 +252,21 @@ class Trainer:
                     scored = self.rewards.score(sampled)
             with clock("sync"):
                 self._prove()
+        if self.rewards.compares_all and world_size() > 1:
+            with clock("verify"):
+                return self._compare_all(all_groups(problems, scored))
         return all_groups(problems, scored, self.hooks.reads)
+
+    def _compare_all(self, scored: Sequence[Group]) -> list[Group]:
+        """The groups with what functions say that are given all completions of a step: rank 0 asks them."""
+
+        def ask() -> list[Terms]:
+            with self.hooks.interruptible():
+                return self.rewards.compare_all(scored)
+
+        told = gather(on_rank_0("the reward functions", ask))[0]
+        assert told is not None
+        return self.rewards.with_terms(scored, told)
 
     def _judge(self, problems: Sequence[Problem], index: int, _: int, completion: Completion) -> None:
         """Start judging a completion while others are still being sampled."""

@@ -18,6 +18,7 @@ from mathrl.distributed.collectives import rank, sum_gradients, sum_ranks, world
 from mathrl.policy.model import Policy
 from mathrl.policy.scratch import build_base
 from mathrl.policy.value import ValueModel
+from mathrl.rewards.functions import RewardFunction
 from mathrl.rewards.scorer import RewardScorer
 from mathrl.rollout.transformers import TransformersEngine
 from mathrl.training.batch import without_truncated
@@ -26,7 +27,8 @@ from mathrl.training.sharing import agree_on_adapter
 from mathrl.training.trainer import Trainer
 from mathrl.training.update import make_update
 from mathrl.training.value_update import ValueUpdate
-from mathrl.types import Batch, Group, Sampling
+from mathrl.types import Batch, Completion, Sampling
+from verifiers import Outcome
 
 SHARES = {
     1: [list(range(9))],
@@ -93,6 +95,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "trpo": {
         "algorithm": {"name": "trpo", "cg_iterations": 3, "line_search_steps": 3, "fisher_fraction": 0.6}
     },
+    "compared": {},  # with a reward function that is given all completions of a step
 }
 
 
@@ -132,17 +135,14 @@ def recipe(folder: Path, settings: dict[str, Any]) -> Config:
 class Parity(RewardScorer):
     """Rewards that need no good model: whether the tokens' sum is odd."""
 
-    def score(self, groups: Any) -> list[Group]:
-        return [
-            replace(
-                scored,
-                scores=tuple(
-                    replace(score, reward=float(sum(completion.token_ids) % 2))
-                    for score, completion in zip(scored.scores, scored.completions, strict=True)
-                ),
-            )
-            for scored in super().score(groups)
-        ]
+    def _answer(self, completion: Completion, outcome: Outcome) -> float:
+        return float(sum(completion.token_ids) % 2)
+
+
+def share_of_tokens(completion_ids: list[list[int]], completions: list[str], **_: Any) -> list[float]:
+    """As TRL calls it: what it gives one completion depends on all others of the step."""
+    assert len(completions) == len(completion_ids)
+    return [len(ids) / sum(map(len, completion_ids)) for ids in completion_ids]
 
 
 def make_trainer(folder: Path, config: Config, rewards: Parity, *, double: bool) -> Trainer:
@@ -191,6 +191,7 @@ def tensors_in(value: Any, name: str) -> dict[str, torch.Tensor]:
 
 def trained(folder: Path, settings: dict[str, Any], rewards: Parity) -> dict[str, Any]:
     """Three steps: metrics and samples of each, and the state after them."""
+    rewards.functions = (RewardFunction(share_of_tokens, 20.0),) if settings is RUNS["compared"] else ()
     trainer = make_trainer(folder, recipe(folder, settings), rewards, double=True)
     trainer.hooks = replace(trainer.hooks, reads=READ)
     metrics, samples = [], []
