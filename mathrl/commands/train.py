@@ -268,6 +268,9 @@ def _reinforce(
             trainer.restore(state["trainer"])
             space.tally.restore(state)
         space.progress.console.print(f"  resumed after step {trainer.steps_done}")
+        if trainer.problems.changed:
+            told = f"  {run.train.name} holds other problems than then: a new epoch of them begins"
+            space.progress.console.print(told, soft_wrap=True, markup=False)
     with stop.deferred(), space.progress.stage("train", num_steps) as bar:
         bar(trainer.steps_done, num_steps)
         watch = Watch(space, trainer, held_out, tracker, store, reference, bar)

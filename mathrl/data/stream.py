@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from mathrl.data.history import History
@@ -22,7 +24,13 @@ class ProblemStream:
     def __init__(self, problems: Sequence[Problem], seed: int, history: History | None = None) -> None:
         self.problems, self.seed, self.history = list(problems), seed, history
         self.epoch, self.position = 0, 0
+        self._changed = False
         self._order = self._shuffled()
+
+    @property
+    def changed(self) -> bool:
+        """Whether the restored state is of other problems: these began an epoch of their own then."""
+        return self._changed
 
     def take(self, n: int) -> list[Problem]:
         """The next ``n`` problems, all different; what is left of an epoch and too short is passed over.
@@ -47,15 +55,32 @@ class ProblemStream:
 
     def state(self) -> dict[str, Any]:
         """The cursor, and the history where there is one, for ``restore``."""
-        cursor: dict[str, Any] = {"epoch": self.epoch, "position": self.position}
-        return cursor | ({"history": self.history.state()} if self.history is not None else {})
+        return self._cursor() | ({"history": self.history.state()} if self.history is not None else {})
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on where ``state`` was taken from a stream of the same problems and seed."""
+        """Go on where ``state`` was taken, from a stream of the same seed.
+
+        A place in the order of other problems says nothing of these, so they begin a new epoch.
+        """
         self.epoch, self.position = state["epoch"], state["position"]
+        self._changed = state.get("problems", self._digest) != self._digest
+        if self._changed:
+            self.epoch, self.position = self.epoch + 1, 0
         self._order = self._shuffled()
         if self.history is not None:
             self.history.restore(state.get("history", {}))
+
+    def _cursor(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "position": self.position, "problems": self._digest}
+
+    @cached_property
+    def _digest(self) -> str:
+        """Of the problems, in their order."""
+        digest = hashlib.blake2b(digest_size=8)
+        for problem in self.problems:
+            text = "\x1f".join((problem.id, problem.question, problem.answer, "\x1e"))
+            digest.update(text.encode(errors="replace"))
+        return digest.hexdigest()
 
     def _take_by_history(self, n: int, history: History) -> list[Problem]:
         taken: dict[str, Problem] = {}
@@ -103,6 +128,10 @@ class MixedStream(ProblemStream):
             refuse_small_part(name, 0, 0, len(own))
             self._parts[name] = ProblemStream(own, derive_seed(seed, "part", name), history)
 
+    @property
+    def changed(self) -> bool:
+        return any(part.changed for part in self._parts.values())
+
     def take(self, n: int) -> list[Problem]:
         """The next ``n`` problems, all different.
 
@@ -121,12 +150,12 @@ class MixedStream(ProblemStream):
 
     def state(self) -> dict[str, Any]:
         """The cursors of all parts, and the history where there is one, for ``restore``."""
-        parts = {name: {"epoch": p.epoch, "position": p.position} for name, p in self._parts.items()}
+        parts = {name: part._cursor() for name, part in self._parts.items()}
         state: dict[str, Any] = {"parts": parts, "owed": dict(self._owed)}
         return state | ({"history": self.history.state()} if self.history is not None else {})
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on where ``state`` was taken from a stream of the same problems, shares and seed."""
+        """Go on where ``state`` was taken, from a stream of the same shares and seed; changed parts anew."""
         history = state.get("history", {})
         for name, part in self._parts.items():
             part.restore(state["parts"][name] | {"history": history})

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
@@ -240,6 +241,26 @@ def test_generated_demonstrations_share_no_question_with_training_or_held_out():
         found = load_problems(config.data, role, config.run.seed)
         assert found is not None
         assert not sft & {p.question for p in found.problems}
+
+
+def test_other_problems_than_were_saved_begin_an_epoch_of_their_own():
+    problems = [Problem(str(n), f"{n}?", "1") for n in range(10)]
+    first = ProblemStream(problems, seed=3)
+    first.take(8)
+    state = json.loads(json.dumps(first.state()))
+    corrected = [*problems[:9], replace(problems[9], answer="2")]
+    for others in (problems[:6], [*problems, Problem("10", "10?", "1")], corrected, problems[::-1]):
+        stream = ProblemStream(others, seed=3)
+        stream.restore(state)
+        assert stream.changed
+        assert (stream.epoch, stream.position) == (1, 0)
+        assert len({p.id for p in stream.take(6)}) == 6
+    same = ProblemStream(list(problems), seed=3)
+    same.restore(state)
+    assert not same.changed
+    del state["problems"]  # as it was saved before
+    same.restore(state)
+    assert (same.changed, same.epoch, same.position) == (False, 0, 8)
 
 
 def test_the_cursor_goes_on_where_it_was_saved():

@@ -231,7 +231,14 @@ def test_a_mix_keeps_one_history(mix):
     state = json.loads(json.dumps(stream.state()))
     assert "history" in state
     assert all("history" not in part for part in state["parts"].values())
-    make_stream(train, 0, History(mix.data.history)).restore(state)
+    again = make_stream(train, 0, History(mix.data.history))
+    again.restore(state)
+    assert not again.changed
+    name = next(iter(state["parts"]))
+    state["parts"][name]["problems"] = "others"
+    again.restore(state)
+    assert again.changed
+    assert [part.changed for part in again._parts.values()] == [True] + [False] * (len(state["parts"]) - 1)
 
 
 def test_a_mix_on_the_command_line_and_in_a_saved_run(mix, tmp_path):
