@@ -32,7 +32,6 @@ _SYMBOLS = {
     "⟨": r"\langle ", "⟩": r"\rangle ", "∣": "|", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ",
     "⌉": r"\rceil ", "∧": r"\text{ and }", "∨": r"\text{ or }", "€": r"\euro ", "£": r"\pounds ",
     "¥": r"\yen ", "₹": r"\rupee ", "¢": r"\text{ cents}",
-    "٫": ".", "٬": ",", "،": ",", "٪": "%",
     "→": r"\to ", "℃": r"^\circ C", "，": ",", "。": ".", "、": ",", "：": ":", "；": ";",
 }  # fmt: skip
 _TABLE = str.maketrans(_SYMBOLS | {letter: rf"\{name} " for letter, name in _GREEK.items()})
@@ -74,9 +73,6 @@ def _to_ascii(text: str) -> str:
         if char in _DIRECTION_OVERRIDES:
             raise ParseError("text direction overrides are not read: what is shown is not what is written")
         if category == "Cf" or "\ufe00" <= char <= "\ufe0f":  # unseen, and the choice of a glyph
-            continue
-        if category == "Nd":  # a digit of another script, such as Arabic or Devanagari
-            kept.append(str(unicodedata.digit(char)))
             continue
         kept.append(" " if category in ("Zs", "Zl", "Zp") else _fraction_or_self(char))
     return "".join(kept).translate(_TABLE)
