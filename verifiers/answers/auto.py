@@ -35,7 +35,6 @@ _SIGN_IN_WORDS = re.compile(r"^\s*(?:negative|minus)\s+(?=\d)", re.IGNORECASE)
 
 # "a parabola" is no quantity a of parabolas.
 _PHRASE = re.compile(r"(?:an?|the|[A-Za-z]{2,})(?:[ ,]+[A-Za-z][A-Za-z'-]*)+", re.IGNORECASE)
-_DATE = re.compile(r"\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])", re.ASCII)  # and no difference
 _OTHER_WORDS = re.compile(rf"[{OTHER_SCRIPTS}\s,.:;()-]+")
 
 
@@ -53,8 +52,6 @@ class Auto(AnswerType):
         """Read any answer. Raises `ParseError` where it is neither bounded mathematics nor words."""
         if not text.isascii():
             text = in_english(text)
-        if len(text) < 200 and _DATE.fullmatch(date := _TEXT.sub(r"\1", clean(text)).strip(" .$*")):
-            return Answer(date, date, None, cleaned=date)
         spelled = spelled_number(clean(text) if len(text) < 200 else text)
         text = _SIGN_IN_WORDS.sub("-", text)
         fraction = spelled_fraction(text.strip(" .$*"))
