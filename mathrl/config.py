@@ -139,16 +139,9 @@ class HistoryConfig(Section):
         0.5, ge=0.0, le=0.95, description="the same of a problem with no right answer among its newest tries"
     )
     window: int = Field(32, ge=1, description="newest tries (completions) of a problem that count")
-    min_tries: int = Field(16, ge=1, description="tries before a problem is passed over at all")
-
-    @model_validator(mode="after")
-    def _remembered(self) -> HistoryConfig:
-        if self.min_tries > self.window:
-            raise ValueError(
-                f"min_tries {self.min_tries} must be <= window {self.window}: older tries are forgotten, so "
-                "that no problem would ever have enough"
-            )
-        return self
+    min_tries: int = Field(
+        16, ge=1, description="tries before a problem is passed over at all, or window where that is fewer"
+    )
 
 
 class MixConfig(Section):

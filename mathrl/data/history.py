@@ -49,7 +49,7 @@ class History:
     def skips(self, problem_id: str, seed: int, epoch: int) -> bool:
         """Whether this visit of the problem is passed over."""
         tries, cfg = self._tries.get(problem_id), self.config
-        if tries is None or tries.tried < cfg.min_tries:
+        if tries is None or tries.tried < min(cfg.min_tries, cfg.window):  # no more are remembered
             return False
         if tries.rate >= cfg.solved_rate:
             kind, probability = "solved", cfg.skip_solved

@@ -252,7 +252,7 @@ class Trainer:
                     scored = self.rewards.score(sampled)
             with clock("sync"):
                 self._prove()
-        if self.rewards.compares_all and world_size() > 1:
+        if world_size() > 1 and self.rewards.compares_all:
             with clock("verify"):
                 return self._compare_all(all_groups(problems, scored))
         return all_groups(problems, scored, self.hooks.reads)

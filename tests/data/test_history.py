@@ -111,8 +111,13 @@ def test_a_probability_of_one_is_refused():
         HistoryConfig(skip_solved=1.0)
 
 
-def test_more_tries_than_are_remembered_are_refused():
-    """With them no problem would ever be passed over, and nothing would say so."""
-    with pytest.raises(ValueError, match=r"min_tries 64 must be <= window 32: older tries are forgotten"):
-        HistoryConfig(min_tries=64)
-    assert HistoryConfig(min_tries=32).window == 32
+def test_more_tries_than_are_remembered_are_not_waited_for():
+    """Without this no problem would ever be passed over, and nothing would say so."""
+    config = HistoryConfig(skip_solved=0.9, skip_unsolved=0.0, window=8, min_tries=64)
+    stream, passed = ProblemStream(PROBLEMS[:10], 0, History(config)), []
+    for _ in range(40):
+        problems = stream.take(2)
+        passed.append(stream.observe([group(p, right_of(p)) for p in problems])["data/skipped_solved"])
+    assert sum(passed) > 10
+    tried = len(group(PROBLEMS[0], 1).scores)
+    assert sum(passed[: 5 * 8 // tried]) == 0  # not before eight tries of a problem
