@@ -6,7 +6,6 @@ before anything heavy is imported.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import sys
@@ -21,7 +20,7 @@ from cyclopts import App, Argument, CycloptsError, Parameter
 
 from mathrl import __version__
 from mathrl.distributed.environment import settle_in
-from mathrl.errors import UserError, cannot_write, did_you_mean
+from mathrl.errors import UserError, cannot_write, did_you_mean, says_full
 
 COMMANDS = {
     "train": (
@@ -126,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except OSError as error:  # of a file that is written whole; what grows meanwhile has its own sentence
-        if not own.is_main or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not own.is_main or not says_full(error):
             raise
         where, go_on = error.filename or "a file", words[0] in ("train", "sft", "reward-model")
         advice = "make room and go on with --resume" if go_on else "make room"

@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any, NamedTuple
 
+from mathrl.rewards.scorer import joins_texts
 from mathrl.types import read_json
 
 _MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](?:role|content|from|value)['"]\s*:""")
 _LIST_AS_TEXT = re.compile(r"""\s*\[\s*(["']).*\1\s*\]\s*""", re.DOTALL)
-_STRING = re.compile(r"""'(?:\\.|[^'\\])*'|["](?:\\.|[^"\\])*["]""", re.DOTALL)
 _OPTION_LABEL = re.compile(r"\s*\(?[A-J]\s*[).:]\s*")
 _ROLES = {"human": "user", "gpt": "assistant", "developer": "system"}  # as other tools write them
 
@@ -243,7 +243,7 @@ def read_messages(value: Any, what: str = "the question") -> list[tuple[str, str
 
 
 def _literal(text: str) -> Any:
-    if re.search(r"\0\s*\0", _STRING.sub("\0", text)):  # Python would join ['6' '7'] to the one text 67
+    if joins_texts(text):
         raise UnusableRow("a list stored as text without commas, as numpy prints one: store it as JSON")
     for read in (read_json, ast.literal_eval):  # neither runs anything
         try:

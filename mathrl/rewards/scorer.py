@@ -22,6 +22,7 @@ from mathrl.rewards.functions import RewardFunction, evaluate_function
 from mathrl.rewards.votes import same_answers
 from mathrl.types import Completion, Group, Problem, Score
 from verifiers import Outcome, ParseError, Verdict, plugins
+from verifiers.answers import several
 from verifiers.extraction.rules import extract, find_rule
 from verifiers.extraction.thoughts import PROMPT_TAIL_CHARS, opens_thought, without_thinking
 from verifiers.policy import as_asked
@@ -100,6 +101,11 @@ def check_extract_rule(name: str, where: str = "") -> None:
         find_rule(name)
     except ValueError as error:
         raise UserError(f"{where}: {error}" if where else str(error)) from None
+
+
+def joins_texts(text: str) -> bool:
+    """Whether texts of a list stand side by side, as numpy prints one."""
+    return several.joins_texts(text)
 
 
 def names_module(name: str) -> bool:

@@ -146,6 +146,11 @@ class AllOf(_ListType):
         return reference.together is not None and _item_equal(reference.together, given)
 
 
+def joins_texts(text: str) -> bool:
+    """Whether texts stand side by side, as numpy prints a list: Python would make 67 of ['6' '7']."""
+    return re.search(r"\0\s*\0", _STRING.sub("\0", text)) is not None
+
+
 def _json_list(text: str) -> list[Any] | None:
     """The list that a text writes in JSON (or as Python shows one); None for any other text.
 
@@ -156,8 +161,8 @@ def _json_list(text: str) -> list[Any] | None:
         return None
     if len(text) > MAX_LIST_CHARS:
         raise ParseError(f"a list of {len(text)} characters, at most {MAX_LIST_CHARS} are read")
-    if re.search(r"\0\s*\0", _STRING.sub("\0", text)):
-        return None  # ['6' '7'], as numpy prints a list: Python would join it to the one text 67
+    if joins_texts(text):
+        return None
     for read in (json.loads, ast.literal_eval):  # neither runs anything
         try:
             value = read(text)
